@@ -1,0 +1,73 @@
+"""What the SAM encoders of every family share: SAM's normalisation, the default pretrained config, the size checks."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InvalidInputError
+
+__all__ = ["EMBED_DIM", "SAM_MEAN", "SAM_STD", "STRIDE", "check_img_size", "check_input", "pretrained_file", "sam_cfg"]
+
+STRIDE = 16
+EMBED_DIM = 256
+# segment-anything's pixel_mean and pixel_std, RGB, divided by 255.
+SAM_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
+SAM_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+
+
+def sam_cfg(**kwargs: Any) -> dict[str, Any]:
+    """Return a timm pretrained config for a SAM encoder: 3 x 1024 x 1024, SAM's mean and std, no classifier."""
+    return {
+        "num_classes": 0,
+        "input_size": (3, 1024, 1024),
+        "min_input_size": (3, STRIDE, STRIDE),
+        "fixed_input_size": False,
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": SAM_MEAN,
+        "std": SAM_STD,
+        "license": "apache-2.0",
+        **kwargs,
+    }
+
+
+def pretrained_file(name: str) -> str:
+    """Return where the wheel keeps the weights of an encoder."""
+    return str(Path(__file__).parents[1] / "pretrained" / f"{name}.safetensors")
+
+
+def check_img_size(img_size: int | tuple[int, int]) -> int:
+    """Return the side of a square input in pixels, as the int that `SamPredictor` needs.
+
+    Raises:
+        InvalidInputError: not one positive multiple of 16, or two sides that differ.
+    """
+    if isinstance(img_size, (tuple, list)):
+        if len(img_size) != 2 or img_size[0] != img_size[1]:
+            raise InvalidInputError(
+                f"img_size is {img_size!r}, but SAM pads pictures to a square: give one side, such as 1024. "
+                "A tensor that is passed to the encoder itself may have any height and width that are multiples of 16."
+            )
+        img_size = img_size[0]
+    if isinstance(img_size, bool) or not isinstance(img_size, int):
+        raise InvalidInputError(f"img_size is {img_size!r}: give a whole number of pixels, such as 1024.")
+    if img_size <= 0 or img_size % STRIDE:
+        lower = max(STRIDE, img_size // STRIDE * STRIDE)
+        raise InvalidInputError(
+            f"img_size is {img_size}, which is no positive multiple of {STRIDE}: use {lower} or {lower + STRIDE}."
+        )
+    return img_size
+
+
+def check_input(x: torch.Tensor) -> None:
+    """Raise InvalidInputError unless x is B x C x H x W with H and W multiples of 16."""
+    if x.ndim != 4:
+        raise InvalidInputError(f"the input has shape {tuple(x.shape)}: give a batch of images, B x C x H x W.")
+    height, width = x.shape[-2:]
+    if height % STRIDE or width % STRIDE or not height or not width:
+        raise InvalidInputError(
+            f"the input is {height} x {width} pixels, which are no positive multiples of {STRIDE}: "
+            "pad it at the bottom and the right, as segment_anything's Sam.preprocess does."
+        )

@@ -1,0 +1,57 @@
+"""The package's exceptions. Each is also the built-in that one would expect, and each message ends with what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "GroupMixSamError",
+    "ImageReadError",
+    "InvalidInputError",
+    "MissingExtraError",
+    "UnknownNameError",
+    "WeightsError",
+    "WeightsNotFoundError",
+]
+
+
+class GroupMixSamError(Exception):
+    """Base of every exception that this package raises on purpose."""
+
+
+class InvalidInputError(GroupMixSamError, ValueError):
+    """An argument, an image or a prompt that cannot be used."""
+
+
+class ImageReadError(GroupMixSamError, OSError):
+    """A picture that is not there or cannot be decoded."""
+
+
+class UnknownNameError(GroupMixSamError, KeyError):
+    """A name that is not registered; the message lists near matches."""
+
+    def __init__(self, what: str, name: object, known: Iterable[str]) -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}."
+        super().__init__(f"there is no {what} {name!r}: {hint}")
+
+    def __str__(self) -> str:  # KeyError would show the repr of its argument
+        return str(self.args[0])
+
+
+class WeightsError(GroupMixSamError, RuntimeError):
+    """Weights that are damaged, of another architecture, or not of a format that can be read safely."""
+
+
+class WeightsNotFoundError(WeightsError, FileNotFoundError):
+    """Weights that are not where they were looked for, on disk or on the Hugging Face Hub."""
+
+    def __str__(self) -> str:  # FileNotFoundError would try to format errno and file name
+        return str(self.args[0])
+
+
+class MissingExtraError(GroupMixSamError, ImportError):
+    """An optional dependency that is not installed; the message names the extra that brings it."""
+
+    def __init__(self, module: str, extra: str) -> None:
+        super().__init__(f"{module!r} is not installed: run `pip install 'groupmix-sam[{extra}]'`.", name=module)
