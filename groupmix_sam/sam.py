@@ -1,0 +1,78 @@
+"""Segment Anything with a light encoder: segment-anything's prompt encoder and mask decoder around one of ours."""
+
+from collections.abc import Callable
+from functools import partial
+from os import PathLike
+
+import timm
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+from . import encoders as _  # noqa: F401  registers the encoders in timm
+from .encoders.config import EMBED_DIM, SAM_MEAN, SAM_STD, STRIDE, check_img_size
+from .errors import UnknownNameError
+from .weights import load_weights
+
+__all__ = ["ENCODERS", "build_sam_groupmix", "sam_model_registry"]
+
+ENCODERS = (
+    "gmf_sam_2282",
+    "gmf_sam_2264",
+    "gmf_sam_33124",
+    "gmf_sam_3312",
+    "gmf_sam_3344",
+    "sam_resnet18",
+    "sam_tiny_vit_5m",
+)
+
+
+def build_sam_groupmix(
+    checkpoint: str | PathLike[str] | None = "default",
+    *,
+    encoder: str = "gmf_sam_2282",
+    image_size: int = 1024,
+) -> Sam:
+    """Return a `segment_anything` Sam in eval mode, for SamPredictor and SamAutomaticMaskGenerator.
+
+    Args:
+        checkpoint: "default" (the weights in this package), a file or a folder, "hf-hub:org/repo[@revision]", or None for
+            an untrained model.
+        encoder: A name out of `ENCODERS`.
+        image_size: Side in pixels that pictures are resized and padded to, a multiple of 16. The weights fit every size and
+            are at their best at 1024.
+
+    Raises:
+        UnknownNameError: there is no such encoder.
+        InvalidInputError: the image size cannot be used.
+        WeightsError: the weights were not found, are damaged, or belong to another encoder.
+    """
+    if not isinstance(encoder, str) or not encoder.startswith(("gmf_sam_", "sam_")) or not timm.is_model(encoder):
+        raise UnknownNameError("encoder", encoder, ENCODERS)
+    image_size = check_img_size(image_size)
+    grid = image_size // STRIDE
+    sam = Sam(
+        image_encoder=timm.create_model(encoder, img_size=image_size),
+        prompt_encoder=PromptEncoder(
+            embed_dim=EMBED_DIM,
+            image_embedding_size=(grid, grid),
+            input_image_size=(image_size, image_size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=EMBED_DIM, mlp_dim=2048, num_heads=8),
+            transformer_dim=EMBED_DIM,
+            iou_head_depth=3,
+            iou_head_hidden_dim=256,
+        ),
+        pixel_mean=[255 * value for value in SAM_MEAN],
+        pixel_std=[255 * value for value in SAM_STD],
+    )
+    if checkpoint is not None:
+        load_weights(sam, checkpoint)
+    return sam.eval()
+
+
+sam_model_registry: dict[str, Callable[..., Sam]] = {
+    "default": build_sam_groupmix,
+    **{name: partial(build_sam_groupmix, encoder=name) for name in ENCODERS},
+}

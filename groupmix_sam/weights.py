@@ -1,0 +1,312 @@
+"""Weights: found in this package, on disk or on the Hugging Face Hub; checked; loaded; saved; shared.
+
+A file holds a whole Sam, `image_encoder.*`, `prompt_encoder.*` and `mask_decoder.*`, as safetensors. Its header says which
+encoder it is for and how it was trained. timm reads the encoder out of the same file.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+import warnings
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from segment_anything.modeling import Sam
+from timm.models._hub import save_config_for_hf
+from torch import Tensor
+
+from .encoders.config import pretrained_file
+from .errors import InvalidInputError, WeightsError, WeightsNotFoundError
+
+__all__ = ["load_prompt_and_decoder", "load_weights", "push_to_hub", "save_pretrained", "save_weights"]
+
+# The base of every error of the HTTP library that this version of huggingface_hub is built on.
+HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
+
+FILE_NAME = "model.safetensors"
+HUB_PREFIX = "hf-hub:"
+# Files whose content is known: by name and size, so that a fine-tuned file of the same name is not refused.
+SHA256 = {
+    ("mobile_sam.pt", 40_728_226): "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+}
+# Smaller tensors stay in fp32 when weights are halved: norms, variances and the prompt encoder's positions need the digits.
+HALF_FROM = 4096
+
+
+def load_weights(sam: Sam, checkpoint: str | PathLike[str]) -> None:
+    """Load a whole Sam's weights, every one of them, into `sam`.
+
+    Args:
+        sam: A model with one of our encoders.
+        checkpoint: "default", a `.safetensors` file, a folder with `model.safetensors` in it, MobileSAM's `.pt`, or
+            "hf-hub:org/repo[@revision]".
+
+    Raises:
+        WeightsNotFoundError: there is nothing where `checkpoint` points.
+        WeightsError: what is there is damaged, not safe to read, or belongs to another encoder.
+    """
+    path = find_weights(checkpoint, encoder_name(sam))
+    state_dict, metadata = read_weights(path)
+    architecture = metadata.get("architecture", encoder_name(sam))
+    if architecture != encoder_name(sam):
+        raise WeightsError(
+            f"{path} holds weights for {architecture!r}, not for {encoder_name(sam)!r}: pass encoder={architecture!r}."
+        )
+    encoder = sam.image_encoder
+    rename = import_module(type(encoder).__module__).checkpoint_filter_fn
+    loaded = {k: v for k, v in state_dict.items() if not k.startswith("image_encoder.")}
+    loaded |= {f"image_encoder.{k}": v for k, v in rename(state_dict, encoder).items()}
+    try:
+        sam.load_state_dict(loaded, strict=True)
+    except RuntimeError as e:
+        expected = sam.state_dict()
+        missing = sorted(expected.keys() - loaded.keys())
+        unexpected = sorted(loaded.keys() - expected.keys())
+        shapes = sorted(k for k in expected.keys() & loaded.keys() if expected[k].shape != loaded[k].shape)
+        raise WeightsError(
+            f"{path} does not fit {encoder_name(sam)!r}: {_some('missing', missing)}, {_some('unexpected', unexpected)}, "
+            f"{_some('of another shape', shapes)}. Pass the encoder that the file was made for."
+        ) from e
+
+
+def load_prompt_and_decoder(sam: Sam, state_dict: dict[str, Tensor]) -> None:
+    """Load the prompt encoder and the mask decoder of another Sam's weights, and leave the image encoder as it is."""
+    for name in ("prompt_encoder", "mask_decoder"):
+        part = {k.removeprefix(f"{name}."): v for k, v in state_dict.items() if k.startswith(f"{name}.")}
+        try:
+            getattr(sam, name).load_state_dict(part)
+        except RuntimeError as e:
+            raise WeightsError(f"the weights hold no whole {name}: give those of a whole MobileSAM.") from e
+
+
+def find_weights(checkpoint: str | PathLike[str], encoder: str) -> Path:
+    """Return the file that `checkpoint` stands for, downloaded if need be."""
+    if not isinstance(checkpoint, (str, PathLike)):
+        raise InvalidInputError(f"checkpoint is {checkpoint!r}: give 'default', a path, 'hf-hub:org/repo[@revision]' or None.")
+    if checkpoint == "default":
+        path = Path(pretrained_file(encoder))
+        if not path.is_file():
+            shipped = ", ".join(sorted(p.stem for p in path.parent.glob("*.safetensors"))) or "none"
+            raise WeightsNotFoundError(
+                f"no weights for {encoder!r} ship with this package (those that do: {shipped}): "
+                "pass checkpoint= a path or 'hf-hub:org/repo', or None for an untrained model."
+            )
+        return path
+    if isinstance(checkpoint, str) and checkpoint.startswith(HUB_PREFIX):
+        return download(checkpoint.removeprefix(HUB_PREFIX))
+    path = Path(checkpoint)
+    if path.is_dir():
+        path = path / FILE_NAME
+    if not path.is_file():
+        raise WeightsNotFoundError(f"there is no weights file {path}: check the path, or use 'default' or 'hf-hub:org/repo'.")
+    return path
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the header's metadata of a safetensors file, or of a `.pt` with nothing but tensors in it."""
+    expected = SHA256.get((path.name, path.stat().st_size))
+    if expected is not None and _sha256(path) != expected:
+        raise WeightsError(f"{path} is damaged: its sha256 is not {expected}. Download it again.")
+    if path.suffix in {".pt", ".pth"}:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about unusual pickles, that are refused below
+                state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
+            raise WeightsError(
+                f"{path} cannot be read as plain tensors, and nothing else is ever unpickled: "
+                "download it again, or have its owner convert it to safetensors."
+            ) from e
+        if not isinstance(state_dict, dict) or not all(isinstance(v, Tensor) for v in state_dict.values()):
+            raise WeightsError(f"{path} holds more than a dictionary of tensors: save its model's state_dict() alone.")
+        return state_dict, {}
+    try:
+        with safe_open(path, framework="pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118
+    except SafetensorError as e:
+        raise WeightsError(
+            f"{path} is not a whole safetensors file ({e}): download or save it again. Pickles are not read under any name."
+        ) from e
+
+
+def download(repo: str) -> Path:
+    """Return the path of a Hub repository's `model.safetensors`, "org/repo[@revision]", out of the cache if it is there.
+
+    A revision that is a full commit hash is asked for only once. The file is checked against the hash that the Hub names it by.
+    """
+    repo_id, _, revision = repo.partition("@")
+    where = f"{HUB_PREFIX}{repo}"
+    try:
+        path = Path(hf_hub_download(repo_id, FILE_NAME, revision=revision or None))
+    except HFValidationError as e:
+        raise InvalidInputError(
+            f"{where!r} is no repository name: give 'hf-hub:org/repo' or 'hf-hub:org/repo@revision'."
+        ) from e
+    except GatedRepoError as e:
+        raise WeightsNotFoundError(f"{where} is gated: accept its terms on its page and log in with `hf auth login`.") from e
+    except RevisionNotFoundError as e:
+        raise WeightsNotFoundError(f"{where} has no revision {revision!r}: check it, or leave it out.") from e
+    except RepositoryNotFoundError as e:
+        raise WeightsNotFoundError(
+            f"there is no {where}, or it is private: check the name, or log in with `hf auth login`."
+        ) from e
+    except LocalEntryNotFoundError as e:
+        raise WeightsNotFoundError(
+            f"{where} is not in the local cache and the Hub cannot be reached (is HF_HUB_OFFLINE set?): "
+            "connect once, or pass a file."
+        ) from e
+    except EntryNotFoundError as e:
+        raise WeightsNotFoundError(f"{where} has no {FILE_NAME}: only safetensors are loaded, ask its owner to convert.") from e
+    except (HTTPError, OSError) as e:
+        raise WeightsError(f"{where} could not be downloaded ({e}): try again later, or pass a file.") from e
+    blob = path.resolve()
+    # The cache names a file after its sha256. It is there as a link where the system has links.
+    if len(blob.name) == 64 and blob.name != _sha256(blob):
+        blob.unlink()
+        path.unlink(missing_ok=True)
+        raise WeightsError(f"{where} arrived damaged, its sha256 is not {blob.name}, and was removed: try again.")
+    return path
+
+
+def encoder_name(sam: Sam) -> str:
+    """Return the registered name of a Sam's encoder."""
+    return str(sam.image_encoder.pretrained_cfg["architecture"])
+
+
+def save_weights(sam: Sam, path: str | PathLike[str], *, training: dict[str, Any] | None = None, half: bool = False) -> Path:
+    """Write a whole Sam as one safetensors file, beside and then renamed, and return its path.
+
+    Args:
+        sam: A model built by `build_sam_groupmix`.
+        path: The file to write.
+        training: How the weights came to be; goes into the header as JSON.
+        half: Store the large tensors as fp16.
+    """
+    path = Path(path)
+    state_dict = {k: v.detach().cpu().contiguous() for k, v in sam.state_dict().items()}
+    if half:
+        state_dict = {k: v.half() if v.is_floating_point() and v.numel() >= HALF_FROM else v for k, v in state_dict.items()}
+    metadata = {"format": "pt", "library": "groupmix-sam", "architecture": encoder_name(sam)}
+    if training is not None:
+        metadata["training"] = json.dumps(training)
+    _write(path, lambda part: save_file(state_dict, part, metadata))
+    return path
+
+
+def save_pretrained(
+    sam: Sam, folder: str | PathLike[str], *, training: dict[str, Any] | None = None, half: bool = False
+) -> Path:
+    """Write `model.safetensors`, `config.json` and a model card, `README.md`; both this package and timm read them back.
+
+    Args:
+        sam: A model built by `build_sam_groupmix`.
+        folder: Where to write; made if need be.
+        training: How the weights came to be; goes into the header and the card.
+        half: Store the large tensors as fp16.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder = sam.image_encoder
+    save_weights(sam, folder / FILE_NAME, training=training, half=half)
+    _write(
+        folder / "config.json", lambda part: save_config_for_hf(encoder, str(part), model_args={"img_size": encoder.img_size})
+    )
+    card = model_card(sam, training)
+    _write(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))
+    return folder
+
+
+def push_to_hub(
+    sam: Sam,
+    repo: str,
+    *,
+    training: dict[str, Any] | None = None,
+    half: bool = False,
+    private: bool = False,
+    message: str = "Upload Group-Mix SAM",
+) -> str:
+    """Upload what `save_pretrained` writes to a Hub repository "org/repo", made if need be; return the commit's address."""
+    api = HfApi()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            save_pretrained(sam, folder, training=training, half=half)
+            api.create_repo(repo, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message).commit_url)
+    except HFValidationError as e:
+        raise InvalidInputError(f"{repo!r} is no repository name: give 'org/repo'.") from e
+    except (HTTPError, OSError) as e:
+        raise WeightsError(f"could not upload to {repo} ({e}): log in with `hf auth login` and try again.") from e
+
+
+def model_card(sam: Sam, training: dict[str, Any] | None = None) -> str:
+    """Return a Hub model card, with how to load the weights and how they were trained."""
+    name = encoder_name(sam)
+    data = ModelCardData(
+        license="apache-2.0",
+        library_name="groupmix-sam",
+        pipeline_tag="mask-generation",
+        tags=["segment-anything", "timm", "groupmixformer"],
+    )
+    record = "Not recorded." if training is None else f"```json\n{json.dumps(training, indent=2)}\n```"
+    text = f"""---
+{data.to_yaml()}
+---
+
+# {name}
+
+Segment Anything with the encoder `{name}`, for groupmix-sam (Group-Mix SAM, arXiv 2403.10053).
+
+```python
+from groupmix_sam import build_sam_groupmix
+from segment_anything import SamPredictor
+
+predictor = SamPredictor(build_sam_groupmix("hf-hub:org/repo", encoder="{name}"))
+```
+
+The encoder alone: `timm.create_model("hf-hub:org/repo", pretrained=True)`, after `import groupmix_sam`.
+
+## Training
+
+{record}
+"""
+    return str(ModelCard(text).content)
+
+
+def _some(what: str, keys: list[str]) -> str:
+    names = f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""
+    return f"{len(keys)} {what}{names}"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write(path: Path, write: Any) -> None:
+    """Call `write` with a path beside `path`, then rename: a failure leaves what was there before."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
