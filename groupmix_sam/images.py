@@ -1,0 +1,164 @@
+"""Pictures and prompts as people have them, checked and brought to what SamPredictor takes; masks drawn over pictures."""
+
+import warnings
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+
+from .errors import ImageReadError, InvalidInputError
+
+__all__ = ["as_box", "as_points", "as_rgb", "draw_masks", "read_image"]
+
+# Okabe and Ito's colours, which people with colour blindness can tell apart.
+COLORS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
+
+
+def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
+    """Read a picture as H x W x 3, uint8, RGB, turned upright as its EXIF data say.
+
+    Grayscale and palettes become RGB, 16 bits become 8, transparency is dropped.
+
+    Raises:
+        ImageReadError: it is not there, is no picture, is cut short or is larger than Pillow's limit.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as file:
+                image = ImageOps.exif_transpose(file)
+                if image.mode.startswith("I"):  # 16 bits, that Pillow would clip rather than scale
+                    return as_rgb(np.asarray(image).astype(np.uint16))
+                return np.array(image.convert("RGB"))
+    except FileNotFoundError as e:
+        raise ImageReadError(f"there is no picture {path}: check the path.") from e
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise ImageReadError(f"{path} is too large ({e}): scale it down first.") from e
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
+        raise ImageReadError(f"{path} cannot be read as a picture ({e}): convert it to PNG or JPEG.") from e
+
+
+def as_rgb(image: Any) -> NDArray[np.uint8]:
+    """Return a picture as H x W x 3, uint8, RGB.
+
+    Args:
+        image: H x W, H x W x 1, H x W x 3 (RGB) or H x W x 4 (RGBA, whose transparency is dropped); uint8, or uint16,
+            which is scaled to 8 bits.
+    """
+    if not isinstance(image, np.ndarray):
+        raise InvalidInputError(f"the picture is a {type(image).__name__}: give a NumPy array, or use read_image(path).")
+    if image.dtype == np.uint16:
+        image = np.round(image / 257).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise InvalidInputError(f"the picture has dtype {image.dtype}: give uint8 from 0 to 255, or uint16 to 65535.")
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
+        raise InvalidInputError(f"the picture has shape {image.shape}: give H x W, H x W x 3 or H x W x 4.")
+    if image.size == 0:
+        raise InvalidInputError(f"the picture has shape {image.shape}, no pixel at all: check where it comes from.")
+    if image.shape[2] == 1:
+        image = image.repeat(3, axis=2)
+    return np.ascontiguousarray(image[:, :, :3])
+
+
+def as_points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return N x 2 points in pixels, x before y, and N labels, 1 for foreground and 0 for background.
+
+    Args:
+        points: N pairs of x and y.
+        labels: N labels, or None if all are foreground.
+        size: The picture's height and width.
+    """
+    coords = _numbers(points, "points")
+    if coords.ndim != 2 or coords.shape[1] != 2 or not len(coords):
+        raise InvalidInputError(f"the points have shape {coords.shape}: give N x 2, each x and y in pixels.")
+    height, width = size
+    outside = (coords < 0).any(1) | (coords[:, 0] > width - 1) | (coords[:, 1] > height - 1)
+    if outside.any():
+        x, y = coords[outside][0]
+        raise InvalidInputError(
+            f"the point ({x:g}, {y:g}) is outside the picture of {width} x {height} pixels: x comes before y."
+        )
+    kinds = np.ones(len(coords)) if labels is None else _numbers(labels, "labels")
+    if kinds.shape != (len(coords),) or not np.isin(kinds, (0, 1)).all():
+        raise InvalidInputError(
+            f"the labels are {kinds.tolist()} for {len(coords)} points: give one each, 1 foreground or 0 background."
+        )
+    return coords, kinds.astype(np.int64)
+
+
+def as_box(box: Any, size: tuple[int, int]) -> NDArray[np.float64]:
+    """Return a box as left, top, right, bottom in pixels.
+
+    Args:
+        box: Those four numbers.
+        size: The picture's height and width.
+    """
+    coords = _numbers(box, "box")
+    if coords.shape != (4,):
+        raise InvalidInputError(f"the box has shape {coords.shape}: give four numbers, left, top, right, bottom in pixels.")
+    left, top, right, bottom = coords
+    if right <= left or bottom <= top:
+        raise InvalidInputError(
+            f"the box {coords.tolist()} is reversed or has no area: give left < right and top < bottom, in pixels."
+        )
+    height, width = size
+    if right <= 0 or bottom <= 0 or left >= width or top >= height:
+        raise InvalidInputError(f"the box {coords.tolist()} is outside the picture of {width} x {height} pixels.")
+    return coords
+
+
+def draw_masks(
+    image: NDArray[np.uint8],
+    masks: Sequence[NDArray[np.bool_]],
+    *,
+    points: NDArray[np.float64] | None = None,
+    labels: NDArray[np.int64] | None = None,
+    box: NDArray[np.float64] | None = None,
+) -> Image.Image:
+    """Return the picture with its masks tinted and outlined, and the prompts drawn.
+
+    Args:
+        image: H x W x 3, uint8, RGB.
+        masks: H x W each, of bool.
+        points: N x 2, in pixels, x before y.
+        labels: N, 1 for foreground (green) and 0 for background (red).
+        box: Left, top, right, bottom in pixels.
+    """
+    out = image.astype(np.float32)
+    for mask, color in zip(masks, COLORS * (len(masks) // len(COLORS) + 1), strict=False):
+        out[mask] = 0.5 * out[mask] + 0.5 * np.array(color)
+        out[_outline(mask)] = color
+    picture = Image.fromarray(out.astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    width = max(2, round(max(picture.size) / 400))
+    if box is not None:
+        draw.rectangle([float(v) for v in box], outline=(255, 255, 255), width=width)
+    if points is not None:
+        radius = 3 * width
+        for (x, y), label in zip(points, np.ones(len(points)) if labels is None else labels, strict=True):
+            fill = (40, 200, 40) if label else (220, 40, 40)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=(255, 255, 255), width=width)
+    return picture
+
+
+def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    padded = np.pad(mask, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inside
+
+
+def _numbers(values: Any, what: str) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as e:
+        raise InvalidInputError(f"the {what} are {values!r}: give numbers, in pixels.") from e
+    if not np.isfinite(array).all():
+        raise InvalidInputError(f"the {what} hold a number that is not finite: {array.tolist()}.")
+    return array

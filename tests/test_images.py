@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from groupmix_sam.errors import ImageReadError, InvalidInputError
+from groupmix_sam.images import as_box, as_points, as_rgb, draw_masks, read_image
+
+RED = np.full((4, 6, 3), (200, 10, 30), dtype=np.uint8)
+
+
+class TestReadImage:
+    @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "webp"])
+    def test_lossless_formats(self, tmp_path, suffix):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(RED).save(path, **({"lossless": True} if suffix == "webp" else {}))
+        assert np.array_equal(read_image(path), RED)
+
+    def test_gray_alpha_and_palette_become_rgb(self, tmp_path):
+        Image.fromarray(np.full((2, 3), 7, np.uint8)).save(tmp_path / "gray.png")
+        Image.fromarray(np.dstack([RED, np.zeros((4, 6), np.uint8)])).save(tmp_path / "alpha.png")
+        Image.fromarray(RED).quantize(4).save(tmp_path / "palette.png")
+        assert np.array_equal(read_image(tmp_path / "gray.png"), np.full((2, 3, 3), 7))
+        assert np.array_equal(read_image(tmp_path / "alpha.png"), RED)
+        assert np.array_equal(read_image(tmp_path / "palette.png"), RED)
+
+    def test_16_bits_are_scaled(self, tmp_path):
+        Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
+        assert read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 100, 255]
+
+    def test_exif_turns_it_upright(self, tmp_path):
+        image = Image.fromarray(np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3))
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+        image.save(tmp_path / "a.png", exif=exif)
+        assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(np.asarray(image), -1))
+
+    def test_not_there(self, tmp_path):
+        with pytest.raises(ImageReadError, match=r"there is no picture .*x\.png: check the path"):
+            read_image(tmp_path / "x.png")
+        with pytest.raises(OSError, match="cannot be read"):
+            read_image(tmp_path)
+
+    def test_no_picture_or_cut_short(self, tmp_path):
+        (tmp_path / "text.jpg").write_text("no picture")
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+        (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
+        (tmp_path / "empty.png").touch()
+        for name in ("text.jpg", "cut.png", "empty.png"):
+            with pytest.raises(ImageReadError, match=f"{name} cannot be read as a picture"):
+                read_image(tmp_path / name)
+
+    def test_a_bomb(self, tmp_path, monkeypatch):
+        Image.fromarray(RED).save(tmp_path / "a.png")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+        with pytest.raises(ImageReadError, match="is too large"):
+            read_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (4, 6, 3), (4, 6, 4), (1, 1), (50, 20000, 3)])
+def test_as_rgb_keeps_the_values(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    rgb = as_rgb(image)
+    assert rgb.shape == (*shape[:2], 3)
+    for c in range(3):
+        assert np.array_equal(rgb[..., c], image if len(shape) == 2 else image[..., min(c, shape[2] - 1)])
+
+
+@pytest.mark.parametrize(
+    ("image", "match"),
+    [
+        ([[1, 2]], "is a list"),
+        (None, "is a NoneType"),
+        (np.zeros((4, 4, 3)), "dtype float64"),
+        (np.full((4, 4, 3), np.nan, np.float32), "dtype float32"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixel"),
+        (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\)"),
+        (np.zeros(4, np.uint8), r"shape \(4,\)"),
+    ],
+)
+def test_as_rgb_refuses(image, match):
+    with pytest.raises(InvalidInputError, match=match):
+        as_rgb(image)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.data())
+@settings(max_examples=50, deadline=None)
+def test_points_inside_come_through_and_points_outside_do_not(height, width, data):
+    x = data.draw(st.integers(-50, width + 50))
+    y = data.draw(st.integers(-50, height + 50))
+    if 0 <= x < width and 0 <= y < height:
+        points, labels = as_points([(x, y)], None, (height, width))
+        assert points.tolist() == [[x, y]]
+        assert labels.tolist() == [1]
+    else:
+        with pytest.raises(InvalidInputError, match=f"outside the picture of {width} x {height}"):
+            as_points([(x, y)], None, (height, width))
+
+
+@pytest.mark.parametrize(
+    ("points", "labels", "match"),
+    [
+        ([], None, "shape"),
+        ([1, 2], None, "shape"),
+        ([[1, 2, 3]], None, "shape"),
+        ([[float("nan"), 2]], None, "not finite"),
+        ([["a", 2]], None, "give numbers"),
+        ([[1, 2]], [2], "1 foreground or 0 background"),
+        ([[1, 2]], [1, 0], "for 1 points"),
+    ],
+)
+def test_points_refused(points, labels, match):
+    with pytest.raises(InvalidInputError, match=match):
+        as_points(points, labels, (10, 10))
+
+
+@given(st.lists(st.integers(-20, 120), min_size=4, max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_boxes(box):
+    left, top, right, bottom = box
+    if left < right and top < bottom and right > 0 and bottom > 0 and left < 100 and top < 80:
+        assert as_box(box, (80, 100)).tolist() == box
+    else:
+        with pytest.raises(InvalidInputError, match=r"reversed or has no area|outside the picture"):
+            as_box(box, (80, 100))
+
+
+@pytest.mark.parametrize(
+    ("box", "match"), [([1, 2, 3], "four numbers"), ([0, 0, float("inf"), 5], "not finite"), ("a", "give numbers")]
+)
+def test_boxes_refused(box, match):
+    with pytest.raises(InvalidInputError, match=match):
+        as_box(box, (80, 100))
+
+
+def test_drawing_by_hand():
+    """Inside a mask the picture is mixed half and half with the first colour; its rim has that colour; the rest stays."""
+    image = np.full((9, 9, 3), 100, dtype=np.uint8)
+    mask = np.zeros((9, 9), dtype=bool)
+    mask[2:7, 2:7] = True
+    out = np.asarray(draw_masks(image, [mask]))
+    assert out[4, 4].tolist() == [50, 129, 107]
+    assert out[2, 4].tolist() == [0, 158, 115]
+    assert out[0, 0].tolist() == [100, 100, 100]
+    assert image[4, 4].tolist() == [100, 100, 100]
+
+
+def test_prompts_are_drawn():
+    image = np.zeros((60, 60, 3), dtype=np.uint8)
+    out = np.asarray(
+        draw_masks(
+            image, [], points=np.array([[30.0, 30.0], [45.0, 45.0]]), labels=np.array([1, 0]), box=np.array([5.0, 5, 55, 55])
+        )
+    )
+    assert out[30, 30].tolist() == [40, 200, 40]
+    assert out[45, 45].tolist() == [220, 40, 40]
+    assert out[5, 20].tolist() == [255, 255, 255]
