@@ -1,0 +1,95 @@
+"""Time and peak memory of our encoder against MobileSAM's, side by side in one run.
+
+    python benchmarks/encoder.py
+
+Both run in eager PyTorch, batch 1, at 1024 x 1024, by turns, so that what else the machine does falls on both. Weights are
+random: they do not matter here. Peak memory is that of a process of its own over one forward pass, less what it held before.
+"""
+
+import argparse
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import timm
+import torch
+
+import groupmix_sam
+
+OURS, THEIRS = "gmf_sam_2282", "sam_tiny_vit_5m"
+
+
+def build(name: str, dtype: torch.dtype) -> torch.nn.Module:
+    return timm.create_model(name).eval().to(dtype)
+
+
+@torch.inference_mode()
+def seconds(model: torch.nn.Module, x: torch.Tensor) -> float:
+    start = time.perf_counter()
+    model(x)
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def peak_mib(name: str, size: int, dtype: torch.dtype) -> float:
+    """Return the growth of this process's peak memory over one forward pass, in MiB."""
+    model, x = build(name, dtype), torch.randn(1, 3, size, size, dtype=dtype)
+    model(x[:, :, :64, :64])  # what is set up once does not count
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model(x)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def interval(ratios: list[float], rng: np.random.Generator) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the median."""
+    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
+    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--peak", metavar="ENCODER", help="print the peak memory of one encoder and stop")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    dtype = getattr(torch, args.dtype)
+    if args.peak:
+        print(peak_mib(args.peak, args.size, dtype))
+        return
+
+    models = {name: build(name, dtype) for name in (OURS, THEIRS)}
+    x = torch.randn(1, 3, args.size, args.size, dtype=dtype)
+    for model in models.values():
+        seconds(model, x)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(args.rounds):
+        for name, model in models.items():
+            times[name].append(seconds(model, x))
+    ratios = [a / b for a, b in zip(times[OURS], times[THEIRS], strict=True)]
+    low, high = interval(ratios, np.random.default_rng(0))
+    command = [sys.executable, __file__, "--size", str(args.size), "--threads", str(args.threads), "--dtype", args.dtype]
+    peaks = {
+        name: float(subprocess.run([*command, "--peak", name], capture_output=True, text=True, check=True).stdout)
+        for name in models
+    }
+
+    print(f"{platform.processor() or platform.machine()}, {args.threads} threads, Python {platform.python_version()}, ", end="")
+    print(f"torch {torch.__version__}, timm {timm.__version__}, groupmix-sam {groupmix_sam.__version__}")
+    print(f"1 x 3 x {args.size} x {args.size}, {args.dtype}, eager, {args.rounds} rounds by turns")
+    for name in models:
+        print(f"  {name:16} {statistics.median(times[name]):.3f} s median, {min(times[name]):.3f} s least, ", end="")
+        print(f"{peaks[name]:.0f} MiB peak")
+    print(f"  time ratio   {statistics.median(ratios):.3f} (95 % interval of the median {low:.3f} to {high:.3f}; ", end="")
+    print(f"of the least times {min(times[OURS]) / min(times[THEIRS]):.3f})")
+    print(f"  memory ratio {peaks[OURS] / peaks[THEIRS]:.3f}")
+
+
+if __name__ == "__main__":
+    main()
