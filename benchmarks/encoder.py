@@ -8,11 +8,11 @@ random: they do not matter here. Peak memory is that of a process of its own ove
 
 import argparse
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import timm
@@ -34,14 +34,20 @@ def seconds(model: torch.nn.Module, x: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
+def peak_resident_kib() -> int:
+    """Return the most memory that this process ever held; Linux only, as resource.ru_maxrss counts the parent's too."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
+
+
 @torch.inference_mode()
 def peak_mib(name: str, size: int, dtype: torch.dtype) -> float:
     """Return the growth of this process's peak memory over one forward pass, in MiB."""
     model, x = build(name, dtype), torch.randn(1, 3, size, size, dtype=dtype)
     model(x[:, :, :64, :64])  # what is set up once does not count
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_resident_kib()
     model(x)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (peak_resident_kib() - before) / 1024
 
 
 def interval(ratios: list[float], rng: np.random.Generator) -> tuple[float, float]:

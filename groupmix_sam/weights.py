@@ -13,7 +13,7 @@ import warnings
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
@@ -225,9 +225,9 @@ def save_pretrained(
     folder.mkdir(parents=True, exist_ok=True)
     encoder = sam.image_encoder
     save_weights(sam, folder / FILE_NAME, training=training, half=half)
-    _write(
-        folder / "config.json", lambda part: save_config_for_hf(encoder, str(part), model_args={"img_size": encoder.img_size})
-    )
+    model_args = {"img_size": encoder.img_size}
+    # a Path in older timm, declared as str in newer, which takes both
+    _write(folder / "config.json", lambda part: save_config_for_hf(encoder, cast(Any, part), model_args=model_args))
     card = model_card(sam, training)
     _write(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))
     return folder
