@@ -11,13 +11,18 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageFilter
-from pycocotools.coco import COCO
+from PIL import Image, ImageFilter
 from segment_anything import SamPredictor
 from tqdm import tqdm
 
 from groupmix_sam import build_sam_groupmix
+from groupmix_sam.errors import MissingExtraError
 from groupmix_sam.images import read_image
+
+try:
+    from pycocotools.coco import COCO
+except ImportError as e:
+    raise MissingExtraError.of("pycocotools", "eval") from e
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
@@ -29,7 +34,6 @@ def innermost_pixel(mask: np.ndarray) -> tuple[int, int]:
     picture = Image.fromarray(np.pad(mask, 1).astype(np.uint8) * 255)
     while (smaller := picture.filter(ImageFilter.MinFilter(3))).getbbox():
         picture = smaller
-    assert ImageChops.difference(picture, smaller).getbbox()
     ys, xs = np.nonzero(np.asarray(picture))
     middle = len(xs) // 2
     return int(xs[middle]) - 1, int(ys[middle]) - 1
@@ -72,6 +76,10 @@ def main() -> None:
         things = annotations(coco, image_id)
         if not things:
             continue
+        if image.shape[:2] != things[0][0].shape:
+            raise SystemExit(
+                f"picture {image_id} is {image.shape[:2]}, its masks are {things[0][0].shape}: is it turned by EXIF?"
+            )
         row = {"filled box": [iou(mask, filled_box(mask.shape, box)) for mask, box, _ in things]}
         for name, predictor in predictors.items():
             predictor.set_image(image)

@@ -33,9 +33,13 @@ def segment(
     image_size: Annotated[int, typer.Option(help="Side in pixels that the picture is resized to.")] = 1024,
 ) -> None:
     """Segment one thing in a picture, by points, a box or both, and write the mask drawn over the picture."""
-    from .images import as_box, as_points, draw_masks, read_image
+    from .images import as_box, as_points, check_aspect, draw_masks, read_image
 
+    output = output or Path(f"{picture.stem}_mask.png")
+    if output.suffix.lower() != ".png" or output.is_dir() or not output.parent.is_dir():
+        raise InvalidInputError(f"cannot write {output}: give a file that ends in .png, in a folder that exists.")
     image = read_image(picture)
+    check_aspect(image.shape[:2], image_size)
     foreground, away = point or [], background or []
     if not foreground and not away and box is None:
         raise InvalidInputError("nothing says what to segment: give --point x,y or --box left,top,right,bottom.")
@@ -56,7 +60,6 @@ def segment(
     ambiguous = corners is None and len(foreground) + len(away) == 1
     masks, scores, _ = predictor.predict(coords, labels, corners, multimask_output=ambiguous)
     best = int(scores.argmax())
-    output = output or Path(f"{picture.stem}_mask.png")
     draw_masks(image, [masks[best]], points=coords, labels=labels, box=corners).save(output, format="PNG")
     share = 100 * masks[best].mean()
     typer.echo(f"wrote {output}: a mask over {share:.1f} % of the picture, predicted IoU {scores[best]:.2f}")
@@ -74,24 +77,25 @@ def distill(
     """Train an encoder to see as MobileSAM's does, on your own unlabelled pictures."""
     from dataclasses import asdict
 
-    from .distill import Recipe, cache_features, find_pictures, load_teacher
+    from .distill import Recipe, cache_features, check_student, find_pictures, load_teacher
     from .distill import distill as train
     from .sam import build_sam_groupmix
     from .weights import load_prompt_and_decoder, save_pretrained
 
     recipe = Recipe(minutes=minutes, seed=seed)
     sam = build_sam_groupmix(None, encoder=encoder)
+    check_student(sam.image_encoder)
     found = find_pictures(pictures)
     teacher_encoder, teacher_weights = load_teacher(teacher)
     load_prompt_and_decoder(sam, teacher_weights)
     cache = output / "cache"
     typer.echo(f"{len(found)} pictures; what the teacher says of them goes to {cache}, up to {7 * len(found)} MB")
-    cached, unreadable = cache_features(found, teacher_encoder, cache)
-    for picture in unreadable:
-        typer.echo(f"skipped, it cannot be read: {picture}", err=True)
-    held_out = max(1, min(24, len(cached) // 10))
+    cached, skipped = cache_features(found, teacher_encoder, cache)
+    for picture in skipped:
+        typer.echo(f"skipped, it cannot be read or is too narrow: {picture}", err=True)
     if len(cached) < 2:
-        raise InvalidInputError(f"{pictures} has {len(cached)} picture that can be read: give two or more, one is held out.")
+        raise InvalidInputError(f"{pictures} has {len(cached)} picture that can be used: give two or more, one is held out.")
+    held_out = max(1, min(24, len(cached) // 10))
     average = train(sam.image_encoder, teacher_weights, cached[held_out:], cached[:held_out], output, recipe)
     sam.image_encoder.load_state_dict(average.state_dict())
     record = {"pictures": len(cached) - held_out, "held_out": held_out, "recipe": asdict(recipe)}

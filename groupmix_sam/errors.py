@@ -29,11 +29,13 @@ class ImageReadError(GroupMixSamError, OSError):
 class UnknownNameError(GroupMixSamError, KeyError):
     """A name that is not registered; the message lists near matches."""
 
-    def __init__(self, what: str, name: object, known: Iterable[str]) -> None:
+    @classmethod
+    def near(cls, what: str, name: object, known: Iterable[str]) -> "UnknownNameError":
+        """Return the error for a name that is not among the known."""
         known = sorted(known)
         near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}."
-        super().__init__(f"there is no {what} {name!r}: {hint}")
+        return cls(f"there is no {what} {name!r}: {hint}")
 
     def __str__(self) -> str:  # KeyError would show the repr of its argument
         return str(self.args[0])
@@ -53,5 +55,7 @@ class WeightsNotFoundError(WeightsError, FileNotFoundError):
 class MissingExtraError(GroupMixSamError, ImportError):
     """An optional dependency that is not installed; the message names the extra that brings it."""
 
-    def __init__(self, module: str, extra: str) -> None:
-        super().__init__(f"{module!r} is not installed: run `pip install 'groupmix-sam[{extra}]'`.", name=module)
+    @classmethod
+    def of(cls, module: str, extra: str) -> "MissingExtraError":
+        """Return the error for a module that an extra would bring."""
+        return cls(f"{module!r} is not installed: run `pip install 'groupmix-sam[{extra}]'`.")

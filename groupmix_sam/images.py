@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from .errors import ImageReadError, InvalidInputError
 
-__all__ = ["as_box", "as_points", "as_rgb", "draw_masks", "read_image"]
+__all__ = ["as_box", "as_points", "as_rgb", "check_aspect", "draw_masks", "read_image"]
 
 # Okabe and Ito's colours, which people with colour blindness can tell apart.
 COLORS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
@@ -26,14 +26,16 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         ImageReadError: it is not there, is no picture, is cut short or is larger than Pillow's limit.
     """
+    if not isinstance(path, (str, PathLike)):
+        raise InvalidInputError(f"the picture is {path!r}: give a path, or as_rgb() an array.")
     path = Path(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as file:
                 image = ImageOps.exif_transpose(file)
-                if image.mode.startswith("I"):  # 16 bits, that Pillow would clip rather than scale
-                    return as_rgb(np.asarray(image).astype(np.uint16))
+                if image.mode.startswith(("I", "F")):  # deeper than 8 bits, which Pillow would clip rather than scale
+                    return as_rgb(_as_uint16(np.asarray(image), path))
                 return np.array(image.convert("RGB"))
     except FileNotFoundError as e:
         raise ImageReadError(f"there is no picture {path}: check the path.") from e
@@ -67,6 +69,14 @@ def as_rgb(image: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[:, :, :3])
 
 
+def check_aspect(size: tuple[int, int], image_size: int) -> None:
+    """Raise InvalidInputError if a picture's short side, height or width, vanishes when the long one becomes `image_size`."""
+    if int(min(size) * image_size / max(size) + 0.5) < 1:
+        raise InvalidInputError(
+            f"the picture of {size[1]} x {size[0]} pixels is too narrow to be resized to {image_size}: cut it into parts."
+        )
+
+
 def as_points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return N x 2 points in pixels, x before y, and N labels, 1 for foreground and 0 for background.
 
@@ -79,7 +89,7 @@ def as_points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[NDArray[
     if coords.ndim != 2 or coords.shape[1] != 2 or not len(coords):
         raise InvalidInputError(f"the points have shape {coords.shape}: give N x 2, each x and y in pixels.")
     height, width = size
-    outside = (coords < 0).any(1) | (coords[:, 0] > width - 1) | (coords[:, 1] > height - 1)
+    outside = (coords < 0).any(1) | (coords[:, 0] >= width) | (coords[:, 1] >= height)
     if outside.any():
         x, y = coords[outside][0]
         raise InvalidInputError(
@@ -125,12 +135,17 @@ def draw_masks(
     """Return the picture with its masks tinted and outlined, and the prompts drawn.
 
     Args:
-        image: H x W x 3, uint8, RGB.
+        image: What `as_rgb` takes.
         masks: H x W each, of bool.
         points: N x 2, in pixels, x before y.
         labels: N, 1 for foreground (green) and 0 for background (red).
         box: Left, top, right, bottom in pixels.
     """
+    image = as_rgb(image)
+    for mask in masks:
+        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != image.shape[:2]:
+            what = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise InvalidInputError(f"a mask is {what}: give bool arrays of the picture's {image.shape[:2]}.")
     out = image.astype(np.float32)
     for mask, color in zip(masks, COLORS * (len(masks) // len(COLORS) + 1), strict=False):
         out[mask] = 0.5 * out[mask] + 0.5 * np.array(color)
@@ -148,6 +163,12 @@ def draw_masks(
     return picture
 
 
+def _as_uint16(values: NDArray[Any], path: Path) -> NDArray[np.uint16]:
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        raise ImageReadError(f"{path} has values that are not 8 or 16 bits, from {values.min()} to {values.max()}: convert it.")
+    return values.astype(np.uint16)
+
+
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
@@ -157,7 +178,7 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _numbers(values: Any, what: str) -> NDArray[np.float64]:
     try:
         array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise InvalidInputError(f"the {what} are {values!r}: give numbers, in pixels.") from e
     if not np.isfinite(array).all():
         raise InvalidInputError(f"the {what} hold a number that is not finite: {array.tolist()}.")

@@ -45,8 +45,8 @@ def build_sam_groupmix(
         InvalidInputError: the image size cannot be used.
         WeightsError: the weights were not found, are damaged, or belong to another encoder.
     """
-    if not isinstance(encoder, str) or not encoder.startswith(("gmf_sam_", "sam_")) or not timm.is_model(encoder):
-        raise UnknownNameError("encoder", encoder, ENCODERS)
+    if encoder not in (*ENCODERS, "gmf_sam_test"):
+        raise UnknownNameError.near("encoder", encoder, ENCODERS)
     image_size = check_img_size(image_size)
     grid = image_size // STRIDE
     sam = Sam(
@@ -72,7 +72,11 @@ def build_sam_groupmix(
     return sam.eval()
 
 
-sam_model_registry: dict[str, Callable[..., Sam]] = {
-    "default": build_sam_groupmix,
-    **{name: partial(build_sam_groupmix, encoder=name) for name in ENCODERS},
-}
+class _Registry(dict[str, Callable[..., Sam]]):
+    def __missing__(self, name: str) -> Callable[..., Sam]:
+        raise UnknownNameError.near("model", name, self)
+
+
+sam_model_registry = _Registry(
+    {"default": build_sam_groupmix, **{name: partial(build_sam_groupmix, encoder=name) for name in ENCODERS}}
+)

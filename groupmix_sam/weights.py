@@ -7,9 +7,10 @@ encoder it is for and how it was trained. timm reads the encoder out of the same
 import hashlib
 import json
 import os
-import pickle
 import tempfile
+import time
 import warnings
+from collections.abc import Callable
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -35,17 +36,19 @@ from torch import Tensor
 from .encoders.config import pretrained_file
 from .errors import InvalidInputError, WeightsError, WeightsNotFoundError
 
-__all__ = ["load_prompt_and_decoder", "load_weights", "push_to_hub", "save_pretrained", "save_weights"]
+__all__ = ["load_prompt_and_decoder", "load_weights", "push_to_hub", "save_pretrained", "save_weights", "sha256"]
 
 # The base of every error of the HTTP library that this version of huggingface_hub is built on.
 HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
 FILE_NAME = "model.safetensors"
 HUB_PREFIX = "hf-hub:"
-# Files whose content is known: by name and size, so that a fine-tuned file of the same name is not refused.
-SHA256 = {
-    ("mobile_sam.pt", 40_728_226): "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
-}
+# MobileSAM's own file, by its size: a fine-tuned one of the same name is not refused.
+MOBILE_SAM_PT = (40_728_226, "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f")
+# The files in this package, so that a damaged installation is told at once.
+PRETRAINED = {"gmf_sam_2282": "@SHA@"}
+FORMAT_VERSION = "1"
+DOWNLOAD_ATTEMPTS = 3
 # Smaller tensors stay in fp32 when weights are halved: norms, variances and the prompt encoder's positions need the digits.
 HALF_FROM = 4096
 
@@ -62,13 +65,17 @@ def load_weights(sam: Sam, checkpoint: str | PathLike[str]) -> None:
         WeightsNotFoundError: there is nothing where `checkpoint` points.
         WeightsError: what is there is damaged, not safe to read, or belongs to another encoder.
     """
-    path = find_weights(checkpoint, encoder_name(sam))
+    name = encoder_name(sam)
+    path = find_weights(checkpoint, name)
+    if checkpoint == "default" and sha256(path) != PRETRAINED.get(name):
+        raise WeightsError(f"{path} is not the file that this package shipped with: reinstall groupmix-sam.")
     state_dict, metadata = read_weights(path)
-    architecture = metadata.get("architecture", encoder_name(sam))
-    if architecture != encoder_name(sam):
-        raise WeightsError(
-            f"{path} holds weights for {architecture!r}, not for {encoder_name(sam)!r}: pass encoder={architecture!r}."
-        )
+    architecture = metadata.get("architecture", name)
+    if architecture != name:
+        raise WeightsError(f"{path} holds weights for {architecture!r}, not for {name!r}: pass encoder={architecture!r}.")
+    version = metadata.get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:
+        raise WeightsError(f"{path} has format version {version}, this package reads {FORMAT_VERSION}: update groupmix-sam.")
     encoder = sam.image_encoder
     rename = import_module(type(encoder).__module__).checkpoint_filter_fn
     loaded = {k: v for k, v in state_dict.items() if not k.startswith("image_encoder.")}
@@ -81,8 +88,8 @@ def load_weights(sam: Sam, checkpoint: str | PathLike[str]) -> None:
         unexpected = sorted(loaded.keys() - expected.keys())
         shapes = sorted(k for k in expected.keys() & loaded.keys() if expected[k].shape != loaded[k].shape)
         raise WeightsError(
-            f"{path} does not fit {encoder_name(sam)!r}: {_some('missing', missing)}, {_some('unexpected', unexpected)}, "
-            f"{_some('of another shape', shapes)}. Pass the encoder that the file was made for."
+            f"{path} does not fit {name!r}: {_some('missing', missing)}, {_some('unexpected', unexpected)}, "
+            f"{_some('of another shape', shapes)}. Pass the encoder= that it was made for; MobileSAM's is 'sam_tiny_vit_5m'."
         ) from e
 
 
@@ -112,30 +119,35 @@ def find_weights(checkpoint: str | PathLike[str], encoder: str) -> Path:
     if isinstance(checkpoint, str) and checkpoint.startswith(HUB_PREFIX):
         return download(checkpoint.removeprefix(HUB_PREFIX))
     path = Path(checkpoint)
-    if path.is_dir():
-        path = path / FILE_NAME
-    if not path.is_file():
+    try:
+        path = path / FILE_NAME if path.is_dir() else path
+        found = path.is_file()
+    except OSError:  # a name that no file can have
+        found = False
+    if not found:
         raise WeightsNotFoundError(f"there is no weights file {path}: check the path, or use 'default' or 'hf-hub:org/repo'.")
     return path
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the header's metadata of a safetensors file, or of a `.pt` with nothing but tensors in it."""
-    expected = SHA256.get((path.name, path.stat().st_size))
-    if expected is not None and _sha256(path) != expected:
-        raise WeightsError(f"{path} is damaged: its sha256 is not {expected}. Download it again.")
+    size, digest = MOBILE_SAM_PT
+    if path.name == "mobile_sam.pt" and path.stat().st_size == size and sha256(path) != digest:
+        raise WeightsError(f"{path} is damaged: its sha256 is not {digest}. Download it again.")
     if path.suffix in {".pt", ".pth"}:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about unusual pickles, that are refused below
                 state_dict = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
+        except Exception as e:  # damaged files make torch.load raise nearly anything
             raise WeightsError(
                 f"{path} cannot be read as plain tensors, and nothing else is ever unpickled: "
                 "download it again, or have its owner convert it to safetensors."
             ) from e
-        if not isinstance(state_dict, dict) or not all(isinstance(v, Tensor) for v in state_dict.values()):
-            raise WeightsError(f"{path} holds more than a dictionary of tensors: save its model's state_dict() alone.")
+        if not isinstance(state_dict, dict) or not all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in state_dict.items()
+        ):
+            raise WeightsError(f"{path} holds something else than named tensors: save its model's state_dict() alone.")
         return state_dict, {}
     try:
         with safe_open(path, framework="pt") as f:
@@ -154,7 +166,7 @@ def download(repo: str) -> Path:
     repo_id, _, revision = repo.partition("@")
     where = f"{HUB_PREFIX}{repo}"
     try:
-        path = Path(hf_hub_download(repo_id, FILE_NAME, revision=revision or None))
+        path = _with_retries(lambda: Path(hf_hub_download(repo_id, FILE_NAME, revision=revision or None)))
     except HFValidationError as e:
         raise InvalidInputError(
             f"{where!r} is no repository name: give 'hf-hub:org/repo' or 'hf-hub:org/repo@revision'."
@@ -169,7 +181,7 @@ def download(repo: str) -> Path:
         ) from e
     except LocalEntryNotFoundError as e:
         raise WeightsNotFoundError(
-            f"{where} is not in the local cache and the Hub cannot be reached (is HF_HUB_OFFLINE set?): "
+            f"{where} is not in the local cache and the Hub cannot be reached (is HF_HUB_OFFLINE set? {e.__cause__ or ''}): "
             "connect once, or pass a file."
         ) from e
     except EntryNotFoundError as e:
@@ -178,7 +190,7 @@ def download(repo: str) -> Path:
         raise WeightsError(f"{where} could not be downloaded ({e}): try again later, or pass a file.") from e
     blob = path.resolve()
     # The cache names a file after its sha256. It is there as a link where the system has links.
-    if len(blob.name) == 64 and blob.name != _sha256(blob):
+    if len(blob.name) == 64 and blob.name != sha256(blob):
         blob.unlink()
         path.unlink(missing_ok=True)
         raise WeightsError(f"{where} arrived damaged, its sha256 is not {blob.name}, and was removed: try again.")
@@ -187,7 +199,10 @@ def download(repo: str) -> Path:
 
 def encoder_name(sam: Sam) -> str:
     """Return the registered name of a Sam's encoder."""
-    return str(sam.image_encoder.pretrained_cfg["architecture"])
+    cfg = getattr(getattr(sam, "image_encoder", None), "pretrained_cfg", None)
+    if not isinstance(sam, Sam) or not isinstance(cfg, dict):
+        raise InvalidInputError(f"this {type(sam).__name__} was not built by build_sam_groupmix: build it there.")
+    return str(cfg["architecture"])
 
 
 def save_weights(sam: Sam, path: str | PathLike[str], *, training: dict[str, Any] | None = None, half: bool = False) -> Path:
@@ -200,12 +215,13 @@ def save_weights(sam: Sam, path: str | PathLike[str], *, training: dict[str, Any
         half: Store the large tensors as fp16.
     """
     path = Path(path)
+    metadata = {"format": "pt", "format_version": FORMAT_VERSION, "library": "groupmix-sam"}
+    metadata["architecture"] = encoder_name(sam)
+    if training is not None:
+        metadata["training"] = _json(training)
     state_dict = {k: v.detach().cpu().contiguous() for k, v in sam.state_dict().items()}
     if half:
         state_dict = {k: v.half() if v.is_floating_point() and v.numel() >= HALF_FROM else v for k, v in state_dict.items()}
-    metadata = {"format": "pt", "library": "groupmix-sam", "architecture": encoder_name(sam)}
-    if training is not None:
-        metadata["training"] = json.dumps(training)
     _write(path, lambda part: save_file(state_dict, part, metadata))
     return path
 
@@ -222,13 +238,16 @@ def save_pretrained(
         half: Store the large tensors as fp16.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    card = model_card(sam, str(folder), training)  # first, as it checks what it is given
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as e:
+        raise InvalidInputError(f"{folder} is a file: give a folder to write to.") from e
     encoder = sam.image_encoder
     save_weights(sam, folder / FILE_NAME, training=training, half=half)
     model_args = {"img_size": encoder.img_size}
     # a Path in older timm, declared as str in newer, which takes both
     _write(folder / "config.json", lambda part: save_config_for_hf(encoder, cast(Any, part), model_args=model_args))
-    card = model_card(sam, training)
     _write(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))
     return folder
 
@@ -247,6 +266,8 @@ def push_to_hub(
     try:
         with tempfile.TemporaryDirectory() as folder:
             save_pretrained(sam, folder, training=training, half=half)
+            card = model_card(sam, f"{HUB_PREFIX}{repo}", training)
+            Path(folder, "README.md").write_text(card, encoding="utf-8")
             api.create_repo(repo, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message).commit_url)
     except HFValidationError as e:
@@ -255,16 +276,20 @@ def push_to_hub(
         raise WeightsError(f"could not upload to {repo} ({e}): log in with `hf auth login` and try again.") from e
 
 
-def model_card(sam: Sam, training: dict[str, Any] | None = None) -> str:
-    """Return a Hub model card, with how to load the weights and how they were trained."""
+def model_card(sam: Sam, checkpoint: str, training: dict[str, Any] | None = None) -> str:
+    """Return a Hub model card, with how to load the weights from `checkpoint` and how they were trained."""
     name = encoder_name(sam)
+    arguments = f'"{checkpoint}", encoder="{name}"'
+    if sam.image_encoder.img_size != 1024:
+        arguments += f", image_size={sam.image_encoder.img_size}"
+    in_timm = checkpoint if checkpoint.startswith(HUB_PREFIX) else f"local-dir:{checkpoint}"
     data = ModelCardData(
         license="apache-2.0",
         library_name="groupmix-sam",
         pipeline_tag="mask-generation",
         tags=["segment-anything", "timm", "groupmixformer"],
     )
-    record = "Not recorded." if training is None else f"```json\n{json.dumps(training, indent=2)}\n```"
+    record = "Not recorded." if training is None else f"```json\n{_json(training, indent=2)}\n```"
     text = f"""---
 {data.to_yaml()}
 ---
@@ -277,10 +302,10 @@ Segment Anything with the encoder `{name}`, for groupmix-sam (Group-Mix SAM, arX
 from groupmix_sam import build_sam_groupmix
 from segment_anything import SamPredictor
 
-predictor = SamPredictor(build_sam_groupmix("hf-hub:org/repo", encoder="{name}"))
+predictor = SamPredictor(build_sam_groupmix({arguments}))
 ```
 
-The encoder alone: `timm.create_model("hf-hub:org/repo", pretrained=True)`, after `import groupmix_sam`.
+The encoder alone: `timm.create_model("{in_timm}", pretrained=True)`, after `import groupmix_sam`.
 
 ## Training
 
@@ -289,12 +314,33 @@ The encoder alone: `timm.create_model("hf-hub:org/repo", pretrained=True)`, afte
     return str(ModelCard(text).content)
 
 
+def _with_retries(fetch: Callable[[], Path]) -> Path:
+    """Call `fetch`, and again after a while if the server fails; the Hub's client does not repeat every such request itself."""
+    for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+        try:
+            return fetch()
+        except HfHubHTTPError as e:
+            status = getattr(e.response, "status_code", 0)
+            if status < 500 or attempt == DOWNLOAD_ATTEMPTS:
+                raise
+            time.sleep(2 ** (attempt - 1))
+    raise AssertionError("unreachable")
+
+
+def _json(training: dict[str, Any], indent: int | None = None) -> str:
+    try:
+        return json.dumps(training, indent=indent)
+    except TypeError as e:
+        raise InvalidInputError(f"the training record cannot be written as JSON ({e}): use plain Python values.") from e
+
+
 def _some(what: str, keys: list[str]) -> str:
     names = f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""
     return f"{len(keys)} {what}{names}"
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return a file's sha256, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as f:
         while block := f.read(1 << 20):

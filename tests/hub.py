@@ -13,7 +13,7 @@ COMMIT = "1234567890abcdef1234567890abcdef12345678"
 class Hub(ThreadingHTTPServer):
     """Serves `files` of one repository, "org/repo", and fails as it is told to.
 
-    `statuses` answers the next requests for a file's body; `cut` ends bodies early; `etag` names a false hash;
+    `statuses` answers the next HEADs and GETs of a file; `cut` ends bodies early; `etag` names a false hash;
     `uploads` are the files of commits.
     """
 
@@ -22,11 +22,15 @@ class Hub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
-        self.statuses: list[int] = []
+        self.statuses: list[tuple[str, int]] = []
         self.cut = False
         self.etag: str | None = None
         self.requests: list[str] = []
         self.uploads: dict[str, bytes] = {}
+
+    def asked_for_files(self) -> int:
+        """Return the number of requests about the repository; newer clients also ask for things of their own."""
+        return sum("/org/repo" in request for request in self.requests)
 
     @property
     def url(self) -> str:
@@ -78,8 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, {"X-Error-Code": "RevisionNotFound"})
         if name not in self.server.files:
             return self._send(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
-        if self.server.statuses:
-            return self._send(self.server.statuses.pop(0))
+        if self.server.statuses and self.server.statuses[0][0] == self.command:
+            return self._send(self.server.statuses.pop(0)[1])
         data = self.server.files[name]
         digest = self.server.etag or hashlib.sha256(data).hexdigest()
         headers = {"ETag": f'"{digest}"', "X-Linked-ETag": f'"{digest}"', "X-Repo-Commit": COMMIT}

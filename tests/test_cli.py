@@ -62,6 +62,8 @@ def test_segment_draws_what_sam_predictor_says(tiny, tmp_path):
         (["--point", "12"], "'12' is not x,y"),
         (["--point", "a,b"], "'a,b' is not x,y"),
         (["--point", "600,5"], "outside the picture of 600 x 400 pixels"),
+        (["--point", "5,5", "--output", "nowhere/a.png"], "in a folder that exists"),
+        (["--point", "5,5", "--output", "a.jpg"], "ends in .png"),
         (["--box", "9,9,5,5"], "reversed or has no area"),
         (["--box", "1,2,3"], "is not left,top,right,bottom"),
         (["--point", "5,5", "--encoder", "gmf_sam_228"], "did you mean gmf_sam_2282"),
@@ -71,6 +73,28 @@ def test_segment_draws_what_sam_predictor_says(tiny, tmp_path):
 )
 def test_segment_says_what_is_wrong(capsys, args, message):
     assert message in failure(capsys, "segment", COFFEE, *args)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20000, 50)])
+def test_odd_shapes(tiny, tmp_path, size):
+    Image.new("RGB", size, (200, 30, 30)).save(tmp_path / "odd.png")
+    out = tmp_path / "mask.png"
+    assert run("segment", tmp_path / "odd.png", "--point", "0,0", "--output", out, *tiny).exit_code == 0
+    with Image.open(out) as overlay:
+        assert overlay.size == size
+
+
+def test_too_narrow(capsys, tmp_path):
+    Image.new("RGB", (9000, 1)).save(tmp_path / "line.png")
+    assert "too narrow to be resized to 1024" in failure(capsys, "segment", tmp_path / "line.png", "--point", "0,0")
+
+
+def test_distill_refuses_before_the_teacher_works(capsys, tmp_path):
+    assert "use one of the gmf_sam_ encoders" in failure(
+        capsys, "distill", tmp_path, "--teacher", "none.pt", "--encoder", "sam_resnet18"
+    )
+    assert "minutes is -1" in failure(capsys, "distill", tmp_path, "--teacher", "none.pt", "--minutes", "-1")
+    assert "has no picture in it" in failure(capsys, "distill", tmp_path, "--teacher", "none.pt")
 
 
 def test_no_picture(capsys, tmp_path):

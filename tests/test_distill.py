@@ -6,12 +6,15 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from groupmix_sam import build_sam_groupmix, encoders
+from groupmix_sam.cli import app
 from groupmix_sam.distill import Phase, Recipe, cache_features, distill, find_pictures, load_teacher, r2_score
 from groupmix_sam.distill import train as training
 from groupmix_sam.distill.data import crop_batches, normalize, whole_pictures
 from groupmix_sam.errors import InvalidInputError, WeightsError
+from groupmix_sam.weights import save_weights
 
 SIZE = 128
 
@@ -19,8 +22,9 @@ SIZE = 128
 class PlainTeacher(torch.nn.Module):
     """Maps that can be worked out by hand: each channel is a fixed mixture of the colours' means in 16 x 16 pixels."""
 
-    def __init__(self):
+    def __init__(self, key="plain"):
         super().__init__()
+        self.key = key
         g = torch.Generator().manual_seed(3)
         self.weights = {n: torch.randn(c, 3, generator=g) for n, c in (("features", 256), ("hint_in", 160), ("hint_out", 160))}
 
@@ -75,15 +79,19 @@ def test_cache_is_made_once_and_names_what_cannot_be_read(photos, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "broken.jpg").write_bytes(b"no picture")
     paint(tmp_path / "a" / "good.png", 64, 64, 1)
+    paint(tmp_path / "a" / "narrow.png", 400, 4, 1)
     pictures = find_pictures(tmp_path / "a")
 
-    def broken_teacher(_x):
-        raise AssertionError("asked again")
+    class Tired(PlainTeacher):
+        def forward(self, _x):
+            raise AssertionError("asked again")
 
-    first, unreadable = cache_features(pictures, PlainTeacher(), tmp_path / "c", SIZE)
-    again, _ = cache_features(pictures, broken_teacher, tmp_path / "c", SIZE)
+    first, skipped = cache_features(pictures, PlainTeacher(), tmp_path / "c", SIZE)
+    again, _ = cache_features(pictures, Tired(), tmp_path / "c", SIZE)
     assert first == again
-    assert [p.name for p in unreadable] == ["broken.jpg"]
+    assert [p.name for p in skipped] == ["broken.jpg", "narrow.png"]
+    with pytest.raises(AssertionError, match="asked again"):
+        cache_features(pictures, Tired(key="another"), tmp_path / "c", SIZE)
     with pytest.raises(InvalidInputError, match="none of the 1 pictures"):
         cache_features(pictures[:1], PlainTeacher(), tmp_path / "c", SIZE)
 
@@ -101,9 +109,11 @@ def test_crops_are_parts_of_pictures_with_their_features(cached):
     assert len(firsts) == len(cached), "each picture comes once before any comes again"
 
 
-def test_too_small_for_a_crop(cached):
-    with pytest.raises(InvalidInputError, match="no picture has 256 pixels"):
-        next(crop_batches(cached, 256, 2, torch.Generator()))
+def test_crops_of_panoramas_are_as_large_as_can_be(cached):
+    """The widest of the pictures, all 128 on the long side, has 6 x 16 pixels on the short one."""
+    batch = next(crop_batches(cached, 256, 1, torch.Generator()))
+    assert batch["input"].shape == (1, 3, 96, 96)
+    assert batch["features"].shape == (1, 6, 6, 256)
 
 
 def test_r2_by_hand(cached):
@@ -194,35 +204,68 @@ def test_distilling_learns_the_teacher(cached, tmp_path):
     assert {row["crop"] for row in rows} >= {"0"}
 
 
-@pytest.mark.parametrize("minutes", [0, -1, float("nan")])
-def test_bad_recipe(minutes):
-    with pytest.raises(InvalidInputError, match="minutes is"):
-        Recipe(minutes=minutes)
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"minutes": 0}, "minutes is 0"),
+        ({"minutes": float("nan")}, "minutes is nan"),
+        ({"minutes": "3"}, "minutes is '3'"),
+        ({"warmup": 0}, "warmup is 0"),
+        ({"phases": ()}, "the phases begin at"),
+        ({"phases": (Phase(0.5, 64, 1),)}, "the phases begin at"),
+        ({"phases": (Phase(0.0, 8, 1),)}, "multiple of 16"),
+        ({"phases": (Phase(0.0, 64, 0),)}, "one or more"),
+    ],
+)
+def test_bad_recipe(kwargs, match):
+    with pytest.raises(InvalidInputError, match=match):
+        Recipe(**kwargs)
+
+
+@pytest.mark.parametrize("name", ["sam_resnet18", "sam_tiny_vit_5m"])
+def test_students_that_it_does_not_fit(cached, tmp_path, name):
+    with pytest.raises(InvalidInputError, match="cannot be distilled here"):
+        distill(timm.create_model(name), {}, cached[2:], cached[:2], tmp_path / "run", Recipe(), SIZE)
+    with pytest.raises(InvalidInputError, match="0 held out"):
+        distill(timm.create_model("gmf_sam_test"), {}, cached, [], tmp_path / "run", Recipe(), SIZE)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_that_is_none(tmp_path):
-    from groupmix_sam.weights import save_weights
-
     path = save_weights(build_sam_groupmix(None, encoder="gmf_sam_test", image_size=256), tmp_path / "a.safetensors")
-    with pytest.raises(WeightsError, match="is not MobileSAM"):
+    with pytest.raises(WeightsError, match="not MobileSAM"):
         load_teacher(path)
 
 
-def test_command(shared, photos, tmp_path):
-    """The whole way, with the real teacher: pictures in, weights out that the builder loads."""
-    photos = photos / "below"
-    from typer.testing import CliRunner
+@pytest.fixture(scope="module")
+def mobile_sam(tmp_path_factory):
+    """An untrained MobileSAM under MobileSAM's names, so that this runs without the real one."""
+    sam = build_sam_groupmix(None, encoder="sam_tiny_vit_5m")
+    back = {"stages.0.": "layers.0.", "patch_embed.conv1.": "patch_embed.seq.0.", "patch_embed.conv2.": "patch_embed.seq.2."}
+    back |= {f"stages.{i}.downsample.": f"layers.{i - 1}.downsample." for i in (1, 2, 3)}
+    back |= {f"stages.{i}.": f"layers.{i}." for i in (1, 2, 3)}
+    back |= {f"neck.{ours}.": f"neck.{i}." for i, ours in enumerate(("conv1", "norm1", "conv2", "norm2"))}
+    state_dict = {}
+    for key, value in sam.state_dict().items():
+        name = key.removeprefix("image_encoder.")
+        if name != key:
+            ours = next(o for o in back if name.startswith(o))
+            key = "image_encoder." + name.replace(ours, back[ours], 1).replace(".conv.weight", ".c.weight")
+        state_dict[key] = value
+    path = tmp_path_factory.mktemp("teacher") / "mobile_sam.pt"
+    torch.save(state_dict, path)
+    return path
 
-    from groupmix_sam.cli import app
 
+def test_command(mobile_sam, photos, tmp_path):
+    """The whole way: pictures in, weights out that the builder loads, with the teacher's own decoder."""
     out = tmp_path / "run"
-    teacher = shared / "weights" / "mobile_sam.safetensors"
-    args = ["distill", str(photos), "--teacher", str(teacher), "--output", str(out), "--minutes", "0.05"]
+    args = ["distill", str(photos / "below"), "--teacher", str(mobile_sam), "--output", str(out), "--minutes", "0.05"]
     done = CliRunner().invoke(app, args, catch_exceptions=False)
     assert done.exit_code == 0
     assert "3 pictures" in done.stdout
     sam = build_sam_groupmix(out / "weights")
-    stored = load_file(teacher)
-    assert torch.equal(sam.mask_decoder.iou_token.weight, stored["mask_decoder.iou_token.weight"])
+    teacher = torch.load(mobile_sam, weights_only=True)
+    assert torch.equal(sam.mask_decoder.iou_token.weight, teacher["mask_decoder.iou_token.weight"])
     trained = load_file(out / "encoder.safetensors")
     assert torch.equal(sam.image_encoder.neck.proj.weight, trained["neck.proj.weight"])

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from groupmix_sam.errors import ImageReadError, InvalidInputError
-from groupmix_sam.images import as_box, as_points, as_rgb, draw_masks, read_image
+from groupmix_sam.images import as_box, as_points, as_rgb, check_aspect, draw_masks, read_image
 
 RED = np.full((4, 6, 3), (200, 10, 30), dtype=np.uint8)
 
@@ -28,6 +28,17 @@ class TestReadImage:
     def test_16_bits_are_scaled(self, tmp_path):
         Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
         assert read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 100, 255]
+
+    @pytest.mark.parametrize("values", [np.float32([[0.5, np.nan]]), np.int32([[70000, -1]])])
+    def test_deeper_than_16_bits_is_refused(self, tmp_path, values):
+        Image.fromarray(values).save(tmp_path / "deep.tiff")
+        with pytest.raises(ImageReadError, match="not 8 or 16 bits"):
+            read_image(tmp_path / "deep.tiff")
+
+    @pytest.mark.parametrize("path", [3, None, b"x", [1]])
+    def test_no_path(self, path):
+        with pytest.raises(InvalidInputError, match="give a path"):
+            read_image(path)
 
     def test_exif_turns_it_upright(self, tmp_path):
         image = Image.fromarray(np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3))
@@ -144,6 +155,23 @@ def test_drawing_by_hand():
     assert out[2, 4].tolist() == [0, 158, 115]
     assert out[0, 0].tolist() == [100, 100, 100]
     assert image[4, 4].tolist() == [100, 100, 100]
+
+
+@pytest.mark.parametrize("mask", [np.ones((4, 6), np.uint8), np.ones((6, 4), bool), np.ones((4, 6)), [[True]]])
+def test_masks_refused(mask):
+    with pytest.raises(InvalidInputError, match="give bool arrays of the picture's"):
+        draw_masks(RED, [mask])
+
+
+@pytest.mark.parametrize(("size", "fits"), [((1, 1), True), ((50, 20000), True), ((1, 2048), True), ((1, 2049), False)])
+def test_aspect(size, fits):
+    """One pixel is left of a side that is 2048 times shorter, none of a shorter one."""
+    for shape in (size, size[::-1]):
+        if fits:
+            check_aspect(shape, 1024)
+        else:
+            with pytest.raises(InvalidInputError, match="too narrow"):
+                check_aspect(shape, 1024)
 
 
 def test_prompts_are_drawn():

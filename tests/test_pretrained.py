@@ -34,14 +34,15 @@ def iou(a, b):
     return (a & b).sum() / (a | b).sum()
 
 
-def test_file_is_the_known_one(tmp_path):
-    """Its hash is on record, so that a damaged installation is told from a bad model."""
-    key = (PATH.name, PATH.stat().st_size)
-    assert weights.SHA256[key] == weights._sha256(PATH)
+def test_a_damaged_installation_is_told(tmp_path, monkeypatch):
+    assert weights.sha256(PATH) == weights.PRETRAINED["gmf_sam_2282"]
     damaged = tmp_path / PATH.name
-    damaged.write_bytes(PATH.read_bytes()[:-1] + b"\0")
-    with pytest.raises(weights.WeightsError, match="is damaged"):
-        read_weights(damaged)
+    data = bytearray(PATH.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    monkeypatch.setattr(weights, "pretrained_file", lambda _name: str(damaged))
+    with pytest.raises(weights.WeightsError, match="reinstall groupmix-sam"):
+        build_sam_groupmix()
 
 
 def test_header_tells_how_it_was_trained():

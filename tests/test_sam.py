@@ -1,5 +1,7 @@
 """The builder, in the stock classes of whichever segment-anything is installed."""
 
+import os
+import pickle
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ from segment_anything import sam_model_registry as stock_registry
 from torch.nn import functional as F
 
 from groupmix_sam import build_sam_groupmix, sam_model_registry
-from groupmix_sam.errors import InvalidInputError, UnknownNameError, WeightsNotFoundError
+from groupmix_sam.errors import InvalidInputError, MissingExtraError, UnknownNameError, WeightsNotFoundError
 from groupmix_sam.sam import ENCODERS
 
 
@@ -41,14 +43,14 @@ def predictor(sam):
 
 
 @torch.no_grad()
-def by_hand(sam, image, points=None, boxes=None, masks=None, multimask=True):
-    """Return low-resolution logits and predicted IoU, from the modules themselves; prompts in the 256 x 256 frame."""
-    height, width = (round(side * 256 / max(image.shape)) for side in image.shape[:2])
+def by_hand(sam, image, points=None, boxes=None, masks=None, multimask=True, size=256):
+    """Return low-resolution logits and predicted IoU, from the modules themselves; prompts in the resized picture's frame."""
+    height, width = (round(side * size / max(image.shape)) for side in image.shape[:2])
     from PIL import Image
 
     resized = np.asarray(Image.fromarray(image).resize((width, height), Image.BILINEAR)).astype(np.float32)
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
-    x = torch.zeros(1, 3, 256, 256)
+    x = torch.zeros(1, 3, size, size)
     x[0, :, :height, :width] = torch.from_numpy((resized - mean) / std).permute(2, 0, 1)
     sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
     return sam.mask_decoder(sam.image_encoder(x), sam.prompt_encoder.get_dense_pe(), sparse, dense, multimask)
@@ -154,7 +156,29 @@ def test_image_size_reaches_every_part():
     assert sam.prompt_encoder.get_dense_pe().shape == (1, 256, 32, 32)
     predictor = SamPredictor(sam)
     predictor.set_image(picture())
-    assert predictor.predict(**PROMPTS["box"])[2].shape == (3, 128, 128)
+    boxes = torch.tensor(PROMPTS["box"]["box"] * 512 / 120, dtype=torch.float)[None]
+    expected, _ = by_hand(sam, picture(), boxes=boxes, size=512)
+    assert expected.shape == (1, 3, 128, 128)
+    torch.testing.assert_close(torch.tensor(predictor.predict(**PROMPTS["box"])[2]), expected[0], rtol=1e-4, atol=1e-4)
+
+
+def test_light_to_import():
+    """People import the package only to register names: segment-anything waits until a Sam is built."""
+    code = (
+        "import sys, groupmix_sam, timm; assert timm.is_model('gmf_sam_2282'); "
+        "print([m for m in ('segment_anything', 'typer', 'matplotlib', 'groupmix_sam.sam') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_unknown_model_in_the_registry():
+    with pytest.raises(KeyError, match="did you mean gmf_sam_2282"):
+        sam_model_registry["gmf_sam_228"]
+
+
+@pytest.mark.parametrize("error", [UnknownNameError.near("encoder", "a", ["b"]), MissingExtraError.of("pycocotools", "eval")])
+def test_errors_travel_between_processes(error):
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 def test_untrained_and_eval():
@@ -185,9 +209,9 @@ def test_unknown_encoder(encoder, match):
         build_sam_groupmix(None, encoder=encoder)
 
 
-@pytest.mark.parametrize("size", [0, -16, 1000, 16.0, "1024", True, None])
+@pytest.mark.parametrize("size", [0, -16, 1000, 16.0, "1024", True, None, (512, 1024)])
 def test_bad_image_size(size):
-    with pytest.raises(InvalidInputError, match=r"img_size is"):
+    with pytest.raises(InvalidInputError, match=r"image size is"):
         build_sam_groupmix(None, encoder="gmf_sam_test", image_size=size)
 
 
@@ -196,12 +220,12 @@ def test_missing_file_is_told_before_anything_else():
         build_sam_groupmix("nowhere.safetensors")
 
 
-@pytest.mark.skipif("GROUPMIX_SAM_PY" in __import__("os").environ, reason="is itself that run")
+@pytest.mark.skipif("GROUPMIX_SAM_PY" in os.environ, reason="is itself that run")
 def test_segment_anything_py(tmp_path):
     """The newer package of the same import name passes this file too."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), "segment-anything-py"]
     subprocess.run(pip, check=True, capture_output=True)
-    env = {**__import__("os").environ, "PYTHONPATH": str(tmp_path), "GROUPMIX_SAM_PY": "1"}
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "GROUPMIX_SAM_PY": "1"}
     code = "import segment_anything, sys, pytest; print(segment_anything.__file__); sys.exit(pytest.main(sys.argv[1:]))"
     run = [sys.executable, "-c", code, __file__, "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(run, env=env, capture_output=True, text=True, check=False)

@@ -9,7 +9,10 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from segment_anything import sam_model_registry
 
 from groupmix_sam import build_sam_groupmix, push_to_hub, save_pretrained, weights
 from groupmix_sam.errors import InvalidInputError, WeightsError, WeightsNotFoundError
@@ -70,6 +73,7 @@ class TestFiles:
         card = (folder / "README.md").read_text()
         assert "license: apache-2.0" in card
         assert '"steps": 3' in card
+        assert f'build_sam_groupmix("{folder}", encoder="gmf_sam_test", image_size=256)' in card
 
     def test_mobile_sam_file(self, shared):
         path = shared / "weights" / "mobile_sam.safetensors"
@@ -97,6 +101,38 @@ class TestFiles:
 
 
 class TestBadFiles:
+    def test_a_name_that_no_file_can_have(self):
+        with pytest.raises(WeightsNotFoundError, match="check the path"):
+            build_sam_groupmix("a" * 5000, **TINY)
+
+    def test_another_format_version(self, sam, tmp_path):
+        state_dict, metadata = read_weights(save_weights(sam, tmp_path / "a.safetensors"))
+        save_file(state_dict, tmp_path / "b.safetensors", {**metadata, "format_version": "2"})
+        with pytest.raises(WeightsError, match="update groupmix-sam"):
+            build_sam_groupmix(tmp_path / "b.safetensors", **TINY)
+
+    @pytest.mark.parametrize("content", [{1: torch.zeros(2)}, {"model": torch.zeros(2)}, {"model": [1, 2]}, [1]])
+    def test_pt_that_is_no_state_dict(self, tmp_path, content):
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(WeightsError, match=r"something else than named tensors|does not fit"):
+            build_sam_groupmix(tmp_path / "a.pt", **TINY)
+
+    @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=8))
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def test_damage_anywhere_is_told(self, tmp_path, position, noise):
+        """A small `.pt` of the old kind, with bytes overwritten: it loads as tensors or is refused, and nothing else."""
+        path = tmp_path / "a.pt"
+        torch.save({"a": torch.arange(8.0)}, path, _use_new_zipfile_serialization=False)
+        data = bytearray(path.read_bytes())
+        position %= len(data)
+        data[position : position + len(noise)] = noise
+        path.write_bytes(data)
+        try:
+            state_dict, _ = read_weights(path)
+        except WeightsError:
+            return
+        assert all(isinstance(v, torch.Tensor) for v in state_dict.values())
+
     def test_nothing_there(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"there is no weights file .*nothing\.safetensors: check the path"):
             build_sam_groupmix(tmp_path / "nothing.safetensors", **TINY)
@@ -143,15 +179,10 @@ class TestBadFiles:
             build_sam_groupmix(path, **TINY)
         assert not victim.exists()
 
-    def test_pt_with_more_than_tensors(self, tmp_path):
-        torch.save({"model": [1, 2]}, tmp_path / "a.pt")
-        with pytest.raises(WeightsError, match="more than a dictionary of tensors"):
-            build_sam_groupmix(tmp_path / "a.pt", **TINY)
-
     def test_known_file_that_was_changed(self, tmp_path, monkeypatch):
         path = tmp_path / "mobile_sam.pt"
         path.write_bytes(b"1234")
-        monkeypatch.setattr(weights, "SHA256", {("mobile_sam.pt", 4): hashlib.sha256(b"1235").hexdigest()})
+        monkeypatch.setattr(weights, "MOBILE_SAM_PT", (4, hashlib.sha256(b"1235").hexdigest()))
         with pytest.raises(WeightsError, match="is damaged: its sha256 is not"):
             build_sam_groupmix(path, encoder="sam_tiny_vit_5m")
 
@@ -203,18 +234,27 @@ class TestHub:
         first, stderr = load_from_hub(pinned)
         assert first == {"sum": expected}
         assert "model.safetensors" in stderr, "no progress bar"
-        asked = len(hub.requests)
-        assert asked > 0
+        assert hub.asked_for_files() > 0
+        hub.requests.clear()
         assert load_from_hub(pinned)[0] == {"sum": expected}
-        assert len(hub.requests) == asked, "a pinned commit in the cache needs no request"
+        assert hub.asked_for_files() == 0, "a pinned commit in the cache needs no request"
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         assert load_from_hub(pinned)[0] == {"sum": expected}
         assert load_from_hub("hf-hub:org/repo")[0]["error"] == "WeightsNotFoundError"  # main was never asked for
 
-    def test_503_then_success(self, hub):
-        hub.statuses = [503]
+    @pytest.mark.parametrize("method", ["HEAD", "GET"])
+    def test_503_then_success(self, hub, method):
+        hub.statuses = [(method, 503)]
         result, _ = load_from_hub("hf-hub:org/repo")
         assert "sum" in result
+        assert hub.statuses == []
+
+    def test_503_for_good(self, hub, tmp_path):
+        hub.statuses = [("GET", 503)] * 50
+        result, _ = load_from_hub("hf-hub:org/repo")
+        assert "could not be downloaded" in result["message"]
+        assert "503" in result["message"]
+        assert cached_files(tmp_path) == []
 
     @pytest.mark.parametrize(
         ("name", "message"),
@@ -239,7 +279,7 @@ class TestHub:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         result, _ = load_from_hub("hf-hub:org/repo")
         assert "is HF_HUB_OFFLINE set?" in result["message"]
-        assert hub.requests == []
+        assert hub.asked_for_files() == 0
 
     def test_wrong_hash(self, hub, tmp_path):
         hub.etag = "0" * 64
@@ -252,7 +292,7 @@ class TestHub:
         hub.cut = True
         result, _ = load_from_hub("hf-hub:org/repo")
         assert "could not be downloaded" in result["message"]
-        assert [p for p in cached_files(tmp_path) if p.suffix != ".incomplete"] == []
+        assert cached_files(tmp_path) == []
         hub.cut = False
         assert "sum" in load_from_hub("hf-hub:org/repo")[0]
 
@@ -289,12 +329,34 @@ class TestHub:
         sent, expected = (safetensors.torch.load(files["model.safetensors"]) for files in (hub.uploads, hub.files))
         assert sent.keys() == expected.keys()
         assert all(torch.equal(sent[key], expected[key]) for key in expected)
+        assert (
+            'build_sam_groupmix("hf-hub:org/repo", encoder="gmf_sam_test", image_size=256)' in hub.uploads["README.md"].decode()
+        )
         assert json.loads(hub.uploads["config.json"]) == json.loads(hub.files["config.json"])
 
 
 def test_push_to_a_bad_name(sam):
     with pytest.raises(InvalidInputError, match="give 'org/repo'"):
         push_to_hub(sam, "a b/c/d")
+
+
+class TestBadSaves:
+    def test_another_model(self, tmp_path):
+        stock = sam_model_registry["vit_b"]()
+        for model in (stock, torch.nn.Linear(1, 1), None):
+            with pytest.raises(InvalidInputError, match="was not built by build_sam_groupmix"):
+                save_pretrained(model, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_a_record_that_is_no_json(self, sam, tmp_path):
+        with pytest.raises(InvalidInputError, match="plain Python values"):
+            save_pretrained(sam, tmp_path / "out", training={"loss": torch.zeros(1)})
+        assert not (tmp_path / "out").exists()
+
+    def test_a_file_in_the_way(self, sam, tmp_path):
+        (tmp_path / "out").touch()
+        with pytest.raises(InvalidInputError, match="is a file: give a folder"):
+            save_pretrained(sam, tmp_path / "out")
 
 
 def test_find_weights_takes_paths(folder):

@@ -35,9 +35,9 @@ def find_pictures(folder: str | PathLike[str]) -> list[Path]:
     return pictures
 
 
-def picture_key(picture: Path, image_size: int) -> str:
-    """Return the name of a picture in the cache: its content and the size it is resized to."""
-    return hashlib.sha256(picture.read_bytes() + f"@{image_size}".encode()).hexdigest()[:24]
+def picture_key(picture: Path, teacher: str, image_size: int) -> str:
+    """Return a picture's name in the cache: of its content, the teacher's, the size and the cache's format."""
+    return hashlib.sha256(picture.read_bytes() + f"{teacher}@{image_size}@1".encode()).hexdigest()[:24]
 
 
 def pad_and_normalize(image: Tensor, image_size: int) -> Tensor:
@@ -67,13 +67,11 @@ def crop_batches(paths: Sequence[Path], size: int, batch_size: int, generator: t
     """Yield batches of random square crops forever, of every picture once before any comes again; `size` in pixels.
 
     Crops are aligned to the teacher's grid, so that its features of the whole picture are cut without interpolation. Pictures
-    that are smaller than the crop are left out.
+    that are smaller than the crop are left out; where all are, as panoramas may be, the crop is as large as the widest of them.
     """
-    cells = size // STRIDE
     grids = {path: _grid(path) for path in paths}
+    cells = min(size // STRIDE, max(min(grid) for grid in grids.values()))
     large = [path for path, grid in grids.items() if min(grid) >= cells]
-    if not large:
-        raise InvalidInputError(f"no picture has {size} pixels on both sides once resized: leave out very narrow pictures.")
 
     def crops() -> Iterator[Maps]:
         while True:

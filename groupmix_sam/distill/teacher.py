@@ -18,7 +18,7 @@ from ..encoders.config import STRIDE
 from ..encoders.tiny_vit import checkpoint_filter_fn
 from ..errors import ImageReadError, InvalidInputError, WeightsError
 from ..images import read_image
-from ..weights import find_weights, read_weights
+from ..weights import find_weights, read_weights, sha256
 from .data import Maps, pad_and_normalize, picture_key
 
 __all__ = ["Teacher", "cache_features", "load_teacher"]
@@ -27,10 +27,14 @@ ENCODER = "sam_tiny_vit_5m"
 
 
 class Teacher(nn.Module):
-    """MobileSAM's encoder, with two of its maps on the way: the third stage's input and output, 160 channels each."""
+    """MobileSAM's encoder, with two of its maps on the way: the third stage's input and output, 160 channels each.
 
-    def __init__(self, encoder: nn.Module) -> None:
+    `key` tells it from other teachers in a cache.
+    """
+
+    def __init__(self, encoder: nn.Module, key: str) -> None:
         super().__init__()
+        self.key = key
         self.encoder = encoder.eval().requires_grad_(False)
 
     @torch.inference_mode()
@@ -67,39 +71,44 @@ def load_teacher(checkpoint: str | PathLike[str]) -> tuple[Teacher, dict[str, Te
         encoder.load_state_dict(checkpoint_filter_fn(state_dict, encoder))
     except RuntimeError as e:
         raise WeightsError(f"{path} is not MobileSAM, the teacher: give its mobile_sam.pt or that as safetensors.") from e
-    return Teacher(encoder), state_dict
+    if not any(k.startswith("image_encoder.layers.") for k in state_dict):
+        raise WeightsError(
+            f"{path} has not MobileSAM's own names, by which the student starts from it: give its mobile_sam.pt."
+        )
+    return Teacher(encoder, sha256(path)), state_dict
 
 
 def cache_features(
     pictures: Sequence[Path], teacher: Teacher, folder: str | PathLike[str], image_size: int = 1024
 ) -> tuple[list[Path], list[Path]]:
-    """Write what the teacher says of each picture, once; return the cached files, and the pictures that cannot be read.
+    """Write what the teacher says of each picture, once; return the cached files, and the pictures that cannot be used.
 
     A file holds the resized picture and the teacher's maps without padding, H x W x C in fp16: about 6 MB for a photo. It is
-    named after the picture's content and the size, so that a changed picture is computed anew.
+    named after the picture's content, the teacher and the size: what has changed is computed anew. Pictures that cannot be
+    read, or whose short side would be under 16 pixels, are skipped.
 
     Raises:
-        InvalidInputError: none of the pictures can be read, or there is none.
+        InvalidInputError: none of the pictures can be used, or there is none.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     cached: list[Path] = []
-    unreadable: list[Path] = []
+    skipped: list[Path] = []
     for picture in tqdm(pictures, desc="teacher", unit="picture", disable=None):
-        path = folder / f"{picture_key(picture, image_size)}.safetensors"
-        if not path.exists():
-            try:
-                image = read_image(picture)
-            except ImageReadError:
-                unreadable.append(picture)
-                continue
-            part = path.with_suffix(f".{os.getpid()}.part")
-            save_file(_teach(image, teacher, image_size), part)
-            os.replace(part, path)
+        try:
+            path = folder / f"{picture_key(picture, teacher.key, image_size)}.safetensors"
+            if not path.exists():
+                maps = _teach(read_image(picture), teacher, image_size)
+                part = path.with_suffix(f".{os.getpid()}.part")
+                save_file(maps, part)
+                os.replace(part, path)
+        except (ImageReadError, InvalidInputError, PermissionError):
+            skipped.append(picture)
+            continue
         cached.append(path)
     if not cached:
-        raise InvalidInputError(f"none of the {len(pictures)} pictures can be read: give a folder of JPEG or PNG files.")
-    return sorted(set(cached)), unreadable
+        raise InvalidInputError(f"none of the {len(pictures)} pictures can be used: give a folder of JPEG or PNG files.")
+    return sorted(set(cached)), skipped
 
 
 def _teach(image: np.ndarray[Any, Any], teacher: Teacher, image_size: int) -> Maps:
@@ -109,6 +118,8 @@ def _teach(image: np.ndarray[Any, Any], teacher: Teacher, image_size: int) -> Ma
     resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     pixels = torch.from_numpy(resized.copy())
     rows, columns = height // STRIDE, width // STRIDE
+    if not rows or not columns:
+        raise InvalidInputError(f"a picture of {width} x {height} pixels, resized, is too narrow: cut it into parts.")
     maps = teacher(pad_and_normalize(pixels, image_size))
     out = {name: m[0].permute(1, 2, 0)[:rows, :columns].half().contiguous() for name, m in maps.items()}
     out["image"] = pixels[: rows * STRIDE, : columns * STRIDE].contiguous()

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..encoders.config import STRIDE
 from ..encoders.groupmixformer import GroupMixFormer
 from ..encoders.neck import ConcatNeck
 from ..errors import InvalidInputError
@@ -63,8 +64,16 @@ class Recipe:
     phases: tuple[Phase, ...] = field(default=(Phase(0.0, 256, 8), Phase(0.65, 512, 2), Phase(0.85, 0, 1)))
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.minutes) and self.minutes > 0):
-            raise InvalidInputError(f"minutes is {self.minutes}: give a positive number.")
+        for name in ("minutes", "lr", "warmup"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+                raise InvalidInputError(f"{name} is {value!r}: give a positive number.")
+        begins = [phase.begin for phase in self.phases]
+        if not begins or begins[0] != 0 or begins != sorted(begins) or begins[-1] >= 1:
+            raise InvalidInputError(f"the phases begin at {begins}: the first begins at 0, the others later and before 1.")
+        for phase in self.phases:
+            if phase.crop < 0 or phase.crop % STRIDE or phase.batch_size < 1:
+                raise InvalidInputError(f"{phase}: the crop is 0 or a multiple of {STRIDE}, the batch has one or more.")
 
 
 class Student(nn.Module):
@@ -116,8 +125,7 @@ def start_from_teacher(encoder: GroupMixFormer, teacher: dict[str, Tensor]) -> N
 @torch.no_grad()
 def start_neck(encoder: GroupMixFormer, batches: Iterator[Maps], ridge: float = 1e-3) -> None:
     """Set the neck to the ridge regression of the teacher's features on the backbone's."""
-    assert isinstance(encoder.neck, ConcatNeck)
-    proj = encoder.neck.proj
+    proj = cast(ConcatNeck, encoder.neck).proj
     gram = torch.zeros(proj.in_channels, proj.in_channels, dtype=torch.float64)
     cross = torch.zeros(proj.in_channels, proj.out_channels, dtype=torch.float64)
     seen: list[Tensor] = []
@@ -125,7 +133,8 @@ def start_neck(encoder: GroupMixFormer, batches: Iterator[Maps], ridge: float = 
     try:
         for batch in batches:
             encoder(batch["input"])
-            x = seen.pop().permute(0, 2, 3, 1).flatten(0, 2).double()
+            rows, columns = batch["features"].shape[1:3]
+            x = seen.pop().permute(0, 2, 3, 1)[:, :rows, :columns].flatten(0, 2).double()
             gram += x.T @ x
             cross += x.T @ batch["features"].flatten(0, 2).double()
     finally:
@@ -166,6 +175,19 @@ def r2_score(encoder: nn.Module, cached: Sequence[Path], image_size: int = 1024)
     return 1.0 - error / (total - (sums.square() / count).sum().item())
 
 
+def check_student(encoder: nn.Module) -> None:
+    """Raise InvalidInputError unless the encoder is a GroupMixFormer of 3 stages or more with the paper's neck."""
+    if (
+        not isinstance(encoder, GroupMixFormer)
+        or not isinstance(encoder.neck, ConcatNeck)
+        or len(encoder.feature_info) < 3
+        or encoder.feature_info[2]["reduction"] != STRIDE
+    ):
+        raise InvalidInputError(
+            f"a {type(encoder).__name__} like this cannot be distilled here: use one of the gmf_sam_ encoders."
+        )
+
+
 def distill(
     encoder: GroupMixFormer,
     teacher: dict[str, Tensor],
@@ -188,13 +210,15 @@ def distill(
         recipe: How to train.
         image_size: Side in pixels that the pictures were cached at.
     """
+    check_student(encoder)
+    if not cached or not held_out:
+        raise InvalidInputError(f"{len(cached)} pictures to train on and {len(held_out)} held out: give one of each or more.")
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     generator = torch.Generator().manual_seed(recipe.seed)
     student = Student(encoder).train()
     start_from_teacher(encoder, teacher)
-    first = recipe.phases[0]
-    start_neck(encoder, islice(crop_batches(cached, first.crop, first.batch_size, generator), 24))
+    start_neck(encoder, islice(phase_batches(cached, recipe.phases[0], image_size, generator), 24))
     variance = map_variance(cached[:32], image_size)
     average = deepcopy(student).eval()
     optimizer = torch.optim.AdamW(parameter_groups(student, recipe.weight_decay), lr=recipe.lr)

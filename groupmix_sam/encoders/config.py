@@ -1,5 +1,6 @@
 """What the SAM encoders of every family share: SAM's normalisation, the default pretrained config, the size checks."""
 
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,17 @@ import torch
 
 from ..errors import InvalidInputError
 
-__all__ = ["EMBED_DIM", "SAM_MEAN", "SAM_STD", "STRIDE", "check_img_size", "check_input", "pretrained_file", "sam_cfg"]
+__all__ = [
+    "EMBED_DIM",
+    "SAM_MEAN",
+    "SAM_STD",
+    "STRIDE",
+    "check_img_size",
+    "check_input",
+    "encoder_weights",
+    "pretrained_file",
+    "sam_cfg",
+]
 
 STRIDE = 16
 EMBED_DIM = 256
@@ -47,16 +58,18 @@ def check_img_size(img_size: int | tuple[int, int]) -> int:
     if isinstance(img_size, (tuple, list)):
         if len(img_size) != 2 or img_size[0] != img_size[1]:
             raise InvalidInputError(
-                f"img_size is {img_size!r}, but SAM pads pictures to a square: give one side, such as 1024. "
+                f"the image size is {img_size!r}, but SAM pads pictures to a square: give one side, such as 1024. "
                 "A tensor that is passed to the encoder itself may have any height and width that are multiples of 16."
             )
         img_size = img_size[0]
-    if isinstance(img_size, bool) or not isinstance(img_size, int):
-        raise InvalidInputError(f"img_size is {img_size!r}: give a whole number of pixels, such as 1024.")
+    try:
+        img_size = operator.index(img_size)
+    except TypeError:
+        raise InvalidInputError(f"the image size is {img_size!r}: give a whole number of pixels, such as 1024.") from None
     if img_size <= 0 or img_size % STRIDE:
         lower = max(STRIDE, img_size // STRIDE * STRIDE)
         raise InvalidInputError(
-            f"img_size is {img_size}, which is no positive multiple of {STRIDE}: use {lower} or {lower + STRIDE}."
+            f"the image size is {img_size}, which is no positive multiple of {STRIDE}: use {lower} or {lower + STRIDE}."
         )
     return img_size
 
@@ -71,3 +84,11 @@ def check_input(x: torch.Tensor) -> None:
             f"the input is {height} x {width} pixels, which are no positive multiples of {STRIDE}: "
             "pad it at the bottom and the right, as segment_anything's Sam.preprocess does."
         )
+
+
+def encoder_weights(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return the encoder's part of a whole Sam's weights, or the weights as they are; a checkpoint's "model" is looked into."""
+    if isinstance(state_dict.get("model"), dict):
+        state_dict = state_dict["model"]
+    encoder = {k.removeprefix("image_encoder."): v for k, v in state_dict.items() if k.startswith("image_encoder.")}
+    return encoder or state_dict

@@ -26,7 +26,9 @@ from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_c
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .config import EMBED_DIM, STRIDE, check_img_size, check_input, pretrained_file, sam_cfg
+from ..errors import InvalidInputError
+from .config import EMBED_DIM, STRIDE, check_img_size, check_input, encoder_weights, pretrained_file, sam_cfg
+from .head import SamHead
 from .neck import ConcatNeck, SamNeck
 
 __all__ = ["GroupMixFormer"]
@@ -130,17 +132,28 @@ class GroupMixAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = True, proj_drop: float = 0.0) -> None:
         super().__init__()
-        if dim % GroupAggregator.segments or 4 * dim // GroupAggregator.segments % num_heads:
-            raise ValueError(f"width {dim} does not fall into 5 segments of which 4 fall into {num_heads} heads.")
+        if num_heads < 3 or dim % GroupAggregator.segments or 4 * dim // GroupAggregator.segments % num_heads:
+            raise InvalidInputError(
+                f"width {dim} does not fall into 5 segments of which 4 fall into {num_heads} heads, 3 or more: "
+                "give a multiple of 10 and 8 heads."
+            )
+        self.num_heads = num_heads
         head_dim = 4 * dim // GroupAggregator.segments // num_heads
         # The scale is the official code's: of the whole width, although a head is narrower without the fifth segment.
-        mask = (dim // num_heads) ** -0.5 * torch.block_diag(*torch.ones(num_heads, head_dim, head_dim))
-        self.register_buffer("head_mask", mask, persistent=False)
+        self.scale = (dim // num_heads) ** -0.5
+        self.register_buffer("head_mask", torch.empty(num_heads * head_dim, num_heads * head_dim), persistent=False)
+        self.init_non_persistent_buffers()
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.aggregator = GroupAggregator(dim)
         self.crpe = ConvRelPosEnc(head_dim, num_heads)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
+
+    def init_non_persistent_buffers(self) -> None:
+        """Fill what is not in a state dict; timm calls this for models that were made on the meta device."""
+        size = len(self.head_mask) // self.num_heads
+        blocks = torch.ones(self.num_heads, size, size, device=self.head_mask.device)
+        self.head_mask.copy_(self.scale * torch.block_diag(*blocks))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return scale * q (softmax(k)^T v), the softmax over the tokens: linear in their number."""
@@ -223,6 +236,8 @@ class GroupMixFormer(nn.Module):
         proj_drop_rate: Dropout after the attention's projection and in the MLP.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         neck: None, "concat" (the paper's) or "sam" (SAM's; 0.57 M more parameters).
+        device: Where to put the parameters.
+        dtype: What to make of them.
     """
 
     def __init__(
@@ -241,11 +256,15 @@ class GroupMixFormer(nn.Module):
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         neck: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if not 1 <= len(depths) <= min(len(embed_dims), len(strides)):
-            raise ValueError(f"depths {depths} need a width and a stride each: embed_dims is {embed_dims}, strides {strides}.")
-        self.img_size = check_img_size(img_size)
+            raise InvalidInputError(
+                f"depths {depths} need a width and a stride each: embed_dims is {embed_dims}, strides {strides}."
+            )
+        self.img_size = img_size if neck is None else check_img_size(img_size)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.drop_rate = drop_rate
@@ -279,25 +298,25 @@ class GroupMixFormer(nn.Module):
         if neck is None:
             self.norm = nn.BatchNorm2d(chs)
         elif reduction != STRIDE:
-            raise ValueError(f"strides {strides} give a total stride of {reduction}: a SAM encoder's is {STRIDE}.")
+            raise InvalidInputError(f"strides {strides} give a total stride of {reduction}: a SAM encoder's is {STRIDE}.")
         elif neck == "concat":
             if len(depths) < 2:
-                raise ValueError(f"depths is {depths}: the neck 'concat' needs two stages or more.")
+                raise InvalidInputError(f"depths is {depths}: the neck 'concat' needs two stages or more.")
             mid = self.feature_info[1]
             self.neck = ConcatNeck(mid["num_chs"], chs, EMBED_DIM, pool=STRIDE // mid["reduction"])
         elif neck == "sam":
             self.neck = SamNeck(chs, EMBED_DIM)
         else:
-            raise ValueError(f"neck is {neck!r}: use None, 'concat' or 'sam'.")
+            raise InvalidInputError(f"neck is {neck!r}: use None, 'concat' or 'sam'.")
         self.num_features = chs if self.neck is None else EMBED_DIM
         self.head_hidden_size = self.num_features
-        self.head = ClassifierHead(self.num_features, num_classes, self._pool_type(global_pool), drop_rate)
+        if self.neck is None:
+            self.head = ClassifierHead(self.num_features, num_classes, global_pool, drop_rate)
+        else:
+            self.head = SamHead(num_classes, global_pool, drop_rate)
 
         self.apply(self._init_weights)
-
-    def _pool_type(self, global_pool: str) -> str:
-        # A SAM encoder without classes gives its feature map.
-        return "" if self.neck is not None and self.num_classes == 0 else global_pool
+        self.to(device, dtype)
 
     def _init_weights(self, m: nn.Module) -> None:
         if isinstance(m, nn.Linear):
@@ -327,9 +346,9 @@ class GroupMixFormer(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = "avg") -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
-        self.head.reset(num_classes, pool_type=self._pool_type(global_pool or ""))
+        self.head.reset(num_classes, pool_type=global_pool)
 
     def forward_intermediates(
         self,
@@ -351,7 +370,9 @@ class GroupMixFormer(nn.Module):
             intermediates_only: Return the stages' outputs alone.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt is {output_fmt!r}: only 'NCHW' is supported.")
+            raise InvalidInputError(f"output_fmt is {output_fmt!r}: only 'NCHW' is supported.")
+        if self.neck is not None:
+            check_input(x)
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         last = len(self.stages) - 1
         outputs = self._forward_stages(x, max_index if stop_early and intermediates_only else last)
@@ -423,10 +444,7 @@ _OFFICIAL_NAMES = (
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Rename the official GroupMixFormer's weights; take the encoder out of a whole Sam's; leave ours as they are."""
-    state_dict = state_dict.get("model", state_dict)
-    encoder = {k.removeprefix("image_encoder."): v for k, v in state_dict.items() if k.startswith("image_encoder.")}
-    if encoder:
-        return encoder
+    state_dict = encoder_weights(state_dict)
     if not any(k.startswith("conv_stem.") for k in state_dict):
         return state_dict
 

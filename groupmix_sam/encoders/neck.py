@@ -5,13 +5,13 @@ and mask decoder expect.
 """
 
 import torch
-from timm.layers import ClassifierHead, LayerNorm2d
+from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import EMBED_DIM
 
-__all__ = ["ConcatNeck", "NanoSamNeck", "SamNeck", "create_head"]
+__all__ = ["ConcatNeck", "NanoSamNeck", "SamNeck"]
 
 
 class ConcatNeck(nn.Module):
@@ -53,7 +53,7 @@ class NanoSamNeck(nn.Module):
     The embedding is learnt for 64 x 64 and resized to other grids. thop, and so the paper's 14.78 M, does not count it.
     """
 
-    def __init__(self, in_chs: int, out_chs: int = EMBED_DIM, grid: int = 64) -> None:
+    def __init__(self, in_chs: int, out_chs: int = EMBED_DIM) -> None:
         super().__init__()
         self.up = nn.Sequential(
             nn.Conv2d(in_chs, out_chs, kernel_size=3, padding=1),
@@ -70,16 +70,12 @@ class NanoSamNeck(nn.Module):
             nn.GELU(),
             nn.Conv2d(out_chs, out_chs, kernel_size=1),
         )
-        self.pos_embed = nn.Parameter(1e-5 * torch.randn(1, out_chs, grid, grid))
+        self.pos_embed = nn.Parameter(1e-5 * torch.randn(1, out_chs, 64, 64))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(self.up(x))
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        # Stride 32 rounds up, so that a grid of odd sides comes out one too large.
+        x = self.proj(self.up(x))[..., : grid[0], : grid[1]]
         pos_embed: Tensor = self.pos_embed
-        if pos_embed.shape[-2:] != x.shape[-2:]:
-            pos_embed = F.interpolate(pos_embed, x.shape[-2:], mode="bilinear", align_corners=False)
+        if pos_embed.shape[-2:] != grid:
+            pos_embed = F.interpolate(pos_embed, grid, mode="bilinear", align_corners=False)
         return x + pos_embed
-
-
-def create_head(num_classes: int, global_pool: str, drop_rate: float) -> ClassifierHead:
-    """Return a classifier on a SAM encoder's features; without classes it passes the feature map on as it is."""
-    return ClassifierHead(EMBED_DIM, num_classes, pool_type=global_pool if num_classes else "", drop_rate=drop_rate)

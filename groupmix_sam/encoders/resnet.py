@@ -12,12 +12,14 @@ timm's ResNet18 with the neck of NanoSAM, https://github.com/NVIDIA-AI-IOT/nanos
 import re
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from .config import STRIDE, check_img_size, check_input, sam_cfg
-from .neck import NanoSamNeck, create_head
+from .config import STRIDE, check_img_size, check_input, encoder_weights, sam_cfg
+from .head import SamHead
+from .neck import NanoSamNeck
 
 __all__ = ["SamResNet"]
 
@@ -30,6 +32,8 @@ class SamResNet(ResNet):
         num_classes: Number of classes of a linear classifier on the features, 0 for the features themselves.
         global_pool: Pooling before the classifier.
         drop_rate: Dropout before the classifier.
+        device: Where to put the parameters.
+        dtype: What to make of them.
         **kwargs: timm's ResNet's.
     """
 
@@ -39,16 +43,19 @@ class SamResNet(ResNet):
         num_classes: int = 0,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes=0, **kwargs)
         self.img_size = check_img_size(img_size)
-        self.neck: NanoSamNeck | None = NanoSamNeck(self.num_features, grid=self.img_size // STRIDE)
+        self.neck: NanoSamNeck | None = NanoSamNeck(self.num_features)
         self.num_classes = num_classes
         self.drop_rate = drop_rate
         self.global_pool = nn.Identity()  # ResNet's own head, replaced by the one below
-        self.head = create_head(num_classes, global_pool, drop_rate)
+        self.head = SamHead(num_classes, global_pool, drop_rate)
         self.num_features = self.head_hidden_size = self.head.in_features
+        self.to(device, dtype)
 
     def no_weight_decay(self) -> set[str]:
         return {"neck.pos_embed"}
@@ -60,25 +67,31 @@ class SamResNet(ResNet):
     def get_classifier(self, **_: Any) -> nn.Module:
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = "avg") -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
-        self.head = create_head(num_classes, global_pool or "", self.drop_rate)
+        self.head.reset(num_classes, global_pool)
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
         self.neck = None
         return super().prune_intermediate_layers(*args, **kwargs)
 
-    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    def forward_intermediates(
+        self, x: Tensor, *args: Any, stop_early: bool = False, intermediates_only: bool = False, **kwargs: Any
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the stages' outputs and, before them unless `intermediates_only`, the features; arguments as in timm."""
+        if self.neck is not None:
+            check_input(x)
+        kwargs |= {"stop_early": stop_early and intermediates_only, "intermediates_only": intermediates_only}
         out = super().forward_intermediates(x, *args, **kwargs)
         if isinstance(out, tuple) and self.neck is not None:
-            return self.neck(out[0]), out[1]
+            return self.neck(out[0], (x.shape[-2] // STRIDE, x.shape[-1] // STRIDE)), out[1]
         return out
 
     def forward_features(self, x: Tensor) -> Tensor:
         check_input(x)
+        grid = (x.shape[-2] // STRIDE, x.shape[-1] // STRIDE)
         x = super().forward_features(x)
-        return x if self.neck is None else self.neck(x)
+        return x if self.neck is None else self.neck(x, grid)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)
@@ -94,10 +107,8 @@ _NANOSAM_NAMES = (
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Rename NanoSAM's weights; take the encoder out of a whole Sam's; leave ours as they are."""
-    state_dict = state_dict.get("model", state_dict)
-    encoder = {k.removeprefix("image_encoder."): v for k, v in state_dict.items() if k.startswith("image_encoder.")}
     out = {}
-    for key, value in (encoder or state_dict).items():
+    for key, value in encoder_weights(state_dict).items():
         for pattern, replacement in _NANOSAM_NAMES:
             key = re.sub(pattern, replacement, key)
         out[key] = value

@@ -13,12 +13,14 @@ load through `checkpoint_filter_fn`. It is the teacher of Group-Mix SAM, and a s
 import re
 from typing import Any, cast
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
 
-from .config import STRIDE, check_img_size, check_input, sam_cfg
-from .neck import SamNeck, create_head
+from .config import STRIDE, check_img_size, check_input, encoder_weights, sam_cfg
+from .head import SamHead
+from .neck import SamNeck
 
 __all__ = ["SamTinyVit"]
 
@@ -31,6 +33,8 @@ class SamTinyVit(TinyVit):
         num_classes: Number of classes of a linear classifier on the features, 0 for the features themselves.
         global_pool: Pooling before the classifier.
         drop_rate: Dropout before the classifier.
+        device: Where to put the parameters.
+        dtype: What to make of them.
         **kwargs: timm's TinyVit's.
     """
 
@@ -40,6 +44,8 @@ class SamTinyVit(TinyVit):
         num_classes: int = 0,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes=0, **kwargs)
@@ -49,8 +55,9 @@ class SamTinyVit(TinyVit):
         self.neck: SamNeck | None = SamNeck(self.num_features)
         self.num_classes = num_classes
         self.drop_rate = drop_rate
-        self.head: Any = create_head(num_classes, global_pool, drop_rate)
+        self.head: Any = SamHead(num_classes, global_pool, drop_rate)
         self.num_features = self.head_hidden_size = self.head.in_features
+        self.to(device, dtype)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         matcher = super().group_matcher(coarse)
@@ -58,16 +65,21 @@ class SamTinyVit(TinyVit):
             matcher["blocks"].append((r"^neck", (99999,)))
         return matcher
 
-    def reset_classifier(self, num_classes: int, global_pool: str | None = "avg", reset_other: bool = False) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
         self.num_classes = num_classes
-        self.head = create_head(num_classes, global_pool or "", self.drop_rate)
+        self.head.reset(num_classes, global_pool)  # there is nothing other: timm's norm before the classifier is gone
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
         self.neck = None
         return super().prune_intermediate_layers(*args, **kwargs)
 
-    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+    def forward_intermediates(
+        self, x: Tensor, *args: Any, stop_early: bool = False, intermediates_only: bool = False, **kwargs: Any
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the stages' outputs and, before them unless `intermediates_only`, the features; arguments as in timm."""
+        if self.neck is not None:
+            check_input(x)
+        kwargs |= {"stop_early": stop_early and intermediates_only, "intermediates_only": intermediates_only}
         out = super().forward_intermediates(x, *args, **kwargs)
         if isinstance(out, tuple) and self.neck is not None:
             return self.neck(out[0]), out[1]
@@ -95,10 +107,8 @@ _MOBILE_SAM_NAMES = (
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Rename MobileSAM's weights, of the encoder or of the whole model; leave ours as they are."""
-    state_dict = state_dict.get("model", state_dict)
-    encoder = {k.removeprefix("image_encoder."): v for k, v in state_dict.items() if k.startswith("image_encoder.")}
     out = {}
-    for key, value in (encoder or state_dict).items():
+    for key, value in encoder_weights(state_dict).items():
         # The classifier of MobileSAM's pretraining is never used; the indices are computed.
         if key.startswith(("norm_head.", "head.")) or key.endswith("attention_bias_idxs"):
             continue

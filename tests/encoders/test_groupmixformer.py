@@ -1,9 +1,12 @@
 import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from groupmix_sam.encoders.groupmixformer import checkpoint_filter_fn
 from groupmix_sam.errors import InvalidInputError
@@ -110,6 +113,33 @@ def test_half_precision(model, dtype, error):
     assert ((got - expected).norm() / expected.norm()).item() < error
 
 
+class Dtypes(TorchDispatchMode):
+    """Records in which dtypes each operation runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        dtypes = {a.dtype for a in args if isinstance(a, torch.Tensor)}
+        self.seen.setdefault(func.overloadpacket.__name__, set()).update(dtypes)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@torch.no_grad()
+def test_token_softmax_stays_in_fp32(model, autocast):
+    """In a half-precision model and under autocast; the matrix product after it too, the one with q in half precision."""
+    x = images()
+    if not autocast:
+        model, x = model.bfloat16(), x.bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), Dtypes() as dtypes:
+        model(x)
+    assert dtypes.seen["_softmax"] == {torch.float32}
+    assert dtypes.seen["bmm"] == {torch.float32, torch.bfloat16}
+    assert torch.bfloat16 in dtypes.seen["convolution"]
+
+
 @torch.no_grad()
 def test_autocast(model):
     x = images()
@@ -130,7 +160,8 @@ def test_export_with_dynamic_batch(model):
 
 @torch.no_grad()
 def test_compile(model):
-    backend = "inductor" if shutil.which("g++") else "aot_eager"
+    has_compiler = shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()
+    backend = "inductor" if has_compiler else "aot_eager"
     x = images(1)
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
@@ -138,12 +169,14 @@ def test_compile(model):
 
 def test_grad_checkpointing_gives_the_same_gradients(model):
     x = images()
-    grads = []
+    grads, runs = [], []
+    model.stages[0].blocks[0].register_forward_pre_hook(lambda *_: runs.append(enable))
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
         model.zero_grad()
         model(x).square().mean().backward()
         grads.append([p.grad.clone() for p in model.parameters()])
+    assert runs == [False, True, True], "a checkpointed block runs again in the backward pass"
     assert all(g.abs().sum() > 0 for g in grads[0])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b)
@@ -179,10 +212,12 @@ def test_neck_sam():
         ({"strides": (1, 2, 2, 2)}, "total stride of 32"),
         ({"depths": ()}, "a width and a stride each"),
         ({"embed_dims": (36, 36, 36, 36)}, "5 segments"),
+        ({"num_heads": 2}, "3 or more"),
+        ({"num_classes": 5, "global_pool": ""}, "need a pooled feature"),
     ],
 )
 def test_bad_arguments(kwargs, match):
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(InvalidInputError, match=match):
         tiny(**kwargs)
 
 
@@ -198,3 +233,18 @@ def test_custom_arguments_reach_the_model():
     assert [len(stage.blocks) for stage in model.stages] == [1, 1, 2]
     assert model.stages[2].blocks[1].drop_path1.drop_prob == pytest.approx(0.2)
     assert model.img_size == 64
+
+
+def test_made_on_the_meta_device():
+    """timm's way for large models: what a state dict does not hold is filled afterwards."""
+    with torch.device("meta"):
+        model = timm.create_model("gmf_sam_test")
+    reference = tiny()
+    model = model.to_empty(device="cpu").eval()
+    model.load_state_dict(reference.state_dict())
+    for m in model.modules():
+        if hasattr(m, "init_non_persistent_buffers"):
+            m.init_non_persistent_buffers()
+    x = images()
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), reference(x))

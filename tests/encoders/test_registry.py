@@ -6,9 +6,10 @@ import pytest
 import timm
 import torch
 from timm.models import FeatureInfo
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from groupmix_sam.encoders.config import SAM_MEAN, SAM_STD
+from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.sam import ENCODERS
 
 with warnings.catch_warnings():
@@ -84,7 +85,7 @@ def test_default_cfgs_of_the_classifier():
     torch.testing.assert_close(model(x), pre)
     model.reset_classifier(0, "")
     torch.testing.assert_close(model(x), features)
-    model.reset_classifier(3)
+    model.reset_classifier(3, "avg")
     assert model(x).shape == (1, 3)
     assert timm.create_model(name, num_classes=0, global_pool="").eval()(x).shape == features.shape
     for key in ("classifier", "first_conv"):
@@ -140,6 +141,56 @@ def test_layer_decay_groups(name):
     assert neck == max(scale.values()) == 1.0
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     assert all(named[n].ndim > 1 for n in named if id(named[n]) in decayed)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_any_multiple_of_16(name):
+    """Odd grids too, through every way to the features."""
+    model = timm.create_model(name).eval()
+    for height, width in ((48, 80), (16, 16), (112, 32)):
+        x = torch.randn(1, 3, height, width)
+        features = model(x)
+        assert features.shape == (1, 256, height // 16, width // 16)
+        torch.testing.assert_close(model.forward_intermediates(x)[0], features)
+        early, (middle,) = model.forward_intermediates(x, indices=[1], stop_early=True)
+        torch.testing.assert_close(early, features)
+        torch.testing.assert_close(
+            model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)[0], middle
+        )
+    with pytest.raises(InvalidInputError, match="multiples of 16"):
+        model.forward_intermediates(torch.zeros(1, 3, 60, 64))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_reset_classifier(name):
+    """A pooling of None stays what it was, as in timm."""
+    model = timm.create_model(name, global_pool="max").eval()
+    features = model(x := torch.randn(1, 3, 64, 64))
+    model.reset_classifier(4)
+    expected = features.amax((2, 3)) @ model.get_classifier().weight.T + model.get_classifier().bias
+    torch.testing.assert_close(model(x), expected)
+    with pytest.raises(InvalidInputError, match="need a pooled feature"):
+        model.reset_classifier(4, "")
+
+
+@pytest.mark.parametrize("name", [*NAMES, "groupmixformer_mobile"])
+def test_dtype_and_device(name):
+    model = timm.create_model(name, dtype=torch.float64, device="cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+def test_position_embedding_does_not_decay():
+    model = timm.create_model("sam_resnet18")
+    groups = param_groups_weight_decay(model, 0.1, no_weight_decay_list=model.no_weight_decay())
+    (kept,) = (g["params"] for g in groups if g["weight_decay"] == 0)
+    assert any(p is model.neck.pos_embed for p in kept)
+
+
+def test_the_classifier_takes_sizes_that_sam_does_not():
+    model = timm.create_model("groupmixformer_mobile", img_size=(224, 288), num_classes=3).eval()
+    assert model(torch.zeros(1, 3, 230, 199)).shape == (1, 3)
 
 
 def test_names_are_listed():

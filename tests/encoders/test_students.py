@@ -104,6 +104,13 @@ def test_resnets_position_embedding_follows_the_grid():
     torch.testing.assert_close(model(x) - without, torch.full_like(without, 0.5), rtol=0, atol=1e-5)
 
 
+def test_resnets_weights_fit_every_size():
+    weights = timm.create_model("sam_resnet18", img_size=1024).state_dict()
+    smaller = timm.create_model("sam_resnet18", img_size=512)
+    smaller.load_state_dict(weights)
+    assert torch.equal(smaller.neck.pos_embed, weights["neck.pos_embed"])
+
+
 @pytest.mark.parametrize("name", ["sam_resnet18", "sam_tiny_vit_5m"])
 def test_bad_input(name):
     with pytest.raises(InvalidInputError, match="multiples of 16"):
