@@ -130,12 +130,12 @@ def student():
     return training.Student(timm.create_model("gmf_sam_test"))
 
 
-def test_neck_starts_at_the_least_squares_solution(cached):
+def test_neck_is_fitted_by_least_squares(cached):
     """What the ridge leaves of the error is what numpy's least squares leaves."""
     torch.manual_seed(0)
     encoder = timm.create_model("gmf_sam_test").eval()
     batch = next(crop_batches(cached, 64, 6, torch.Generator().manual_seed(0)))
-    training.start_neck(encoder, iter([batch]), ridge=1e-9)
+    training.fit_neck(encoder, iter([batch]), ridge=1e-9)
     with torch.no_grad():
         seen = []
         encoder.neck.proj.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
@@ -144,6 +144,26 @@ def test_neck_starts_at_the_least_squares_solution(cached):
     y = batch["features"].reshape(-1, 256).double().numpy()
     best = x @ np.linalg.lstsq(x, y, rcond=None)[0]
     assert np.square(out.numpy() - y).mean() == pytest.approx(np.square(best - y).mean(), rel=0.05)
+
+
+def test_fitting_the_neck_leaves_out_the_padding(cached):
+    """What the features are in the padding makes no difference."""
+    encoder = timm.create_model("gmf_sam_test").eval()
+    picture = next(whole_pictures(cached, SIZE))
+    rows = picture["features"].shape[1]
+    assert rows < SIZE // 16
+    fitted = []
+    for padding in (0.0, 1e3):
+
+        def fill(_module, args, padding=padding):
+            padded = torch.full_like(args[0][:, :, rows:], padding)
+            return (torch.cat([args[0][:, :, :rows], padded], dim=2),)
+
+        handle = encoder.neck.proj.register_forward_pre_hook(fill)
+        training.fit_neck(encoder, iter([picture]), ridge=1e-3)
+        handle.remove()
+        fitted.append(encoder.neck.proj.weight.detach().clone())
+    torch.testing.assert_close(*fitted)
 
 
 def test_start_from_teacher(shared):

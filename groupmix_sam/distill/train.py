@@ -8,7 +8,8 @@ What the recipe is made of:
   the way (FitNets, arXiv 1412.6550), whose weight falls to nothing;
 * the first blocks of stage 3 start from the MLPs and local convolutions of the teacher's third stage, which have the same
   width, and the neck from ridge regression of the teacher's features on the untrained backbone's;
-* small crops first, whole pictures as at inference last; AdamW, warm-up, cosine; the weights are averaged over steps (EMA).
+* small crops first, whole pictures as at inference last; AdamW, warm-up, cosine; the weights are averaged over steps (EMA);
+* at the end the neck is fitted anew by ridge regression, on whole pictures.
 """
 
 import math
@@ -36,6 +37,7 @@ __all__ = ["Phase", "Recipe", "distill", "r2_score"]
 
 LOG_EVERY = 50  # steps
 CHECK_EVERY = 300.0  # seconds
+FINISH_PICTURES = 150  # for the last fit of the neck, whose 61 440 weights they outnumber by far
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,11 @@ def start_from_teacher(encoder: GroupMixFormer, teacher: dict[str, Tensor]) -> N
 
 
 @torch.no_grad()
-def start_neck(encoder: GroupMixFormer, batches: Iterator[Maps], ridge: float = 1e-3) -> None:
-    """Set the neck to the ridge regression of the teacher's features on the backbone's."""
+def fit_neck(encoder: GroupMixFormer, batches: Iterator[Maps], ridge: float) -> None:
+    """Set the neck to the ridge regression of the teacher's features on the backbone's.
+
+    `ridge` is what is added to the diagonal, in units of its mean.
+    """
     proj = cast(ConcatNeck, encoder.neck).proj
     gram = torch.zeros(proj.in_channels, proj.in_channels, dtype=torch.float64)
     cross = torch.zeros(proj.in_channels, proj.out_channels, dtype=torch.float64)
@@ -218,7 +223,7 @@ def distill(
     generator = torch.Generator().manual_seed(recipe.seed)
     student = Student(encoder).train()
     start_from_teacher(encoder, teacher)
-    start_neck(encoder, islice(phase_batches(cached, recipe.phases[0], image_size, generator), 24))
+    fit_neck(encoder, islice(phase_batches(cached, recipe.phases[0], image_size, generator), 24), ridge=1e-3)
     variance = map_variance(cached[:32], image_size)
     average = deepcopy(student).eval()
     optimizer = torch.optim.AdamW(parameter_groups(student, recipe.weight_decay), lr=recipe.lr)
@@ -256,10 +261,13 @@ def distill(
                     save_encoder(average.encoder, folder / "encoder.safetensors")
                     tick = time.monotonic()
                 log_row(log, step, seconds, phase.crop, lr, losses, score)
+        trained = r2_score(average.encoder, held_out, image_size)
+        log_row(log, step, seconds, 0, 0.0, losses, trained)
+        fit_neck(average.encoder, whole_pictures(cached[:FINISH_PICTURES], image_size), ridge=1e-5)
         score = r2_score(average.encoder, held_out, image_size)
         log_row(log, step, seconds, 0, 0.0, losses, score)
     save_encoder(average.encoder, folder / "encoder.safetensors")
-    print(f"R2 {score:.4f} on {len(held_out)} held-out pictures after {step} steps")
+    print(f"R2 {score:.4f} on {len(held_out)} held-out pictures after {step} steps, {trained:.4f} before the neck's last fit")
     return average.encoder
 
 
