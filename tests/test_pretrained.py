@@ -82,7 +82,7 @@ def test_cup_by_box(predictor):
     assert iou(masks[0], cup) > max(iou(filled, cup), 0.8)
 
 
-def test_prompts_through_the_stock_sam_forward(predictor):
+def test_a_background_point_takes_away(predictor):
     """A background point takes away what it is on."""
     point, background = [290, 240], [290, 130]
     masks, scores, _ = predictor.predict(np.array([point]), np.array([1]))
