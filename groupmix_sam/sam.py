@@ -6,8 +6,10 @@ from os import PathLike
 
 import timm
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import nn
 
 from . import encoders as _  # noqa: F401  registers the encoders in timm
+from .encoders.backbone import PREFIX, SamBackbone
 from .encoders.config import EMBED_DIM, SAM_MEAN, SAM_STD, STRIDE, check_img_size
 from .errors import UnknownNameError
 from .weights import load_weights
@@ -36,7 +38,7 @@ def build_sam_groupmix(
     Args:
         checkpoint: "default" (the weights in this package), a file or a folder, "hf-hub:org/repo[@revision]", or None for
             an untrained model.
-        encoder: A name out of `ENCODERS`.
+        encoder: A name out of `ENCODERS`, or "timm/" and the name of any timm backbone, for which there are no default weights.
         image_size: Side in pixels that pictures are resized and padded to, a multiple of 16. The weights fit every size and
             are at their best at 1024.
 
@@ -45,12 +47,12 @@ def build_sam_groupmix(
         InvalidInputError: the image size cannot be used.
         WeightsError: the weights were not found, are damaged, or belong to another encoder.
     """
-    if encoder not in (*ENCODERS, "gmf_sam_test"):
+    if encoder not in (*ENCODERS, "gmf_sam_test") and not encoder.startswith(PREFIX):
         raise UnknownNameError.near("encoder", encoder, ENCODERS)
     image_size = check_img_size(image_size)
     grid = image_size // STRIDE
     sam = Sam(
-        image_encoder=timm.create_model(encoder, img_size=image_size),
+        image_encoder=create_encoder(encoder, image_size),
         prompt_encoder=PromptEncoder(
             embed_dim=EMBED_DIM,
             image_embedding_size=(grid, grid),
@@ -70,6 +72,13 @@ def build_sam_groupmix(
     if checkpoint is not None:
         load_weights(sam, checkpoint)
     return sam.eval()
+
+
+def create_encoder(name: str, image_size: int) -> nn.Module:
+    """Return an untrained encoder by its registered name, or by "timm/" and the name of a timm backbone."""
+    if name.startswith(PREFIX):
+        return SamBackbone(name.removeprefix(PREFIX), image_size)
+    return timm.create_model(name, img_size=image_size)
 
 
 class _Registry(dict[str, Callable[..., Sam]]):
