@@ -8,6 +8,8 @@ __all__ = [
     "ImageReadError",
     "InvalidInputError",
     "MissingExtraError",
+    "RunStoppedError",
+    "SaveError",
     "UnknownNameError",
     "WeightsError",
     "WeightsNotFoundError",
@@ -39,6 +41,14 @@ class UnknownNameError(GroupMixSamError, KeyError):
 
     def __str__(self) -> str:  # KeyError would show the repr of its argument
         return str(self.args[0])
+
+
+class RunStoppedError(GroupMixSamError, InterruptedError):
+    """A run that was told to stop and has saved what it needs to go on."""
+
+
+class SaveError(GroupMixSamError, OSError):
+    """A file that could not be written; what was there before is as it was."""
 
 
 class WeightsError(GroupMixSamError, RuntimeError):

@@ -1,5 +1,6 @@
 """Pictures and prompts as people have them, checked and brought to what SamPredictor takes; masks drawn over pictures."""
 
+import io
 import warnings
 from collections.abc import Sequence
 from os import PathLike
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from .errors import ImageReadError, InvalidInputError
 
-__all__ = ["as_box", "as_points", "as_rgb", "check_aspect", "draw_masks", "read_image"]
+__all__ = ["as_box", "as_points", "as_rgb", "check_aspect", "decode_image", "draw_masks", "read_image"]
 
 # Okabe and Ito's colours, which people with colour blindness can tell apart.
 COLORS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
@@ -28,21 +29,34 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
     """
     if not isinstance(path, (str, PathLike)):
         raise InvalidInputError(f"the picture is {path!r}: give a path, or as_rgb() an array.")
-    path = Path(path)
+    try:
+        return decode_image(Path(path).read_bytes(), path)
+    except FileNotFoundError as e:
+        raise ImageReadError(f"there is no picture {path}: check the path.") from e
+    except OSError as e:
+        if isinstance(e, ImageReadError):
+            raise
+        raise ImageReadError(f"{path} cannot be read ({e}): check the path and its permissions.") from e
+
+
+def decode_image(data: bytes, name: object) -> NDArray[np.uint8]:
+    """Decode a picture file's bytes as `read_image` does; `name` is what an error calls it.
+
+    Raises:
+        ImageReadError: they are no picture, are cut short or make one that is larger than Pillow's limit.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            with Image.open(io.BytesIO(data)) as file:
                 image = ImageOps.exif_transpose(file)
                 if image.mode.startswith(("I", "F")):  # deeper than 8 bits, which Pillow would clip rather than scale
-                    return as_rgb(_as_uint16(np.asarray(image), path))
+                    return as_rgb(_as_uint16(np.asarray(image), name))
                 return np.array(image.convert("RGB"))
-    except FileNotFoundError as e:
-        raise ImageReadError(f"there is no picture {path}: check the path.") from e
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise ImageReadError(f"{path} is too large ({e}): scale it down first.") from e
+        raise ImageReadError(f"{name} is too large ({e}): scale it down first.") from e
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
-        raise ImageReadError(f"{path} cannot be read as a picture ({e}): convert it to PNG or JPEG.") from e
+        raise ImageReadError(f"{name} cannot be read as a picture ({e}): convert it to PNG or JPEG.") from e
 
 
 def as_rgb(image: Any) -> NDArray[np.uint8]:
@@ -163,9 +177,9 @@ def draw_masks(
     return picture
 
 
-def _as_uint16(values: NDArray[Any], path: Path) -> NDArray[np.uint16]:
+def _as_uint16(values: NDArray[Any], name: object) -> NDArray[np.uint16]:
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-        raise ImageReadError(f"{path} has values that are not 8 or 16 bits, from {values.min()} to {values.max()}: convert it.")
+        raise ImageReadError(f"{name} has values that are not 8 or 16 bits, from {values.min()} to {values.max()}: convert it.")
     return values.astype(np.uint16)
 
 

@@ -34,9 +34,17 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from .encoders.config import pretrained_file
-from .errors import InvalidInputError, WeightsError, WeightsNotFoundError
+from .errors import InvalidInputError, SaveError, WeightsError, WeightsNotFoundError
 
-__all__ = ["load_prompt_and_decoder", "load_weights", "push_to_hub", "save_pretrained", "save_weights", "sha256"]
+__all__ = [
+    "load_prompt_and_decoder",
+    "load_weights",
+    "push_to_hub",
+    "save_pretrained",
+    "save_weights",
+    "sha256",
+    "write_beside",
+]
 
 # The base of every error of the HTTP library that this version of huggingface_hub is built on.
 HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -222,7 +230,7 @@ def save_weights(sam: Sam, path: str | PathLike[str], *, training: dict[str, Any
     state_dict = {k: v.detach().cpu().contiguous() for k, v in sam.state_dict().items()}
     if half:
         state_dict = {k: v.half() if v.is_floating_point() and v.numel() >= HALF_FROM else v for k, v in state_dict.items()}
-    _write(path, lambda part: save_file(state_dict, part, metadata))
+    write_beside(path, lambda part: save_file(state_dict, part, metadata))
     return path
 
 
@@ -247,8 +255,8 @@ def save_pretrained(
     save_weights(sam, folder / FILE_NAME, training=training, half=half)
     model_args = {"img_size": encoder.img_size}
     # a Path in older timm, declared as str in newer, which takes both
-    _write(folder / "config.json", lambda part: save_config_for_hf(encoder, cast(Any, part), model_args=model_args))
-    _write(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))
+    write_beside(folder / "config.json", lambda part: save_config_for_hf(encoder, cast(Any, part), model_args=model_args))
+    write_beside(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))
     return folder
 
 
@@ -348,11 +356,13 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, write: Any) -> None:
+def write_beside(path: Path, write: Callable[[Path], Any]) -> None:
     """Call `write` with a path beside `path`, then rename: a failure leaves what was there before."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(part)
         os.replace(part, path)
+    except (OSError, SafetensorError) as e:
+        raise SaveError(f"{path} could not be written ({e}): free some space or give another place; nothing was lost.") from e
     finally:
         part.unlink(missing_ok=True)
