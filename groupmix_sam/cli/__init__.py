@@ -5,6 +5,7 @@ import sys
 import typer
 
 from ..errors import GroupMixSamError
+from .adapt import adapt
 from .distill import distill
 from .info import info
 from .segment import segment
@@ -19,7 +20,7 @@ app = typer.Typer(
 )
 
 # The order is that of --help.
-for command in (segment, distill, info):
+for command in (segment, distill, adapt, info):
     app.command()(command)
 
 

@@ -1,46 +1,69 @@
 """`groupmix-sam distill`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError
 from .options import Encoder
 
+Teacher = Annotated[
+    str, typer.Option(help="MobileSAM's mobile_sam.pt, segment-anything's sam_vit_*.pth, an ONNX file or a TensorRT engine.")
+]
+Provider = Annotated[list[str] | None, typer.Option(help="ONNX Runtime's provider for an ONNX teacher; may be given again.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder for what the teacher says of each picture; in --output by default.")]
+SaveMinutes = Annotated[float, typer.Option(help="Time between checkpoints.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in --output was stopped.")]
+
 
 def distill(
-    pictures: Annotated[Path, typer.Argument(help="A folder of pictures, unlabelled; folders below it count.")],
-    teacher: Annotated[str, typer.Option(help="MobileSAM's mobile_sam.pt, or the same as safetensors.")],
-    output: Annotated[Path, typer.Option(help="Folder to write the weights, the log and the cache to.")] = Path("runs/distill"),
-    minutes: Annotated[float, typer.Option(help="Time to train, beside the teacher's: about a second a picture, once.")] = 60.0,
+    pictures: Annotated[Path, typer.Argument(help="A folder of pictures or tars, a .tar, or a .txt with a path a line.")],
+    teacher: Teacher,
+    output: Annotated[Path, typer.Option(help="Folder for the weights, the logs and the checkpoint.")] = Path("runs/distill"),
+    recipe: Annotated[
+        str, typer.Option(help="'default', 'paper', 'nanosam', or a .yaml file with its own values.")
+    ] = "default",
+    minutes: Annotated[float | None, typer.Option(help="Time to train, beside the teacher's, instead of epochs.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How often to see each picture, instead of the recipe's.")] = None,
     encoder: Encoder = "gmf_sam_2282",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    start: Annotated[str | None, typer.Option(help="Weights to start from, like --checkpoint; none if left out.")] = None,
+    cache: Cache = None,
+    use_cache: Annotated[bool, typer.Option("--cache-features/--no-cache", help="Keep what the teacher says on disk.")] = True,
+    provider: Provider = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random, instead of the recipe's.")] = None,
+    resume: Resume = False,
+    accumulate: Annotated[int, typer.Option(help="Parts that a process takes its share of a batch in.")] = 1,
+    grad_checkpointing: Annotated[bool, typer.Option("--grad-checkpointing", help="Trade time for memory.")] = False,
+    precision: Annotated[str, typer.Option(help="'auto', 'fp32' or 'bf16'.")] = "auto",
+    save_minutes: SaveMinutes = 5.0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
 ) -> None:
-    """Train an encoder to see as MobileSAM's does, on your own unlabelled pictures."""
-    from dataclasses import asdict
+    """Train an encoder to see as a SAM's does, on your own unlabelled pictures."""
+    from dataclasses import replace
 
-    from ..distill import Recipe, cache_features, check_student, find_pictures, load_teacher
-    from ..distill import distill as train
-    from ..sam import build_sam_groupmix
-    from ..weights import load_prompt_and_decoder, save_pretrained
+    from ..distill import RunOptions, load_recipe
+    from ..distill import distill as run
 
-    recipe = Recipe(minutes=minutes, seed=seed)
-    sam = build_sam_groupmix(None, encoder=encoder)
-    check_student(sam.image_encoder)
-    found = find_pictures(pictures)
-    teacher_encoder, teacher_weights = load_teacher(teacher)
-    load_prompt_and_decoder(sam, teacher_weights)
-    cache = output / "cache"
-    typer.echo(f"{len(found)} pictures; what the teacher says of them goes to {cache}, up to {7 * len(found)} MB")
-    cached, skipped = cache_features(found, teacher_encoder, cache)
-    for picture in skipped:
-        typer.echo(f"skipped, it cannot be read or is too narrow: {picture}", err=True)
-    if len(cached) < 2:
-        raise InvalidInputError(f"{pictures} has {len(cached)} picture that can be used: give two or more, one is held out.")
-    held_out = max(1, min(24, len(cached) // 10))
-    average = train(sam.image_encoder, teacher_weights, cached[held_out:], cached[:held_out], output, recipe)
-    sam.image_encoder.load_state_dict(average.state_dict())
-    record = {"pictures": len(cached) - held_out, "held_out": held_out, "recipe": asdict(recipe)}
-    save_pretrained(sam, output / "weights", training=record)
-    typer.echo(f"wrote {output / 'weights'}: use it as --checkpoint; the log is {output / 'log.csv'}")
+    if minutes is not None and epochs is not None:
+        raise InvalidInputError("--minutes and --epochs both say how long to train: give one.")
+    values: dict[str, Any] = {"minutes": minutes, "epochs": epochs, "seed": seed}
+    run(
+        pictures,
+        teacher,
+        output,
+        replace(load_recipe(recipe), **{name: value for name, value in values.items() if value is not None}),
+        RunOptions(
+            resume=resume,
+            accumulate=accumulate,
+            grad_checkpointing=grad_checkpointing,
+            precision=precision,
+            save_minutes=save_minutes,
+            tensorboard=tensorboard,
+        ),
+        encoder=encoder,
+        start=start,
+        cache=cache,
+        use_cache=use_cache,
+        providers=provider or ["CPUExecutionProvider"],
+    )

@@ -1,7 +1,42 @@
-"""Distillation: a small encoder learns the features of MobileSAM's from unlabelled pictures."""
+"""Distillation: a small encoder learns the features of a large one's from unlabelled pictures."""
 
-from .data import find_pictures
-from .teacher import cache_features, load_teacher
-from .train import Phase, Recipe, check_student, distill, r2_score
+from ..errors import MissingExtraError
 
-__all__ = ["Phase", "Recipe", "cache_features", "check_student", "distill", "find_pictures", "load_teacher", "r2_score"]
+try:
+    import accelerate as _accelerate  # noqa: F401
+    import yaml as _yaml  # noqa: F401
+except ImportError as e:
+    raise MissingExtraError.of(str(e.name), "distill") from e
+
+from .adapt import ADAPT, adapt
+from .api import distill
+from .cache import cache_bytes, cache_features
+from .data import CachedPicture, Picture, find_pictures
+from .masks import Decoder
+from .recipe import PRESETS, Phase, Recipe, load_recipe
+from .run import RunOptions
+from .student import check_student
+from .teacher import Teacher, load_teacher
+from .train import r2_score, train_student
+
+__all__ = [
+    "ADAPT",
+    "PRESETS",
+    "CachedPicture",
+    "Decoder",
+    "Phase",
+    "Picture",
+    "Recipe",
+    "RunOptions",
+    "Teacher",
+    "adapt",
+    "cache_bytes",
+    "cache_features",
+    "check_student",
+    "distill",
+    "find_pictures",
+    "load_recipe",
+    "load_teacher",
+    "r2_score",
+    "train_student",
+]

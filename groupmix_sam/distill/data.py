@@ -1,50 +1,151 @@
-"""Pictures to distil on: found in a folder, read back from the teacher's cache whole or as crops with their features."""
+"""Pictures to distil on: found, resized as at inference, cut into crops, and handed out in an order that can be repeated.
 
-import hashlib
+What a run's n-th sample is depends on the seed and on n alone, so that a run goes on where it was stopped, and several
+processes share out what one would have seen.
+"""
+
+import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms.v2 import RandomResizedCrop
 
 from ..encoders.config import SAM_MEAN, SAM_STD, STRIDE
-from ..errors import InvalidInputError
+from ..errors import ImageReadError, InvalidInputError
+from ..images import decode_image
+from .recipe import Recipe
 
-__all__ = ["MAPS", "Maps", "crop_batches", "find_pictures", "pad_and_normalize", "whole_pictures"]
+__all__ = [
+    "CachedPicture",
+    "Maps",
+    "Picture",
+    "Samples",
+    "find_pictures",
+    "pad_and_normalize",
+    "sample_loader",
+    "whole_pictures",
+]
 
-# What the cache holds of a picture beside itself: the teacher's features, and two of its maps on the way to them.
-MAPS = ("features", "hint_in", "hint_out")
 Maps = dict[str, Tensor]
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
-def find_pictures(folder: str | PathLike[str]) -> list[Path]:
-    """Return the pictures in a folder and those below it, sorted.
+@dataclass(frozen=True)
+class Picture:
+    """A picture file, or, with a name, one that lies in a tar at an offset in bytes."""
+
+    path: Path
+    name: str = ""
+    offset: int = 0
+    size: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.name}" if self.name else str(self.path)
+
+    def read_bytes(self) -> bytes:
+        """Return the encoded picture.
+
+        Raises:
+            ImageReadError: it cannot be read.
+        """
+        try:
+            with self.path.open("rb") as f:
+                f.seek(self.offset)
+                return f.read(self.size)
+        except OSError as e:
+            raise ImageReadError(f"{self} cannot be read ({e}): check the path and its permissions.") from e
+
+    def decode(self) -> NDArray[np.uint8]:
+        """Return the picture as H x W x 3, uint8, RGB, upright."""
+        return decode_image(self.read_bytes(), self)
+
+
+@dataclass(frozen=True)
+class CachedPicture:
+    """A file of the cache: the resized picture, uint8, and the teacher's maps without padding, fp16, all H x W x C."""
+
+    path: Path
+
+    def grid(self) -> tuple[int, int]:
+        """Return the rows and columns of 16 x 16 pixels."""
+        with safe_open(self.path, framework="pt") as f:
+            rows, columns, _ = f.get_slice("features").get_shape()
+        return rows, columns
+
+    def read(self) -> Maps:
+        """Return the picture, with what the grid does not cover at its bottom and right, and the maps."""
+        with safe_open(self.path, framework="pt") as f:
+            return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  it is no dict
+
+    def read_part(self, row: int, column: int, rows: int, columns: int) -> Maps:
+        """Return a part of the picture and of the maps; positions and sizes in the grid."""
+        with safe_open(self.path, framework="pt") as f:
+            names = [name for name in f.keys() if name != "image"]  # noqa: SIM118  it is no dict
+            crop: Maps = {name: f.get_slice(name)[row : row + rows, column : column + columns] for name in names}
+            top, left = row * STRIDE, column * STRIDE
+            crop["image"] = f.get_slice("image")[top : top + rows * STRIDE, left : left + columns * STRIDE]
+        return crop
+
+
+def find_pictures(source: str | PathLike[str]) -> list[Picture]:
+    """Return the pictures in a folder and those below it, in a list file, or in a tar; sorted, but for a list's.
+
+    A folder's tars are looked into as well: WebDataset shards such as SA-1B's, as they are. A list file, `.txt`, has a path a
+    line, relative to the file.
 
     Raises:
-        InvalidInputError: there is no such folder or no picture in it.
+        InvalidInputError: there is no such folder or file, or no picture in it.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InvalidInputError(f"there is no folder {folder}: give one with pictures in it.")
-    pictures = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    source = Path(source)
+    if source.is_dir():
+        files = sorted(p for p in source.rglob("*") if p.suffix.lower() in {*SUFFIXES, ".tar"} and p.is_file())
+    elif source.suffix.lower() == ".txt" and source.is_file():
+        lines = source.read_text(encoding="utf-8").splitlines()
+        files = [source.parent / line.strip() for line in lines if line.strip()]
+    elif source.suffix.lower() == ".tar" and source.is_file():
+        files = [source]
+    else:
+        raise InvalidInputError(
+            f"there is no folder {source}: give one with pictures in it, a .tar, or a .txt with a path a line."
+        )
+    pictures = [p for file in files for p in (_in_tar(file) if file.suffix.lower() == ".tar" else [Picture(file)])]
     if not pictures:
-        raise InvalidInputError(f"{folder} has no picture in it: {', '.join(sorted(SUFFIXES))} are looked for.")
+        raise InvalidInputError(f"{source} has no picture in it: {', '.join(sorted(SUFFIXES))} are looked for, and .tar.")
     return pictures
 
 
-def picture_key(picture: Path, teacher: str, image_size: int) -> str:
-    """Return a picture's name in the cache: of its content, the teacher's, the size and the cache's format."""
-    return hashlib.sha256(picture.read_bytes() + f"{teacher}@{image_size}@1".encode()).hexdigest()[:24]
+def _in_tar(path: Path) -> list[Picture]:
+    # The standard library's index and not a stream: only with random access can a stopped run go on at the same sample.
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
+    except (OSError, tarfile.TarError) as e:
+        raise InvalidInputError(f"{path} cannot be read as an uncompressed tar ({e}): fetch it again, or unpack it.") from e
+    return [Picture(path, m.name, m.offset_data, m.size) for m in members]
 
 
-def pad_and_normalize(image: Tensor, image_size: int) -> Tensor:
-    """Turn uint8 RGB, H x W x 3, into an encoder's input, 1 x 3 x S x S, padded at the bottom and the right."""
-    out = torch.zeros(1, 3, image_size, image_size)
-    out[:, :, : image.shape[0], : image.shape[1]] = normalize(image[None])
-    return out
+def resize(image: NDArray[np.uint8], image_size: int) -> Tensor:
+    """Return a picture, H x W x 3, with its long side at `image_size`, resized as `SamPredictor` does.
+
+    Raises:
+        InvalidInputError: the short side would be less than 16 pixels.
+    """
+    scale = image_size / max(image.shape[:2])
+    height, width = (int(side * scale + 0.5) for side in image.shape[:2])
+    if min(height, width) < STRIDE:
+        raise InvalidInputError(f"a picture of {width} x {height} pixels, resized, is too narrow: cut it into parts.")
+    return torch.from_numpy(np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)))
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -54,51 +155,138 @@ def normalize(images: Tensor) -> Tensor:
     return ((images - mean) / std).permute(0, 3, 1, 2)
 
 
-def whole_pictures(paths: Sequence[Path], image_size: int = 1024) -> Iterator[Maps]:
-    """Yield pictures as an encoder sees them at inference: batches of one, padded; the teacher's maps are without padding."""
-    for path in paths:
-        rows, columns = _grid(path)
-        crop = _read(path, 0, 0, rows, columns)
-        image = crop.pop("image")
-        yield {"input": pad_and_normalize(image, image_size), **{name: m[None] for name, m in crop.items()}}
+def pad_and_normalize(image: Tensor, size: int) -> Tensor:
+    """Turn uint8 RGB, H x W x 3, into an encoder's input, 1 x 3 x S x S, padded at the bottom and the right."""
+    out = torch.zeros(1, 3, size, size)
+    out[:, :, : image.shape[0], : image.shape[1]] = normalize(image[None])
+    return out
 
 
-def crop_batches(paths: Sequence[Path], size: int, batch_size: int, generator: torch.Generator) -> Iterator[Maps]:
-    """Yield batches of random square crops forever, of every picture once before any comes again; `size` in pixels.
+def whole_pictures(pictures: Sequence[CachedPicture], image_size: int) -> Iterator[Maps]:
+    """Yield cached pictures as an encoder sees them at inference, one at a time; see `Samples` for the maps."""
+    for picture in pictures:
+        yield _padded(picture.read(), image_size)
 
-    Crops are aligned to the teacher's grid, so that its features of the whole picture are cut without interpolation. Pictures
-    that are smaller than the crop are left out; where all are, as panoramas may be, the crop is as large as the widest of them.
+
+class Samples(Dataset[Maps]):
+    """A phase's samples, endless in number; a sample is a batch of the crops of one picture, or of the whole picture.
+
+    "input" is B x 3 x S x S. "valid", B x h x w, is false where the input is padding; h = w = S / 16. From the cache come the
+    teacher's maps, B x h x w x C. Without it come, for crops, the whole "picture", 1 x 3 x S x S, and the "cells", B x 2, row
+    and column, where the crops begin in the grid, for `teach`. "skipped" are the pictures that
+    could not be read and in whose place the next one stands, by their number.
     """
-    grids = {path: _grid(path) for path in paths}
-    cells = min(size // STRIDE, max(min(grid) for grid in grids.values()))
-    large = [path for path, grid in grids.items() if min(grid) >= cells]
 
-    def crops() -> Iterator[Maps]:
-        while True:
-            for i in torch.randperm(len(large), generator=generator).tolist():
-                rows, columns = grids[large[i]]
-                row = int(torch.randint(rows - cells + 1, (), generator=generator))
-                column = int(torch.randint(columns - cells + 1, (), generator=generator))
-                yield _read(large[i], row, column, cells, cells)
+    def __init__(
+        self, pictures: Sequence[Picture] | Sequence[CachedPicture], recipe: Recipe, number: int, image_size: int
+    ) -> None:
+        self.pictures = pictures
+        self.recipe = recipe
+        self.number = number
+        self.image_size = image_size
+        self.phase = recipe.phases[number]
+        self.crop = self.phase.crop
+        self.crops = recipe.crops_per_picture if self.crop else 1
 
-    stream = crops()
-    while True:
-        batch = [next(stream) for _ in range(batch_size)]
-        stacked = {name: torch.stack([crop[name] for crop in batch]) for name in batch[0]}
-        yield {"input": normalize(stacked.pop("image")), **stacked}
+    def __getitem__(self, i: int) -> Maps:
+        rng = np.random.default_rng([self.recipe.seed, self.number, i])
+        epoch, position = divmod(i, len(self.pictures))
+        order = _order(len(self.pictures), self.recipe.seed, self.number, epoch)
+        skipped: list[int] = []
+        while len(skipped) < len(self.pictures):
+            index = int(order[(position + len(skipped)) % len(order)])
+            picture = self.pictures[index]
+            try:
+                sample = self._cached(picture, rng) if isinstance(picture, CachedPicture) else self._decoded(picture, rng)
+            except (ImageReadError, InvalidInputError):
+                skipped.append(index)
+            else:
+                return sample | {"skipped": torch.tensor(skipped, dtype=torch.long)}
+        raise InvalidInputError(f"none of the {len(self.pictures)} pictures can be used: give a folder of JPEG or PNG files.")
+
+    def _cached(self, picture: CachedPicture, rng: np.random.Generator) -> Maps:
+        if not self.crop:
+            return _padded(picture.read(), self.image_size)
+        parts = [picture.read_part(*window) for window in self._windows(*picture.grid(), rng)]
+        return collate([_padded(part, self.crop) for part in parts])
+
+    def _decoded(self, picture: Picture, rng: np.random.Generator) -> Maps:
+        image = picture.decode()
+        if self.recipe.augmentation == "resized_crop":
+            return self._resized_crop(image, int(rng.integers(2**31)))
+        pixels = resize(image, self.image_size)
+        whole = _padded({"image": pixels}, self.image_size)
+        if not self.crop:
+            return whole
+        windows = self._windows(pixels.shape[0] // STRIDE, pixels.shape[1] // STRIDE, rng)
+        parts = [_padded({"image": _cut(pixels, *window)}, self.crop) for window in windows]
+        cells = torch.tensor([window[:2] for window in windows])
+        return collate(parts) | {"picture": whole["input"], "cells": cells}
+
+    def _resized_crop(self, image: NDArray[np.uint8], seed: int) -> Maps:
+        size = self.crop or self.image_size
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            pixels = RandomResizedCrop((size, size))(pixels)
+        return _padded({"image": pixels.permute(1, 2, 0)}, size)
+
+    def _windows(self, rows: int, columns: int, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
+        """Draw where crops begin in the grid, and their sizes there: smaller than asked for where the picture is."""
+        height, width = (min(self.crop // STRIDE, side) for side in (rows, columns))
+        draw = lambda room: int(rng.integers(room + 1))  # noqa: E731
+        return [(draw(rows - height), draw(columns - width), height, width) for _ in range(self.crops)]
 
 
-def _grid(path: Path) -> tuple[int, int]:
-    """Return a cached picture's rows and columns of 16 x 16 pixels."""
-    with safe_open(path, framework="pt") as f:
-        rows, columns, _ = f.get_slice("features").get_shape()
-    return rows, columns
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, number: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, number, epoch, count]).permutation(count)
 
 
-def _read(path: Path, row: int, column: int, rows: int, columns: int) -> Maps:
-    """Read a part of a cached picture; positions and sizes in the teacher's grid."""
-    with safe_open(path, framework="pt") as f:
-        crop = {name: f.get_slice(name)[row : row + rows, column : column + columns].float() for name in MAPS}
-        top, left = row * STRIDE, column * STRIDE
-        crop["image"] = f.get_slice("image")[top : top + rows * STRIDE, left : left + columns * STRIDE]
-    return crop
+def _cut(pixels: Tensor, row: int, column: int, rows: int, columns: int) -> Tensor:
+    top, left = row * STRIDE, column * STRIDE
+    return pixels[top : top + rows * STRIDE, left : left + columns * STRIDE]
+
+
+def _padded(maps: Maps, size: int) -> Maps:
+    """Turn a part of a picture and its maps into a sample of a square of `size` pixels."""
+    maps = dict(maps)
+    image = maps.pop("image")
+    side = size // STRIDE
+    rows, columns = image.shape[0] // STRIDE, image.shape[1] // STRIDE
+    valid = torch.zeros(1, side, side, dtype=torch.bool)
+    valid[:, :rows, :columns] = True
+    padded = {name: F.pad(m, (0, 0, 0, side - columns, 0, side - rows))[None] for name, m in maps.items()}
+    return {"input": pad_and_normalize(image, size), "valid": valid, **padded}
+
+
+def collate(samples: Sequence[Maps]) -> Maps:
+    """Join samples into one batch."""
+    return {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+
+
+@dataclass(frozen=True)
+class Share(Sampler[list[int]]):
+    """The samples of one process's micro-batches, in a phase's steps from `first` to before `last`."""
+
+    first: int
+    last: int
+    size: int
+    accumulate: int
+    process: int
+    processes: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for micro in range(self.first * self.accumulate, self.last * self.accumulate):
+            begin = (micro * self.processes + self.process) * self.size
+            yield list(range(begin, begin + self.size))
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * self.accumulate
+
+
+def sample_loader(samples: Samples, share: Share, workers: int) -> "DataLoader[Maps]":
+    """Return a loader that reads ahead in processes of its own, or in this one without any."""
+    return DataLoader(
+        samples, batch_sampler=share, num_workers=workers, collate_fn=collate, pin_memory=torch.cuda.is_available()
+    )

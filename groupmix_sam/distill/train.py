@@ -1,300 +1,423 @@
-"""Distil a GroupMixFormer SAM encoder from the cached features of MobileSAM's, on one machine.
+"""Distil a SAM encoder from a teacher's features.
 
-    groupmix-sam distill photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine
+    one CPU or one GPU
+        groupmix-sam distill photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine
+    several GPUs of a machine
+        torchrun --nproc_per_node 4 -m groupmix_sam distill photos/ --teacher mobile_sam.pt --output runs/mine
+        accelerate launch --multi_gpu --num_processes 4 -m groupmix_sam distill ...
+    several machines, the same on each, with photos/ and runs/ on a disk that they share
+        torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 -m groupmix_sam distill ...
+    after a stop of any kind
+        the same with --resume
 
-What the recipe is made of:
-
-* the loss is the squared error of the final features in units of the teacher's variance, so 1 - R2, plus that of two maps on
-  the way (FitNets, arXiv 1412.6550), whose weight falls to nothing;
-* the first blocks of stage 3 start from the MLPs and local convolutions of the teacher's third stage, which have the same
-  width, and the neck from ridge regression of the teacher's features on the untrained backbone's;
-* small crops first, whole pictures as at inference last; AdamW, warm-up, cosine; the weights are averaged over steps (EMA);
-* at the end the neck is fitted anew by ridge regression, on whole pictures.
+What a step does depends on the recipe and on its number alone, so that a run that was stopped ends with the weights of one that
+was not. docs/distill.md says what the recipe's parts are and what each is worth.
 """
 
 import math
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, cast
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..encoders.config import STRIDE
-from ..encoders.groupmixformer import GroupMixFormer
-from ..encoders.neck import ConcatNeck
-from ..errors import InvalidInputError
-from .data import MAPS, Maps, crop_batches, whole_pictures
+from ..errors import InvalidInputError, RunStoppedError
+from ..weights import write_beside
+from .checkpoint import Progress, load_checkpoint, save_checkpoint
+from .data import CachedPicture, Maps, Picture, Samples, Share, sample_loader, whole_pictures
+from .figures import draw_features, stack_pictures
+from .masks import Decoder, boxes_of, draw_points, mask_losses
+from .recipe import Phase, Recipe
+from .run import Log, RunOptions, describe_run, keep_memory, open_run, read_ahead, save_run, start_accelerator, stop_signals
+from .student import Student, check_student, fit_neck, start_from_teacher
+from .teacher import Teacher, teach
 
-__all__ = ["Phase", "Recipe", "distill", "r2_score"]
+__all__ = ["r2_score", "train_student"]
 
-LOG_EVERY = 50  # steps
-CHECK_EVERY = 300.0  # seconds
+CHECKPOINT = "checkpoint.safetensors"
+LOG_EVERY = 20  # steps
+CHECKS = 10  # of a run, or one an epoch where there are more
+CHECK_PICTURES = 8
+START_PICTURES = 12  # whole pictures' worth of samples, for the neck's start and the teacher's variance
 FINISH_PICTURES = 150  # for the last fit of the neck, whose 61 440 weights they outnumber by far
+POINTS = 4  # prompts by point of each picture in a phase on masks, and as many by box at most
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A part of the training: from which share of the time on, on crops of which side in pixels, how many at once.
-
-    A crop of 0 stands for whole pictures, one at a time.
-    """
-
-    begin: float
-    crop: int
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to distil; the defaults, but for the time, are those of the weights that ship."""
-
-    minutes: float = 60.0
-    lr: float = 2e-3
-    weight_decay: float = 0.05
-    hint_weight: float = 0.5
-    ema_decay: float = 0.998
-    warmup: float = 0.02
-    seed: int = 0
-    phases: tuple[Phase, ...] = field(default=(Phase(0.0, 256, 8), Phase(0.65, 512, 2), Phase(0.85, 0, 1)))
-
-    def __post_init__(self) -> None:
-        for name in ("minutes", "lr", "warmup"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
-                raise InvalidInputError(f"{name} is {value!r}: give a positive number.")
-        begins = [phase.begin for phase in self.phases]
-        if not begins or begins[0] != 0 or begins != sorted(begins) or begins[-1] >= 1:
-            raise InvalidInputError(f"the phases begin at {begins}: the first begins at 0, the others later and before 1.")
-        for phase in self.phases:
-            if phase.crop < 0 or phase.crop % STRIDE or phase.batch_size < 1:
-                raise InvalidInputError(f"{phase}: the crop is 0 or a multiple of {STRIDE}, the batch has one or more.")
-
-
-class Student(nn.Module):
-    """An encoder, with the 1x1 maps that its hints go through; they are dropped after training."""
-
-    def __init__(self, encoder: GroupMixFormer) -> None:
-        super().__init__()
-        self.encoder = encoder
-        chs = encoder.feature_info[2]["num_chs"]
-        self.hint_in = nn.Conv2d(chs, 160, kernel_size=1)
-        self.hint_out = nn.Conv2d(chs, 160, kernel_size=1)
-        for hint in (self.hint_in, self.hint_out):
-            nn.init.dirac_(hint.weight)
-            nn.init.zeros_(cast(Tensor, hint.bias))
-
-    def forward(self, x: Tensor) -> Maps:
-        """Map B x 3 x H x W to the teacher's maps, B x H/16 x W/16 x C."""
-        seen: list[Tensor] = []
-        patch_embed = cast(Any, self.encoder.stages[2]).patch_embed
-        handle = patch_embed.register_forward_hook(lambda _m, _i, out: seen.append(out))
-        try:
-            features, stages = self.encoder.forward_intermediates(x)
-        finally:
-            handle.remove()
-        maps = {"features": features, "hint_in": self.hint_in(seen[0]), "hint_out": self.hint_out(stages[2])}
-        return {name: m.permute(0, 2, 3, 1) for name, m in maps.items()}
-
-
-def start_from_teacher(encoder: GroupMixFormer, teacher: dict[str, Tensor]) -> None:
-    """Copy the MLPs, their norms and the local convolutions of MobileSAM's third stage into the student's.
-
-    `teacher` has MobileSAM's names. A local convolution replaces its input and the student's is added to it, so the identity is
-    taken off. Blocks of another width are left as they are.
-    """
-    for i, block in enumerate(cast(Any, encoder.stages[2]).blocks):
-        prefix = f"image_encoder.layers.2.blocks.{i}."
-        fc1 = teacher.get(f"{prefix}mlp.fc1.weight")
-        if fc1 is None or fc1.shape != block.mlp.fc1.weight.shape:
-            break
-        for module, name in ((block.norm2, "norm"), (block.mlp.fc1, "fc1"), (block.mlp.fc2, "fc2")):
-            module.load_state_dict({k: teacher[f"{prefix}mlp.{name}.{k}"] for k in ("weight", "bias")})
-        bn = {k: teacher[f"{prefix}local_conv.bn.{k}"] for k in ("weight", "bias", "running_mean", "running_var")}
-        scale = bn["weight"] / (bn["running_var"] + 1e-5).sqrt()
-        weight = teacher[f"{prefix}local_conv.c.weight"] * scale[:, None, None, None]
-        weight[:, :, 1, 1] -= 1.0
-        block.cpe.load_state_dict({"weight": weight, "bias": bn["bias"] - bn["running_mean"] * scale})
-
-
-@torch.no_grad()
-def fit_neck(encoder: GroupMixFormer, batches: Iterator[Maps], ridge: float) -> None:
-    """Set the neck to the ridge regression of the teacher's features on the backbone's.
-
-    `ridge` is what is added to the diagonal, in units of its mean.
-    """
-    proj = cast(ConcatNeck, encoder.neck).proj
-    gram = torch.zeros(proj.in_channels, proj.in_channels, dtype=torch.float64)
-    cross = torch.zeros(proj.in_channels, proj.out_channels, dtype=torch.float64)
-    seen: list[Tensor] = []
-    handle = proj.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-    try:
-        for batch in batches:
-            encoder(batch["input"])
-            rows, columns = batch["features"].shape[1:3]
-            x = seen.pop().permute(0, 2, 3, 1)[:, :rows, :columns].flatten(0, 2).double()
-            gram += x.T @ x
-            cross += x.T @ batch["features"].flatten(0, 2).double()
-    finally:
-        handle.remove()
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
-    proj.weight.copy_(torch.linalg.solve(gram, cross).T[:, :, None, None])
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move `average` towards `model`; faster in the first steps, which are soon out of date."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    for ours, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if ours.is_floating_point():
-            ours.lerp_(theirs, weight)
-        else:
-            ours.copy_(theirs)
-
-
-@torch.no_grad()
-def r2_score(encoder: nn.Module, cached: Sequence[Path], image_size: int = 1024) -> float:
-    """Return how well an encoder's features match the teacher's on whole pictures: 1 - squared error / variance.
-
-    The variance is about each channel's mean over all the pictures; padding does not count. 1 is a perfect match, 0 is no
-    better than those means.
-    """
-    error = total = 0.0
-    count = 0
-    sums = torch.zeros(256, dtype=torch.float64)
-    for picture in whole_pictures(cached, image_size):
-        target = picture["features"].double()
-        rows, columns = target.shape[1:3]
-        out = encoder(picture["input"]).permute(0, 2, 3, 1)[:, :rows, :columns]
-        error += (out - target).square().sum().item()
-        total += target.square().sum().item()
-        sums += target.sum((0, 1, 2))
-        count += rows * columns
-    return 1.0 - error / (total - (sums.square() / count).sum().item())
-
-
-def check_student(encoder: nn.Module) -> None:
-    """Raise InvalidInputError unless the encoder is a GroupMixFormer of 3 stages or more with the paper's neck."""
-    if (
-        not isinstance(encoder, GroupMixFormer)
-        or not isinstance(encoder.neck, ConcatNeck)
-        or len(encoder.feature_info) < 3
-        or encoder.feature_info[2]["reduction"] != STRIDE
-    ):
-        raise InvalidInputError(
-            f"a {type(encoder).__name__} like this cannot be distilled here: use one of the gmf_sam_ encoders."
-        )
-
-
-def distill(
-    encoder: GroupMixFormer,
-    teacher: dict[str, Tensor],
-    cached: Sequence[Path],
-    held_out: Sequence[Path],
+def train_student(
+    encoder: nn.Module,
+    teacher: Teacher,
+    pictures: Sequence[Picture] | Sequence[CachedPicture],
+    held_out: Sequence[CachedPicture],
     folder: Path,
     recipe: Recipe,
+    options: RunOptions = RunOptions(),  # noqa: B008  it is frozen
+    *,
+    teacher_weights: dict[str, Tensor] | None = None,
+    decoder: Decoder | None = None,
     image_size: int = 1024,
-) -> nn.Module:
-    """Train an encoder on cached pictures; return its averaged weights, with the R2 on `held_out` printed and logged.
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train an encoder to give the teacher's features; return it with the averaged weights, and the record of the run.
 
-    Writes into `folder`: `log.csv`, and every five minutes `encoder.safetensors`, the average so far.
+    Writes into `folder`: `run.yaml` (the recipe, and what it is run on), `log.csv`, `checkpoint.safetensors`, `features/` and
+    `features.png` (teacher and student side by side at each check), `encoder.safetensors` (the average).
 
     Args:
-        encoder: A GroupMixFormer with the paper's neck.
-        teacher: MobileSAM's weights, by its own names.
-        cached: Files of `cache_features` to train on.
-        held_out: Files of `cache_features` to measure on.
+        encoder: A SAM encoder of this package; turn the recipe's starts off if it is trained already.
+        teacher: Asked for the features that are not in the cache.
+        pictures: To train on: from `cache_features`, or as they are, for the teacher to see each time anew.
+        held_out: To measure on.
         folder: Where to write.
         recipe: How to train.
-        image_size: Side in pixels that the pictures were cached at.
-    """
-    check_student(encoder)
-    if not cached or not held_out:
-        raise InvalidInputError(f"{len(cached)} pictures to train on and {len(held_out)} held out: give one of each or more.")
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    student = Student(encoder).train()
-    start_from_teacher(encoder, teacher)
-    fit_neck(encoder, islice(phase_batches(cached, recipe.phases[0], image_size, generator), 24), ridge=1e-3)
-    variance = map_variance(cached[:32], image_size)
-    average = deepcopy(student).eval()
-    optimizer = torch.optim.AdamW(parameter_groups(student, recipe.weight_decay), lr=recipe.lr)
+        options: How to carry it out.
+        teacher_weights: MobileSAM's weights by its own names, for the recipe's `teacher_blocks`.
+        decoder: The frozen mask decoder, for phases whose target is masks.
+        image_size: Side in pixels that pictures are resized to.
 
-    seconds, tick, checked = 0.0, time.monotonic(), 0.0
-    phase: Phase | None = None
-    batches: Iterator[Maps] = iter(())
-    total = round(60 * recipe.minutes)
-    with (folder / "log.csv").open("w") as log, tqdm(total=total, unit="s", disable=None) as bar:
-        print("step", "seconds", "crop", "lr", *MAPS, "r2", sep=",", file=log)
-        step = 0
-        while (progress := seconds / (60 * recipe.minutes)) < 1:
-            current = next(p for p in reversed(recipe.phases) if progress >= p.begin)
-            if current is not phase:
-                phase = current
-                batches = phase_batches(cached, phase, image_size, generator)
-                if not phase.crop:
-                    freeze_batch_norm(student)
-            batch = next(batches)
-            lr = recipe.lr * min((progress + 1e-3) / recipe.warmup, 0.5 + 0.5 * math.cos(math.pi * progress))
-            hint_weight = recipe.hint_weight * (1 - progress)
-            losses = training_step(student, optimizer, batch, variance, lr, hint_weight)
-            update_average(average, student, recipe.ema_decay, step)
+    Raises:
+        InvalidInputError: the recipe does not fit the encoder, the pictures or the number of processes; there is a run in the
+            folder already, or, to resume, another one.
+        RunStoppedError: the process was told to stop (SIGTERM, Ctrl-C); the run can be resumed.
+        SaveError: something cannot be written; the checkpoint before it is kept.
+    """
+    accelerator = start_accelerator(options.precision)
+    check_run(encoder, pictures, recipe, accelerator.num_processes * options.accumulate)
+    if not held_out:
+        raise InvalidInputError("no picture is held out to measure on: give one or more.")
+    if any(phase.target == "masks" for phase in recipe.phases) and decoder is None:
+        raise InvalidInputError("the recipe has a phase on masks: pass the mask decoder.")
+    description = describe_run(encoder, teacher, pictures, held_out, recipe, image_size)
+    record = open_run(folder, description, resume=options.resume)
+    accelerator.wait_for_everyone()  # before the first writes what the others look for
+    keep_memory()
+
+    hints = {name: chs for name, chs in teacher.channels.items() if name != "features" and recipe.hint_weight > 0}
+    student = Student(encoder, hints).to(accelerator.device).train()
+    if options.grad_checkpointing:
+        cast(Any, encoder).set_grad_checkpointing()
+    feed = Feed(pictures, teacher, recipe, image_size, accelerator, options.accumulate)
+    if record is None:
+        if recipe.teacher_blocks:
+            start_from_teacher(encoder, teacher_weights or {})
+        variance = start_neck(student, feed)
+        steps = plan_steps(student, feed, Objective(recipe, variance, decoder))
+        record = description | {"steps": steps, "variance": variance}
+        if accelerator.is_main_process:
+            save_run(folder, record)
+    objective = Objective(recipe, record["variance"], decoder)
+    if decoder is not None:
+        decoder.to(accelerator.device)
+    optimizer = make_optimizer(student, recipe)
+    average = deepcopy(student).eval()
+    progress = Progress()
+    if options.resume and (folder / CHECKPOINT).is_file():
+        progress = load_checkpoint(folder / CHECKPOINT, student, average, optimizer)
+    with (
+        stop_signals() as stopped,
+        Log(folder, progress.step, active=accelerator.is_main_process, tensorboard=options.tensorboard) as log,
+    ):
+        run = Run(accelerator, student, average, optimizer, objective, feed, record["steps"], held_out, folder, log, options)
+        train(run, progress, stopped)
+        score = finish(run)
+    return average.encoder, record | {"r2": score, "skipped": [str(pictures[i]) for i in sorted(feed.skipped)]}
+
+
+@dataclass
+class Run:
+    """What lives as long as a run."""
+
+    accelerator: Accelerator
+    student: Student
+    average: Student
+    optimizer: torch.optim.Optimizer
+    objective: "Objective"
+    feed: "Feed"
+    steps: list[int]  # of each phase
+    held_out: Sequence[CachedPicture]
+    folder: Path
+    log: Log
+    options: RunOptions
+
+    def images(self, step: int) -> float:
+        """Return how many whole pictures' worth of pixels have been seen after a step."""
+        done = 0.0
+        for phase, steps in zip(self.feed.recipe.phases, self.steps, strict=True):
+            done += min(step, steps) * pixels_of(phase, self.feed.image_size)
+            step = max(0, step - steps)
+        return done
+
+
+def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
+    """Take the steps that are left."""
+    main, last = run.accelerator.is_main_process, sum(run.steps)
+    model, optimizer = run.accelerator.prepare(run.student, run.optimizer)
+    images = run.images(last)
+    checks = max(CHECKS, math.ceil(images / len(run.feed.pictures)))
+    step, seconds = progress
+    tick = saved = time.monotonic()
+    sums: Counter[str] = Counter()
+    with tqdm(total=round(images), initial=round(run.images(step)), unit="image", disable=None if main else True) as bar:
+        for phase, parts in steps_left(run, step):
+            done = run.images(step) / images
             step += 1
+            sums.update(training_step(run, model, optimizer, parts, phase, step, done))
+            update_average(run.average, run.student, run.feed.recipe.ema_decay, step)
             now = time.monotonic()
-            took = min(now - tick, 10.0)  # a machine that was asleep has not used up the time
-            seconds, tick = seconds + took, now
-            bar.update(min(round(seconds), total) - bar.n)
-            bar.set_postfix(step=step, crop=phase.crop or "whole", r2=f"{1 - losses['features']:.3f}", refresh=False)
-            if seconds - checked > CHECK_EVERY or step % LOG_EVERY == 0:
-                score = None
-                if seconds - checked > CHECK_EVERY:
-                    checked = seconds
-                    score = r2_score(average.encoder, held_out[:8], image_size)
-                    save_encoder(average.encoder, folder / "encoder.safetensors")
-                    tick = time.monotonic()
-                log_row(log, step, seconds, phase.crop, lr, losses, score)
-        trained = r2_score(average.encoder, held_out, image_size)
-        log_row(log, step, seconds, 0, 0.0, losses, trained)
-        fit_neck(average.encoder, whole_pictures(cached[:FINISH_PICTURES], image_size), ridge=1e-5)
-        score = r2_score(average.encoder, held_out, image_size)
-        log_row(log, step, seconds, 0, 0.0, losses, score)
-    save_encoder(average.encoder, folder / "encoder.safetensors")
-    print(f"R2 {score:.4f} on {len(held_out)} held-out pictures after {step} steps, {trained:.4f} before the neck's last fit")
-    return average.encoder
+            seconds, tick = seconds + min(now - tick, 60.0), now  # a machine that was asleep has not used up the time
+            bar.update(round(run.images(step)) - bar.n)
+            check = math.floor(checks * run.images(step) / images) > math.floor(checks * done)
+            stop = agreed(stopped(), run.accelerator)
+            if step % LOG_EVERY == 0 or check or stop:
+                values = mean_losses(sums, run.accelerator)
+                sums.clear()
+                if check:
+                    values["r2"] = measure(run, step)
+                bar.set_postfix({k: f"{values[k]:.3f}" for k in ("features", "r2") if k in values}, refresh=False)
+                run.log.write(step, seconds=seconds, images=run.images(step), lr=learning_rate(run.feed.recipe, done), **values)
+            if main and (check or stop or now - saved > 60 * run.options.save_minutes):
+                save_checkpoint(run.folder / CHECKPOINT, run.student, run.average, run.optimizer, Progress(step, seconds))
+                saved = time.monotonic()
+            if stop:
+                raise RunStoppedError(f"stopped after step {step} of {last}: go on with --resume.")
+            if check:
+                tick = time.monotonic()
+
+
+def steps_left(run: Run, step: int) -> Iterator[tuple[Phase, list[Maps]]]:
+    """Yield the steps that are left after `step`, with their phase and this process's parts of their batch."""
+    first = 0
+    for number, (phase, steps) in enumerate(zip(run.feed.recipe.phases, run.steps, strict=True)):
+        done = max(0, step - first)
+        if done < steps:
+            if done == 0 and phase.target == "masks" and run.feed.recipe.ridge_finish:
+                finish_neck(run)
+            run.student.train()
+            if run.feed.part_size(phase) < 2:
+                freeze_batch_norm(run.student)
+            batches = run.feed.batches(number, done, steps)
+            for _ in range(done, steps):
+                yield phase, [next(batches) for _ in range(run.feed.accumulate)]
+        first += steps
 
 
 def training_step(
-    student: Student, optimizer: torch.optim.Optimizer, batch: Maps, variance: dict[str, float], lr: float, hint_weight: float
-) -> dict[str, float]:
-    """Take one step; return the squared error of each map over the teacher's variance."""
-    outputs = student(batch["input"])
-    rows, columns = batch["features"].shape[1:3]  # the padding of a whole picture does not count
-    losses = {name: (outputs[name][:, :rows, :columns] - batch[name]).square().mean() / variance[name] for name in MAPS}
-    loss = losses["features"] + hint_weight * (losses["hint_in"] + losses["hint_out"])
+    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Maps], phase: Phase, step: int, done: float
+) -> dict[str, Any]:
+    """Take one step, `done` of the run's pixels having been seen; return the sums of its losses, and of its parts."""
+    accelerator, recipe = run.accelerator, run.feed.recipe
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = learning_rate(recipe, done)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    sums: Counter[str] = Counter(parts=len(parts))
+    for i, batch in enumerate(parts):
+        last = i + 1 == len(parts)
+        with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
+            outputs = model(batch["input"])
+            part = (step * len(parts) + i) * accelerator.num_processes + accelerator.process_index
+            loss, losses = run.objective(outputs, batch, phase, 1 - done, part)
+            accelerator.backward(loss / len(parts))
+        sums.update({name: value.detach() for name, value in losses.items()})
+    if recipe.clip_norm:
+        accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
     optimizer.step()
-    return {name: value.item() for name, value in losses.items()}
+    return dict(sums)
 
 
-def phase_batches(cached: Sequence[Path], phase: Phase, image_size: int, generator: torch.Generator) -> Iterator[Maps]:
-    """Yield a phase's batches forever."""
-    if phase.crop:
-        yield from crop_batches(cached, phase.crop, phase.batch_size, generator)
-    while True:
-        order = torch.randperm(len(cached), generator=generator).tolist()
-        yield from whole_pictures([cached[i] for i in order], image_size)
+@dataclass
+class Objective:
+    """The losses: on the features, on the hints while the run is young, and through the mask decoder where a phase asks for it.
+
+    `variance` is the teacher's, by map, about its channels' means.
+    """
+
+    recipe: Recipe
+    variance: dict[str, float]
+    decoder: Decoder | None
+
+    def __call__(
+        self, outputs: Maps, batch: Maps, phase: Phase, remaining: float, part: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its terms for a batch, with `remaining` of the run to come; `part` seeds the prompts."""
+        terms = {name: self.error(out, batch, name) for name, out in outputs.items()}
+        loss = terms["features"]
+        for name in terms.keys() - {"features"}:
+            loss = loss + self.recipe.hint_weight * remaining * terms[name]
+        if phase.target == "masks":
+            terms["masks"] = self.masks(outputs["features"], batch, part)
+            loss = loss + terms["masks"]
+        return loss, terms
+
+    def error(self, out: Tensor, batch: Maps, name: str) -> Tensor:
+        """Return the mean error of a map, B x h x w x C, where the input is not padding."""
+        target = batch[name].to(out.dtype)
+        if self.recipe.loss == "huber" and name == "features":
+            errors = F.huber_loss(out, target, reduction="none")
+        else:
+            errors = (out - target).square() / self.variance[name]
+        weight = batch["valid"].unsqueeze(-1)
+        return (errors * weight).sum() / (weight.sum() * out.shape[-1])
+
+    def masks(self, features: Tensor, batch: Maps, part: int) -> Tensor:
+        """Return the mean over pictures of the masks' losses, for points and for the boxes of what they show."""
+        decoder = cast(Decoder, self.decoder)
+        generator = torch.Generator().manual_seed(int(np.random.default_rng([self.recipe.seed, part]).integers(2**62)))
+        losses = []
+        for ours, theirs, valid in zip(features, batch["features"].to(features.dtype), batch["valid"], strict=True):
+            student, teacher = (m.permute(2, 0, 1)[None] for m in (ours, theirs))
+            points = draw_points(valid, POINTS, generator)
+            with torch.no_grad():
+                by_point = decoder(teacher, points=points)
+                boxes = boxes_of(by_point)
+                by_box = decoder(teacher, boxes=boxes) if len(boxes) else None
+            losses.append(mask_losses(decoder(student, points=points), by_point, valid))
+            if by_box is not None:
+                losses.append(mask_losses(decoder(student, boxes=boxes), by_box, valid))
+        return torch.stack(losses).mean()
+
+
+@dataclass
+class Feed:
+    """The pictures, as batches on the device with the teacher's maps. `skipped` are those that could not be read."""
+
+    pictures: Sequence[Picture] | Sequence[CachedPicture]
+    teacher: Teacher
+    recipe: Recipe
+    image_size: int
+    accelerator: Accelerator
+    accumulate: int
+
+    def __post_init__(self) -> None:
+        self.skipped: set[int] = set()
+
+    def part_size(self, phase: Phase) -> int:
+        """Return how many crops or pictures a process takes at a time."""
+        return phase.batch_size // (self.accelerator.num_processes * self.accumulate)
+
+    def batches(self, number: int, first: int, last: int) -> Iterator[Maps]:
+        """Yield this process's parts of the batches of a phase's steps from `first` to before `last`."""
+        samples = Samples(self.pictures, self.recipe, number, self.image_size)
+        size = self.part_size(samples.phase) // samples.crops
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        yield from self._load(samples, Share(first, last, size, self.accumulate, process, processes))
+
+    def first_batches(self, number: int, images: float) -> Iterator[Maps]:
+        """Yield a phase's first batches, the same whole ones in every process, of `images` whole pictures' worth of pixels."""
+        samples = Samples(self.pictures, self.recipe, number, self.image_size)
+        count = math.ceil(images / pixels_of(samples.phase, self.image_size))
+        yield from self._load(samples, Share(0, count, samples.phase.batch_size // samples.crops, 1, 0, 1))
+
+    def whole_pictures(self, count: int) -> Iterator[Maps]:
+        """Yield up to so many different pictures, one at a time, as they are seen at inference."""
+        recipe = replace(self.recipe, phases=(Phase(),), augmentation="crop", crops_per_picture=1)
+        samples = Samples(self.pictures, recipe, 0, self.image_size)
+        yield from self._load(samples, Share(0, min(count, len(self.pictures)), 1, 1, 0, 1))
+
+    def _load(self, samples: Samples, share: Share) -> Iterator[Maps]:
+        device = self.accelerator.device
+        for batch in sample_loader(samples, share, read_ahead(self.accelerator)):
+            self.skipped.update(batch.pop("skipped", torch.zeros(0)).long().tolist())
+            yield teach({name: m.to(device, non_blocking=True) for name, m in batch.items()}, self.teacher)
+
+
+def check_run(
+    encoder: nn.Module,
+    pictures: Sequence[Picture] | Sequence[CachedPicture],
+    recipe: Recipe,
+    parts: int,
+) -> None:
+    """Raise InvalidInputError for what cannot be run; `parts` are those that a batch is cut into, over all processes."""
+    check_student(encoder)
+    if not pictures:
+        raise InvalidInputError("there is no picture to train on: give one or more.")
+    if recipe.augmentation == "resized_crop" and isinstance(pictures[0], CachedPicture):
+        raise InvalidInputError("a resized crop is another picture each time and cannot come from the cache: use none.")
+    for phase in recipe.phases:
+        multiple = parts * (recipe.crops_per_picture if phase.crop else 1)
+        if phase.batch_size % multiple:
+            raise InvalidInputError(
+                f"{phase}: a batch in {parts} parts, by processes and accumulation, is a multiple of {multiple}: change either."
+            )
+
+
+def pixels_of(phase: Phase, image_size: int) -> float:
+    """Return the pixels of a phase's batch, in whole padded pictures."""
+    return phase.batch_size * ((phase.crop or image_size) / image_size) ** 2
+
+
+def start_neck(student: Student, feed: Feed) -> dict[str, float]:
+    """Fit the neck, if the recipe says so; return the mean variance of the teacher's maps about their channels' means."""
+    recipe = feed.recipe
+    if not recipe.ridge_start and recipe.loss == "huber" and not student.hints:
+        return {"features": 1.0}  # the loss does not look at it
+    batches = list(feed.first_batches(0, START_PICTURES))
+    if recipe.ridge_start:
+        fit_neck(student.encoder, batches, ridge=1e-3)
+    names = ["features", *student.hints]
+    return {name: torch.cat([b[name][b["valid"]] for b in batches]).float().var(0).mean().item() for name in names}
+
+
+def plan_steps(student: Student, feed: Feed, objective: Objective) -> list[int]:
+    """Return the steps of each phase; for a recipe of so many minutes, by what steps take here, tried on a copy."""
+    recipe = feed.recipe
+    share = sum(phase.share for phase in recipe.phases)
+    of_epoch = [phase.share / share * len(feed.pictures) / pixels_of(phase, feed.image_size) for phase in recipe.phases]
+    epochs = recipe.epochs
+    if recipe.minutes is not None:
+        seconds = [step_seconds(student, feed, objective, number) for number in range(len(recipe.phases))]
+        took = feed.accelerator.reduce(torch.tensor(seconds, device=feed.accelerator.device), reduction="mean").tolist()
+        epochs = 60 * recipe.minutes / sum(n * t for n, t in zip(of_epoch, took, strict=True))
+    return [max(1, round(epochs * n)) for n in of_epoch]
+
+
+def step_seconds(student: Student, feed: Feed, objective: Objective, number: int) -> float:
+    """Return what a step of a phase takes: the least of up to three, on a copy of the student."""
+    phase = feed.recipe.phases[number]
+    trial = deepcopy(student)
+    optimizer = make_optimizer(trial, feed.recipe)
+    times = []
+    batches = feed.batches(number, 0, 3)
+    for _ in range(3):
+        begin = time.monotonic()
+        for batch in (next(batches) for _ in range(feed.accumulate)):
+            with feed.accelerator.autocast():
+                loss, _ = objective(trial(batch["input"]), batch, phase, 1.0, 0)
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.monotonic() - begin)
+        if sum(times) > 30:
+            break
+    return min(times)
+
+
+def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer: matrices and kernels decay, biases and norms do not."""
+    parameters = list(student.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+    # Fused, as a loop over hundreds of small tensors waits for the other threads hundreds of times.
+    return kind([group for group in groups if group["params"]], lr=recipe.lr, fused=True)
+
+
+def learning_rate(recipe: Recipe, done: float) -> float:
+    """Return the learning rate when `done` of the run's pixels have been seen."""
+    rise = min(1.0, (done + 1e-3) / recipe.warmup) if recipe.warmup else 1.0
+    fall = 0.5 + 0.5 * math.cos(math.pi * done) if recipe.schedule == "cosine" else 1.0
+    return recipe.lr * min(rise, fall)
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
@@ -304,31 +427,103 @@ def freeze_batch_norm(model: nn.Module) -> None:
             m.eval()
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the parameters in two groups: matrices and kernels decay, biases and norms do not."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move `average` towards `model` after a step; faster after the first ones, which are soon out of date."""
+    weight = 1 - min(decay, step / (9 + step))
+    for ours, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if ours.is_floating_point():
+            ours.lerp_(theirs, weight)
+        else:
+            ours.copy_(theirs)
 
 
-def map_variance(cached: Sequence[Path], image_size: int) -> dict[str, float]:
-    """Return the mean variance of each of the teacher's maps about its channels' means."""
-    pictures = list(whole_pictures(cached, image_size))
-    return {name: torch.cat([p[name].flatten(0, 2) for p in pictures]).var(0).mean().item() for name in MAPS}
+def agreed(stopped: bool, accelerator: Accelerator) -> bool:
+    """Return whether any process was told to stop, so that all of them do after the same step."""
+    if accelerator.num_processes == 1:
+        return stopped
+    return bool(cast(Tensor, accelerator.reduce(torch.tensor(float(stopped), device=accelerator.device))).item())
 
 
-def log_row(
-    log: TextIO, step: int, seconds: float, crop: int, lr: float, losses: dict[str, float], score: float | None
-) -> None:
-    errors = [f"{losses[name]:.4f}" for name in MAPS]
-    r2 = "" if score is None else f"{score:.4f}"
-    print(step, round(seconds), crop, f"{lr:.2e}", *errors, r2, sep=",", file=log, flush=True)
+def mean_losses(sums: dict[str, Any], accelerator: Accelerator) -> dict[str, float]:
+    """Return the mean losses over the parts that were summed, of all processes."""
+    parts = sums["parts"]
+    return {
+        name: cast(Tensor, accelerator.reduce(value / parts, reduction="mean")).item()
+        for name, value in sorted(sums.items())
+        if name != "parts"
+    }
+
+
+def measure(run: Run, step: int) -> float:
+    """Return the average's R2 on the first held-out pictures, draw the features of one, save the average."""
+    score = r2_score(run.average.encoder, run.held_out[:CHECK_PICTURES], run.feed.image_size, run.accelerator)
+    if run.accelerator.is_main_process:
+        picture = next(whole_pictures(run.held_out[:1], run.feed.image_size))
+        rows, columns = run.held_out[0].grid()
+        device = run.accelerator.device
+        with torch.no_grad():
+            student = run.average.encoder(picture["input"].to(device))[0].permute(1, 2, 0)[:rows, :columns]
+        row = draw_features(
+            picture["input"][0, :, : rows * STRIDE, : columns * STRIDE],
+            picture["features"][0, :rows, :columns],
+            student,
+            f"step {step}, R2 {score:.3f}",
+        )
+        path = run.folder / "features" / f"{step:07}.png"
+        path.parent.mkdir(exist_ok=True)
+        write_beside(path, lambda part: row.save(part, format="PNG"))
+        save_encoder(run.average.encoder, run.folder / "encoder.safetensors")
+    return score
+
+
+def finish_neck(run: Run) -> None:
+    """Fit the average's neck anew on whole pictures, and go on from the average."""
+    fit_neck(run.average.encoder, run.feed.whole_pictures(FINISH_PICTURES), ridge=1e-5)
+    run.student.load_state_dict(run.average.state_dict())
+
+
+def finish(run: Run) -> float:
+    """Fit the neck for the last time, measure on all held-out pictures, write what is left to write; return the R2."""
+    recipe, last = run.feed.recipe, sum(run.steps)
+    if recipe.ridge_finish and recipe.phases[-1].target == "features":
+        finish_neck(run)
+    score = r2_score(run.average.encoder, run.held_out, run.feed.image_size, run.accelerator)
+    run.log.write(last, images=run.images(last), r2=score)
+    if run.accelerator.is_main_process:
+        save_encoder(run.average.encoder, run.folder / "encoder.safetensors")
+        stack_pictures(sorted((run.folder / "features").glob("*.png")), run.folder / "features.png")
+    run.accelerator.wait_for_everyone()
+    return score
+
+
+@torch.no_grad()
+def r2_score(
+    encoder: nn.Module, pictures: Sequence[CachedPicture], image_size: int = 1024, accelerator: Accelerator | None = None
+) -> float:
+    """Return how well an encoder's features match the teacher's on whole pictures: 1 - squared error / variance.
+
+    The variance is about each channel's mean over all the pictures; padding does not count. 1 is a perfect match, 0 is no
+    better than those means. With an accelerator, its processes share the pictures out.
+    """
+    process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    device = accelerator.device if accelerator else "cpu"
+    sums = torch.zeros(3 + 256, dtype=torch.float64)  # error, total, count, and the channels' sums
+    for picture in whole_pictures(pictures[process::processes], image_size):
+        valid = picture["valid"]
+        target = picture["features"][valid].double()
+        out = encoder(picture["input"].to(device)).permute(0, 2, 3, 1).cpu()[valid]
+        sums[0] += (out - target).square().sum()
+        sums[1] += target.square().sum()
+        sums[2] += len(target)
+        sums[3:] += target.sum(0)
+    if accelerator:
+        sums = cast(Tensor, accelerator.reduce(sums.to(device))).cpu()
+    error, total, count = sums[:3].tolist()
+    return 1.0 - error / (total - (sums[3:].square() / count).sum().item())
 
 
 def save_encoder(encoder: nn.Module, path: Path) -> None:
-    """Write an encoder's weights beside `path`, then rename."""
-    part = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, part)
-    os.replace(part, path)
+    """Write an encoder's weights."""
+    weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+    write_beside(path, lambda part: save_file(weights, part))

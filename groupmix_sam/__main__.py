@@ -1,0 +1,5 @@
+"""`python -m groupmix_sam`, for torchrun and accelerate launch."""
+
+from .cli import main
+
+main()

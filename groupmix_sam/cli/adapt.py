@@ -1,0 +1,40 @@
+"""`groupmix-sam adapt`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .distill import Cache, Resume, SaveMinutes, Teacher
+from .options import Checkpoint, Encoder
+
+
+def adapt(
+    pictures: Annotated[Path, typer.Argument(help="Your frames: a folder of pictures or tars, a .tar, or a .txt of paths.")],
+    teacher: Teacher,
+    output: Annotated[Path, typer.Option(help="Folder for the weights, the logs and the checkpoint.")] = Path("runs/adapt"),
+    minutes: Annotated[float, typer.Option(help="Time to train, beside the teacher's.")] = 20.0,
+    general: Annotated[Path | None, typer.Option(help="Pictures of other things, some of which are mixed in.")] = None,
+    checkpoint: Checkpoint = "default",
+    encoder: Encoder = "gmf_sam_2282",
+    cache: Cache = None,
+    resume: Resume = False,
+    save_minutes: SaveMinutes = 5.0,
+) -> None:
+    """Train on from weights that are trained already, on unlabelled frames of your own line."""
+    from dataclasses import replace
+
+    from ..distill import ADAPT, RunOptions
+    from ..distill import adapt as run
+
+    run(
+        pictures,
+        teacher,
+        output,
+        replace(ADAPT, minutes=minutes),
+        RunOptions(resume=resume, save_minutes=save_minutes),
+        start=checkpoint,
+        encoder=encoder,
+        general=general,
+        cache=cache,
+    )

@@ -1,0 +1,117 @@
+"""Adapt an encoder that is trained already to the pictures of one's own line."""
+
+import json
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import nn
+from tqdm import tqdm
+
+from ..weights import write_beside
+from .api import hold_out, prepare_models, train_and_save
+from .cache import cache_features
+from .data import CachedPicture, find_pictures, whole_pictures
+from .masks import Decoder, draw_points, mask_agreement
+from .recipe import Phase, Recipe
+from .run import RunOptions, check_folder
+from .train import check_run
+
+__all__ = ["ADAPT", "adapt", "agreement"]
+
+# A low rate and no new fit of the neck, so that what was known is kept.
+ADAPT = Recipe(minutes=20.0, phases=(Phase(0.7, 512, 2), Phase(0.3, 0, 1)), lr=3e-4, ridge_finish=False).continued()
+POINTS = 16  # of each held-out picture
+GENERAL_SHARE = 0.25  # of the training pictures, where a general set is given
+
+
+def adapt(
+    pictures: str | PathLike[str],
+    teacher: str | PathLike[str],
+    output: str | PathLike[str],
+    recipe: Recipe = ADAPT,
+    options: RunOptions = RunOptions(),  # noqa: B008  it is frozen
+    *,
+    start: str | PathLike[str] = "default",
+    encoder: str = "gmf_sam_2282",
+    general: str | PathLike[str] | None = None,
+    cache: str | PathLike[str] | None = None,
+    image_size: int = 1024,
+) -> dict[str, Any]:
+    """Distil on from trained weights on one's own unlabelled frames; return the record, with the agreement before and after.
+
+    Writes into `output` what `distill` writes, and `agreement.json`: for every held-out frame, the IoU of the student's masks
+    with the teacher's, for points drawn over it, before and after.
+
+    Args:
+        pictures: The frames, as `find_pictures` takes them.
+        teacher: What `load_teacher` takes.
+        output: Folder to write to.
+        recipe: How to train; its starts are left out.
+        options: How to carry it out.
+        start: The weights to start from.
+        encoder: The encoder that they are for.
+        general: Pictures of other things, as `find_pictures` takes them; some are mixed in, so that what was known is kept.
+        cache: Folder for the teacher's features; in `output` by default.
+        image_size: Side in pixels that pictures are resized to.
+
+    Raises:
+        GroupMixSamError: one of those that `distill` raises.
+    """
+    output = Path(output)
+    measured, own = hold_out(find_pictures(pictures))
+    others = find_pictures(general) if general is not None else []
+    mixed = min(len(others), round(len(own) * GENERAL_SHARE / (1 - GENERAL_SHARE)))
+    others = [others[i] for i in np.random.default_rng(recipe.seed).permutation(len(others))[:mixed]]
+    sam, source, teacher_weights = prepare_models(encoder, start, teacher, (), image_size)
+    recipe = recipe.continued()
+    check_run(sam.image_encoder, own, recipe, PartialState().num_processes * options.accumulate)
+    check_folder(output, resume=options.resume)
+    folder = Path(cache) if cache is not None else output / "cache"
+    held_out, skipped = cache_features(measured, source, folder, image_size)
+    training, unusable = cache_features([*own, *others], source, folder, image_size)
+    training = [picture for picture in training if picture not in set(held_out)]
+    decoder = Decoder(sam)
+    before = agreement(sam.image_encoder, held_out, decoder, image_size)
+    record = train_and_save(
+        sam, source, training, held_out, output, recipe, options, teacher_weights=teacher_weights, skipped=skipped + unusable
+    )
+    after = agreement(sam.image_encoder, held_out, decoder, image_size)
+    found = {"before": summary(before), "after": summary(after), "points_a_picture": POINTS, "pictures": len(held_out)}
+    if PartialState().is_main_process:
+        details = found | {"ious_before": before.tolist(), "ious_after": after.tolist()}
+        write_beside(output / "agreement.json", lambda part: part.write_text(json.dumps(details), encoding="utf-8"))
+        for name, (mean, low, high) in (("before", summary(before)), ("after", summary(after))):
+            print(f"agreement with the teacher {name}: mask IoU {mean:.3f} ({low:.3f} to {high:.3f})")
+    return record | {"agreement": found}
+
+
+@torch.no_grad()
+def agreement(encoder: nn.Module, pictures: Sequence[CachedPicture], decoder: Decoder, image_size: int = 1024) -> Any:
+    """Return the IoUs of an encoder's masks with the teacher's, pictures x 16 points drawn over each, always the same.
+
+    Of the three masks that a point may mean, the one with the best predicted IoU counts, for each of the two.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    generator = torch.Generator().manual_seed(0)
+    ious = []
+    for picture in tqdm(whole_pictures(pictures, image_size), total=len(pictures), desc="agreement", disable=None):
+        valid = picture["valid"][0]
+        student = encoder(picture["input"])
+        teacher = picture["features"].float().permute(0, 3, 1, 2)
+        ious.append(mask_agreement(student, teacher, valid, decoder, draw_points(valid, POINTS, generator)))
+    encoder.train(was_training)
+    return torch.stack(ious).numpy()
+
+
+def summary(ious: Any) -> tuple[float, float, float]:
+    """Return the mean of IoUs, pictures x points, and its 95 % interval by bootstrap over the pictures."""
+    means = ious.mean(1)
+    drawn = np.random.default_rng(0).integers(len(means), size=(2000, len(means)))
+    low, high = np.percentile(means[drawn].mean(1), (2.5, 97.5))
+    return float(means.mean()), float(low), float(high)

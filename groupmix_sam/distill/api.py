@@ -1,0 +1,155 @@
+"""The whole way from pictures to weights that `build_sam_groupmix` takes."""
+
+import sys
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..errors import InvalidInputError, MissingExtraError
+from ..sam import build_sam_groupmix
+from ..weights import find_weights, load_prompt_and_decoder, read_weights, save_pretrained
+from .cache import cache_bytes, cache_features
+from .data import CachedPicture, Picture, find_pictures
+from .figures import plot_log
+from .masks import Decoder
+from .recipe import Recipe
+from .run import RunOptions, check_folder
+from .teacher import Teacher, load_teacher
+from .train import check_run, train_student
+
+__all__ = ["distill"]
+
+DEFAULT_ENCODER = "gmf_sam_2282"
+MAX_HELD_OUT = 24
+
+
+def distill(
+    pictures: str | PathLike[str] | Sequence[Picture],
+    teacher: str | PathLike[str],
+    output: str | PathLike[str],
+    recipe: Recipe = Recipe(),  # noqa: B008  it is frozen
+    options: RunOptions = RunOptions(),  # noqa: B008
+    *,
+    encoder: str = "gmf_sam_2282",
+    start: str | PathLike[str] | None = None,
+    cache: str | PathLike[str] | None = None,
+    use_cache: bool = True,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    image_size: int = 1024,
+) -> dict[str, Any]:
+    """Distil an encoder from unlabelled pictures; return the record of the run, which the weights' header has as well.
+
+    Writes into `output`: `weights/` (`model.safetensors`, `config.json` and the card), `loss.png`, and what `train_student`
+    writes. A tenth of the pictures, 24 at most, is held out to measure on.
+
+    Args:
+        pictures: What `find_pictures` takes, or what it returns.
+        teacher: What `load_teacher` takes.
+        output: Folder to write to.
+        recipe: How to train.
+        options: How to carry it out.
+        encoder: A name out of `groupmix_sam.sam.ENCODERS`, or "timm/" and the name of a timm backbone.
+        start: Weights to start from, as `build_sam_groupmix` takes them; the recipe's own starts are then left out.
+        cache: Folder for the teacher's features; in `output` by default.
+        use_cache: Whether to keep the teacher's features, which a resized crop forbids. Those held out are kept in any case.
+        providers: ONNX Runtime's, for a teacher in ONNX.
+        image_size: Side in pixels that pictures are resized to.
+
+    Raises:
+        GroupMixSamError: one of those that `find_pictures`, `load_teacher`, `cache_features` and `train_student` raise.
+    """
+    found = find_pictures(pictures) if isinstance(pictures, (str, PathLike)) else list(pictures)
+    sam, source, teacher_weights = prepare_models(encoder, start, teacher, providers, image_size)
+    if start is not None:
+        recipe = recipe.continued()
+    use_cache = use_cache and recipe.augmentation == "crop"
+    measured, others = hold_out(found)
+    # Before the teacher is asked, which may take hours.
+    check_run(sam.image_encoder, others, recipe, PartialState().num_processes * options.accumulate)
+    check_folder(Path(output), resume=options.resume)
+    folder = Path(cache) if cache is not None else Path(output, "cache")
+    if PartialState().is_main_process:
+        size = cache_bytes(found, source, image_size) / 1e9
+        where = f"what the teacher says of them goes to {folder}, up to {size:.1f} GB" if use_cache else "no cache"
+        print(f"{len(found)} pictures; {where}")
+    held_out, skipped = cache_features(measured, source, folder, image_size)
+    training: Sequence[Picture] | Sequence[CachedPicture] = others
+    if use_cache:
+        cached, unusable = cache_features(others, source, folder, image_size)
+        training = [picture for picture in cached if picture not in set(held_out)]  # the same picture may come twice
+        skipped += unusable
+    return train_and_save(
+        sam, source, training, held_out, Path(output), recipe, options, teacher_weights=teacher_weights, skipped=skipped
+    )
+
+
+def prepare_models(
+    encoder: str, start: str | PathLike[str] | None, teacher: str | PathLike[str], providers: Sequence[str], image_size: int
+) -> tuple[Sam, Teacher, dict[str, Tensor]]:
+    """Return a Sam to be trained, with the teacher's decoder, or MobileSAM's; the teacher; and the teacher's weights."""
+    sam = build_sam_groupmix(start, encoder=encoder, image_size=image_size)
+    source, weights = load_teacher(teacher, providers)
+    decoder = weights or read_weights(find_weights("default", DEFAULT_ENCODER))[0]
+    load_prompt_and_decoder(sam, decoder)
+    return sam, source, weights
+
+
+def hold_out(pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
+    """Return a tenth of the pictures, 24 at most, to measure on, and the others.
+
+    Raises:
+        InvalidInputError: there is but one.
+    """
+    if len(pictures) < 2:
+        raise InvalidInputError(f"there is only one picture, {pictures[0]}: give two or more, as one is held out.")
+    count = max(1, min(MAX_HELD_OUT, len(pictures) // 10))
+    order = np.random.default_rng(0).permutation(len(pictures))
+    return [pictures[i] for i in order[:count]], [pictures[i] for i in sorted(order[count:])]
+
+
+def train_and_save(
+    sam: Sam,
+    teacher: Teacher,
+    training: Sequence[Picture] | Sequence[CachedPicture],
+    held_out: Sequence[CachedPicture],
+    output: Path,
+    recipe: Recipe,
+    options: RunOptions,
+    *,
+    teacher_weights: dict[str, Tensor],
+    skipped: Sequence[Picture],
+) -> dict[str, Any]:
+    """Train a Sam's encoder, put it into the Sam and write the whole; return the record of the run."""
+    image_size = sam.image_encoder.img_size
+    average, record = train_student(
+        sam.image_encoder,
+        teacher,
+        training,
+        held_out,
+        output,
+        recipe,
+        options,
+        teacher_weights=teacher_weights,
+        decoder=Decoder(sam),
+        image_size=image_size,
+    )
+    record["skipped"] = sorted({*record["skipped"], *map(str, skipped)})
+    sam.image_encoder.load_state_dict(average.state_dict())
+    sam.to("cpu").eval()
+    if PartialState().is_main_process:
+        for name in record["skipped"]:
+            print(f"skipped, it cannot be read or is too narrow: {name}", file=sys.stderr)
+        save_pretrained(sam, output / "weights", training=record)
+        print(f"R2 {record['r2']:.4f} on {len(held_out)} held-out pictures; {len(record['skipped'])} skipped")
+        print(f"wrote {output / 'weights'}: use it as --checkpoint; the features are drawn in {output / 'features.png'}")
+        try:
+            plot_log(output / "log.csv", output / "loss.png")
+        except MissingExtraError as e:
+            print(f"no plot of the loss: {e}", file=sys.stderr)
+    return record

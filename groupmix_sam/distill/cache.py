@@ -1,0 +1,113 @@
+"""What the teacher says of each picture, kept on disk: one safetensors file a picture, so that it is asked once."""
+
+import hashlib
+import shutil
+import zlib
+from collections.abc import Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ..encoders.config import STRIDE
+from ..errors import ImageReadError, InvalidInputError
+from ..weights import write_beside
+from .data import CachedPicture, Maps, Picture, pad_and_normalize, resize
+from .teacher import Teacher
+
+__all__ = ["cache_bytes", "cache_features"]
+
+# Goes into the keys: to be changed with what a file holds or how a picture is resized.
+FORMAT = "2"
+
+
+def cache_bytes(pictures: Sequence[Picture], teacher: Teacher, image_size: int = 1024) -> int:
+    """Return how many bytes a cache of these pictures takes at most, when all are square."""
+    pixel = 3 + 2 * sum(teacher.channels.values()) / STRIDE**2
+    return round(len(pictures) * image_size**2 * pixel)
+
+
+def cache_features(
+    pictures: Sequence[Picture], teacher: Teacher, folder: str | PathLike[str], image_size: int = 1024
+) -> tuple[list[CachedPicture], list[Picture]]:
+    """Write what the teacher says of each picture, once; return the cached pictures, and those that cannot be used.
+
+    A file holds the resized picture and the teacher's maps without padding, H x W x C in fp16: about 6 MB for a photo. It is
+    named after the picture's content, the teacher, the size and the format: what has changed is computed anew, and so is what
+    was damaged. Pictures that cannot be read, or whose short side would be under 16 pixels, are skipped. Several processes
+    (accelerate) share out the pictures; all of them return the same.
+
+    Raises:
+        InvalidInputError: none of the pictures can be used, there is none, or the disk has too little room for them.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = PartialState()
+    needed = cache_bytes(pictures, teacher, image_size) - sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InvalidInputError(
+            f"{folder} may need {needed / 1e9:.1f} GB more and the disk has {free / 1e9:.1f}: "
+            "put the cache elsewhere, or do without one."
+        )
+    paths = [_path(folder, picture, teacher, image_size) for picture in pictures]
+    mine = range(state.process_index, len(pictures), state.num_processes)
+    for i in tqdm(mine, desc="teacher", unit="picture", disable=None if state.is_main_process else True):
+        path = paths[i]
+        if path is None or _is_whole(path):
+            continue
+        try:
+            maps = _ask(pictures[i], teacher, image_size, state.device)
+        except (ImageReadError, InvalidInputError):
+            path.unlink(missing_ok=True)
+            continue
+        write_beside(path, partial(save_file, maps, metadata={"crc32": _checksum(maps)}))
+    state.wait_for_everyone()
+    # Told from the files, so that every process comes to the same without a word to the others.
+    skipped = [picture for picture, path in zip(pictures, paths, strict=True) if path is None or not path.is_file()]
+    cached = sorted({path for path in paths if path is not None and path.is_file()})
+    if not cached:
+        raise InvalidInputError(f"none of the {len(pictures)} pictures can be used: give a folder of JPEG or PNG files.")
+    return [CachedPicture(path) for path in cached], skipped
+
+
+def _path(folder: Path, picture: Picture, teacher: Teacher, image_size: int) -> Path | None:
+    """Return where the cache keeps a picture, None if it cannot be read."""
+    try:
+        content = picture.read_bytes()
+    except ImageReadError:
+        return None
+    key = hashlib.sha256(content + f"{teacher.key}@{image_size}@{FORMAT}".encode()).hexdigest()
+    return folder / f"{key[:32]}.safetensors"
+
+
+def _ask(picture: Picture, teacher: Teacher, image_size: int, device: torch.device) -> Maps:
+    """Return the picture with the long side at `image_size`, and the teacher's maps of it, all H x W x C."""
+    pixels = resize(picture.decode(), image_size)
+    rows, columns = pixels.shape[0] // STRIDE, pixels.shape[1] // STRIDE
+    maps = teacher(pad_and_normalize(pixels, image_size).to(device))
+    out = {name: m[0].permute(1, 2, 0)[:rows, :columns].half().cpu().contiguous() for name, m in maps.items()}
+    return out | {"image": pixels}
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file is there and holds what was written."""
+    try:
+        with safe_open(path, framework="pt") as f:
+            maps = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  it is no dict
+            return (f.metadata() or {}).get("crc32") == _checksum(maps)
+    except (OSError, SafetensorError):
+        return False
+
+
+def _checksum(maps: dict[str, Tensor]) -> str:
+    crc = 0
+    for name in sorted(maps):
+        crc = zlib.crc32(maps[name].numpy().tobytes(), zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"

@@ -1,0 +1,219 @@
+"""Recipes: how to distil, as a dataclass, a YAML file or one of the presets."""
+
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, cast, get_args, get_type_hints
+
+import yaml
+
+from ..encoders.config import STRIDE
+from ..errors import InvalidInputError, UnknownNameError
+
+__all__ = ["PRESETS", "Phase", "Recipe", "load_recipe", "recipe_from_dict", "save_recipe"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run.
+
+    Args:
+        share: Of the run's pixels.
+        crop: Side of the square crops in pixels, a multiple of 16; 0 for whole pictures, padded as at inference.
+        batch_size: Crops or pictures a step, over all processes.
+        target: "features", or "masks": through the frozen mask decoder as well.
+    """
+
+    share: float = 1.0
+    crop: int = 0
+    batch_size: int = 1
+    target: str = "features"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to distil. The defaults, but for the length, are those of the weights that ship.
+
+    Args:
+        epochs: How often each picture's pixels are seen: crops that cover half of a picture are half a pass over it.
+        minutes: Sets `epochs` by what a step takes on this machine; the teacher's time and the checks come on top.
+        phases: What is trained on, one after the other.
+        augmentation: "crop", cut from the resized picture so that the teacher's features of the whole can be cut alike and
+            cached; "resized_crop", torchvision's RandomResizedCrop as in NanoSAM, which the teacher must see each time anew.
+        crops_per_picture: How many crops a picture gives each time it is read. More than one pays without a cache.
+        loss: On the features: "mse", in units of the teacher's variance, or "huber", as it is.
+        optimizer: "adamw" or "adam".
+        lr: Highest learning rate.
+        schedule: "cosine", down to 0, or "constant".
+        warmup: Share of the run in which the learning rate rises.
+        weight_decay: Of matrices and kernels.
+        clip_norm: Largest norm of the gradient; 0 for any.
+        ema_decay: Of the average of the weights, which is what a run returns; 0 for no average.
+        hint_weight: Of the losses on the teacher's maps on the way (FitNets, arXiv 1412.6550), at the start; it falls to 0.
+        ridge_start: Start a linear neck at the ridge regression of the teacher's features on the backbone's.
+        ridge_finish: Fit the neck so once more, on whole pictures, after the last phase on features.
+        teacher_blocks: Start the third stage from the MLPs and local convolutions of MobileSAM's third stage.
+        seed: Of the order, the crops and the prompts.
+    """
+
+    epochs: float = 6.0
+    minutes: float | None = None
+    phases: tuple[Phase, ...] = field(default=(Phase(0.65, 256, 8), Phase(0.25, 512, 2), Phase(0.10, 0, 1)))
+    augmentation: str = "crop"
+    crops_per_picture: int = 1
+    loss: str = "mse"
+    optimizer: str = "adamw"
+    lr: float = 2e-3
+    schedule: str = "cosine"
+    warmup: float = 0.02
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    ema_decay: float = 0.998
+    hint_weight: float = 0.5
+    ridge_start: bool = True
+    ridge_finish: bool = True
+    teacher_blocks: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "minutes", "lr"):
+            value = getattr(self, name)
+            if not (name == "minutes" and value is None) and not (_is_number(value) and value > 0):
+                raise InvalidInputError(f"{name} is {value!r}: give a positive number.")
+        for name in ("weight_decay", "clip_norm", "hint_weight"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise InvalidInputError(f"{name} is {value!r}: give a number, 0 or more.")
+        for name in ("warmup", "ema_decay"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < 1:
+                raise InvalidInputError(f"{name} is {value!r}: give a number from 0 to below 1.")
+        for name in ("ridge_start", "ridge_finish", "teacher_blocks"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInputError(f"{name} is {getattr(self, name)!r}: give true or false.")
+        _choice("augmentation", self.augmentation, ("crop", "resized_crop"))
+        _choice("loss", self.loss, ("mse", "huber"))
+        _choice("optimizer", self.optimizer, ("adamw", "adam"))
+        _choice("schedule", self.schedule, ("cosine", "constant"))
+        if not _is_count(self.crops_per_picture):
+            raise InvalidInputError(f"crops_per_picture is {self.crops_per_picture!r}: give 1 or more.")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise InvalidInputError(f"seed is {self.seed!r}: give a whole number, 0 or more.")
+        if not self.phases:
+            raise InvalidInputError("the recipe has no phase: give one or more.")
+        for phase in self.phases:
+            self._check(phase)
+        if self.phases[0].target == "masks" and self.ridge_start:
+            raise InvalidInputError("the first phase's target is masks: begin with a phase on features, or ridge_start=False.")
+
+    def _check(self, phase: Phase) -> None:
+        _choice("target", phase.target, ("features", "masks"))
+        if not _is_number(phase.share) or phase.share <= 0:
+            raise InvalidInputError(f"{phase}: the share is a positive number, of the sum of all.")
+        if not isinstance(phase.crop, int) or phase.crop < 0 or phase.crop % STRIDE:
+            raise InvalidInputError(f"{phase}: the crop is a multiple of {STRIDE}, or 0 for whole pictures.")
+        if not _is_count(phase.batch_size):
+            raise InvalidInputError(f"{phase}: the batch has one or more.")
+        if phase.crop and phase.batch_size % self.crops_per_picture:
+            raise InvalidInputError(f"{phase}: the batch is no multiple of crops_per_picture, {self.crops_per_picture}.")
+        if phase.target == "masks" and (phase.crop or self.augmentation != "crop"):
+            raise InvalidInputError(f"{phase}: masks need whole pictures, crop=0, and augmentation='crop'.")
+
+    def continued(self) -> "Recipe":
+        """Return the recipe for an encoder that is trained already: without the starts, and the hints that need them."""
+        return replace(self, ridge_start=False, teacher_blocks=False, hint_weight=0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain values, as they stand in YAML."""
+        return asdict(self) | {"phases": [asdict(phase) for phase in self.phases]}
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return a preset by name, or the recipe in a YAML file.
+
+    Raises:
+        UnknownNameError: there is no such preset, or no such field in a recipe.
+        InvalidInputError: the file is not there, is no YAML, or a value cannot be used.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if path.suffix not in {".yaml", ".yml"}:
+        raise UnknownNameError.near("recipe", name, [*PRESETS, "a .yaml file"])
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+        raise InvalidInputError(f"{path} cannot be read as YAML ({e}): give one as a run's recipe.yaml.") from e
+    if not isinstance(values, dict):
+        raise InvalidInputError(f"{path} holds no recipe: give one as a run's recipe.yaml, `lr: 0.002` and so on.")
+    return recipe_from_dict(values)
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe as YAML."""
+    path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def recipe_from_dict(values: dict[str, Any]) -> Recipe:
+    """Return the recipe with these values, as they stand in YAML, and the defaults for others."""
+    values = dict(values)
+    phases = values.pop("phases", None)
+    if phases is not None:
+        if not isinstance(phases, (list, tuple)) or not all(isinstance(phase, dict) for phase in phases):
+            raise InvalidInputError(f"phases is {phases!r}: give a list of share, crop, batch_size and target.")
+        values["phases"] = tuple(Phase(**_checked(Phase, phase)) for phase in phases)
+    return Recipe(**_checked(Recipe, values))
+
+
+def _checked(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values, whole numbers made floats where floats are meant; raise for a name that is no field."""
+    hints = get_type_hints(kind)
+    known = [f.name for f in fields(kind)]
+    for name in values:
+        if name not in known:
+            raise UnknownNameError.near(f"field of a {kind.__name__.lower()}", name, known)
+
+    def check(name: str, value: object) -> object:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return float(cast(int, value)) if whole and float in (hints[name], *get_args(hints[name])) else value
+
+    return {name: check(name, value) for name, value in values.items()}
+
+
+def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidInputError(f"{name} is {value!r}: use {' or '.join(map(repr, choices))}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+_NANOSAM = Recipe(
+    epochs=200,
+    phases=(Phase(1.0, 0, 16),),
+    augmentation="resized_crop",
+    loss="huber",
+    optimizer="adam",
+    lr=3e-4,
+    schedule="constant",
+    warmup=0.0,
+    weight_decay=0.0,
+    clip_norm=0.0,
+    ema_decay=0.0,
+    hint_weight=0.0,
+    ridge_start=False,
+    ridge_finish=False,
+    teacher_blocks=False,
+)
+PRESETS = {
+    "default": Recipe(),
+    # Wu & Ma, arXiv 2403.10053: NanoSAM's framework, 13 epochs of batches of 8.
+    "paper": replace(_NANOSAM, epochs=13, phases=(Phase(1.0, 0, 8),)),
+    # The defaults of github.com/NVIDIA-AI-IOT/nanosam, nanosam/tools/train.py.
+    "nanosam": _NANOSAM,
+}

@@ -1,0 +1,147 @@
+"""The whole way, by the functions and by the command line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from groupmix_sam import build_sam_groupmix
+from groupmix_sam.cli import app
+from groupmix_sam.distill import ADAPT, Phase, Recipe, adapt, distill, find_pictures
+from groupmix_sam.distill.adapt import summary
+from groupmix_sam.distill.api import hold_out
+from groupmix_sam.errors import InvalidInputError
+from groupmix_sam.weights import save_weights
+
+from .conftest import paint
+
+SIZE = 256
+SHORT = Recipe(epochs=0.5, phases=(Phase(1.0, 64, 2),), ridge_finish=False)
+
+
+def run(*args):
+    return CliRunner().invoke(app, [str(a) for a in args], catch_exceptions=False)
+
+
+def test_hold_out(photos):
+    pictures = find_pictures(photos)
+    measured, others = hold_out(pictures)
+    assert len(measured) == 1
+    assert sorted(map(str, measured + others)) == sorted(map(str, pictures))
+    many = pictures * 100
+    assert [len(part) for part in hold_out(many)] == [24, 576]
+    with pytest.raises(InvalidInputError, match="only one picture"):
+        hold_out(pictures[:1])
+
+
+def test_distill(mobile_sam, photos, tmp_path, capsys):
+    """Pictures in, weights out that the builder loads, with the teacher's own decoder and the record in their header."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(4):
+        paint(folder / f"{i}.png", 160, 120, i)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    distill(folder, mobile_sam, tmp_path / "run", SHORT, encoder="gmf_sam_test", image_size=SIZE)
+    said = capsys.readouterr()
+    assert "5 pictures; what the teacher says of them goes to" in said.out
+    assert f"skipped, it cannot be read or is too narrow: {folder / 'broken.jpg'}" in said.err
+    weights = tmp_path / "run" / "weights"
+    assert f"wrote {weights}" in said.out
+    sam = build_sam_groupmix(weights, encoder="gmf_sam_test", image_size=SIZE)
+    teacher = torch.load(mobile_sam, weights_only=True)
+    assert torch.equal(sam.mask_decoder.iou_token.weight, teacher["mask_decoder.iou_token.weight"])
+    trained = load_file(tmp_path / "run" / "encoder.safetensors")
+    assert torch.equal(sam.image_encoder.neck.proj.weight, trained["neck.proj.weight"])
+    with safe_open(weights / "model.safetensors", framework="pt") as f:
+        record = json.loads(f.metadata()["training"])
+    assert record["recipe"]["phases"] == SHORT.to_dict()["phases"]
+    assert record["skipped"] == [str(folder / "broken.jpg")]
+    assert (weights / "README.md").is_file()
+    assert (tmp_path / "run" / "loss.png").is_file()
+
+
+def test_command_from_the_start_of_a_timm_backbone(mobile_sam, photos, tmp_path):
+    """`groupmix-sam distill`, without a cache, of a backbone that only timm knows."""
+    recipe = tmp_path / "short.yaml"
+    recipe.write_text("phases: [{crop: 64, batch_size: 2}]\nridge_finish: false\n")
+    out = tmp_path / "run"
+    done = run(
+        "distill", photos / "below", "--teacher", mobile_sam, "--output", out, "--epochs", "0.01", "--recipe", recipe,
+        "--encoder", "timm/resnet10t", "--no-cache",
+    )  # fmt: skip
+    assert done.exit_code == 0
+    assert "3 pictures; no cache" in done.stdout
+    sam = build_sam_groupmix(out / "weights", encoder="timm/resnet10t")
+    trained = load_file(out / "encoder.safetensors")
+    assert torch.equal(sam.image_encoder.neck.proj.weight, trained["neck.proj.weight"])
+    assert len(list((out / "cache").glob("*.safetensors"))) == 1, "but for the picture that is held out"
+
+
+def test_command_refuses_before_the_teacher_is_asked(photos, mobile_sam, tmp_path):
+    for args, match in (
+        (["--minutes", "1", "--epochs", "1"], "give one"),
+        (["--recipe", "papers"], "did you mean paper"),
+        (["--accumulate", "3"], "a batch in 3 parts"),
+        (["--precision", "fp8"], "precision is 'fp8'"),
+    ):
+        with pytest.raises((InvalidInputError, KeyError), match=match):
+            run("distill", photos, "--teacher", mobile_sam, "--output", tmp_path / "run", *args)
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_adapt(mobile_sam, tmp_path, capsys):
+    """From weights that are trained already, with some of a general set; agreement is told before and after."""
+    line, general = tmp_path / "line", tmp_path / "general"
+    for folder, seed in ((line, 0), (general, 10)):
+        folder.mkdir()
+        for i in range(7):
+            paint(folder / f"{i}.png", 160, 120, seed + i)
+    start = save_weights(build_sam_groupmix(None, encoder="gmf_sam_test", image_size=SIZE), tmp_path / "start.safetensors")
+    recipe = Recipe(epochs=2, phases=(Phase(0.5, 64, 2), Phase(0.5, 0, 1)), ridge_finish=False)
+    out = tmp_path / "run"
+    record = adapt(line, mobile_sam, out, recipe, start=start, encoder="gmf_sam_test", general=general, image_size=SIZE)
+    assert record["pictures"] == 6 + 2
+    assert record["recipe"]["ridge_start"] is False
+    told = json.loads((out / "agreement.json").read_text())
+    for name in ("before", "after"):
+        ious = np.array(told[f"ious_{name}"])
+        assert ious.shape == (1, 16)
+        assert told[name][0] == pytest.approx(ious.mean())
+        assert f"agreement with the teacher {name}: mask IoU {ious.mean():.3f}" in capsys.readouterr().out or name == "after"
+    build_sam_groupmix(out / "weights", encoder="gmf_sam_test", image_size=SIZE)
+
+
+def test_adapting_to_nothing_new_keeps_full_agreement(mobile_sam, tmp_path):
+    """A student that is the teacher agrees with it wholly, whatever the points."""
+    for i in range(2):
+        paint(tmp_path / f"{i}.png", 160, 120, i)
+    recipe = Recipe(epochs=1, phases=(Phase(1.0, 0, 1),), lr=1e-12)
+    record = adapt(tmp_path, mobile_sam, tmp_path / "run", recipe, start=mobile_sam, encoder="sam_tiny_vit_5m", image_size=SIZE)
+    assert record["agreement"]["before"][0] > 0.95
+    assert record["agreement"]["after"][0] > 0.95
+
+
+def test_the_recipe_of_adapt():
+    """As the command's help says: 20 minutes, no start, and the neck is left as it is."""
+    assert (ADAPT.minutes, ADAPT.ridge_start, ADAPT.ridge_finish, ADAPT.hint_weight) == (20.0, False, False, 0.0)
+
+
+def test_summary_by_hand():
+    mean, low, high = summary(np.array([[0.2, 0.4], [0.8, 0.8]]))
+    assert mean == pytest.approx(0.55)
+    assert (low, high) == (pytest.approx(0.3), pytest.approx(0.8))
+
+
+def test_python_dash_m(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "groupmix_sam", "--help"], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0
+    assert "distill" in done.stdout

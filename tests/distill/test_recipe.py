@@ -1,0 +1,102 @@
+from dataclasses import replace
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groupmix_sam.distill import PRESETS, Phase, Recipe, load_recipe
+from groupmix_sam.distill.recipe import recipe_from_dict
+from groupmix_sam.errors import InvalidInputError, UnknownNameError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_yaml(name, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(PRESETS[name].to_dict()))
+    assert load_recipe(str(path)) == PRESETS[name] == load_recipe(name)
+
+
+def test_the_papers_recipe():
+    """Huber on the features alone, 1024, batch 8, Adam at 3e-4, 13 epochs, no start of any kind."""
+    paper = PRESETS["paper"]
+    assert (paper.epochs, paper.phases, paper.loss, paper.optimizer, paper.lr) == (
+        13,
+        (Phase(1.0, 0, 8),),
+        "huber",
+        "adam",
+        3e-4,
+    )
+    assert not any([paper.hint_weight, paper.ridge_start, paper.ridge_finish, paper.teacher_blocks, paper.ema_decay])
+
+
+def test_a_file_gives_what_differs(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: 1\nphases:\n- {crop: 64, batch_size: 2}\n")
+    assert load_recipe(str(path)) == Recipe(lr=1.0, phases=(Phase(1.0, 64, 2),))
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "match"),
+    [
+        ("lrr: 1", UnknownNameError, "no field of a recipe 'lrr': did you mean lr"),
+        ("phases: [{crops: 3}]", UnknownNameError, "field of a phase 'crops': did you mean crop"),
+        ("phases: 3", InvalidInputError, "phases is 3"),
+        ("[1, 2]", InvalidInputError, "holds no recipe"),
+        ("a: [", InvalidInputError, "cannot be read as YAML"),
+        ("lr: fast", InvalidInputError, "lr is 'fast'"),
+        ("!!python/object/apply:os.system [ls]", InvalidInputError, "cannot be read as YAML"),
+    ],
+)
+def test_bad_files(tmp_path, text, error, match):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(error, match=match):
+        load_recipe(str(path))
+
+
+def test_unknown_preset():
+    with pytest.raises(UnknownNameError, match="did you mean paper"):
+        load_recipe("papr")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"minutes": 0}, "minutes is 0"),
+        ({"minutes": float("nan")}, "minutes is nan"),
+        ({"minutes": "3"}, "minutes is '3'"),
+        ({"lr": True}, "lr is True"),
+        ({"warmup": 1}, "warmup is 1"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"hint_weight": -1}, "hint_weight is -1"),
+        ({"seed": -1}, "seed is -1"),
+        ({"ridge_start": 1}, "ridge_start is 1"),
+        ({"loss": "l1"}, "loss is 'l1': use 'mse' or 'huber'"),
+        ({"crops_per_picture": 0}, "crops_per_picture is 0"),
+        ({"phases": ()}, "no phase"),
+        ({"phases": (Phase(0.0, 64, 1),)}, "share"),
+        ({"phases": (Phase(1.0, 8, 1),)}, "multiple of 16"),
+        ({"phases": (Phase(1.0, 64, 0),)}, "one or more"),
+        ({"phases": (Phase(1.0, 64, 6),), "crops_per_picture": 4}, "no multiple of crops_per_picture, 4"),
+        ({"phases": (Phase(), Phase(1.0, 64, 1, "masks"))}, "masks need whole pictures"),
+        ({"phases": (Phase(1.0, 0, 1, "boxes"),)}, "target is 'boxes'"),
+    ],
+)
+def test_bad_recipe(kwargs, match):
+    with pytest.raises(InvalidInputError, match=match):
+        Recipe(**kwargs)
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=8) | st.sampled_from(["lr", "seed", "phases", "loss"]), st.none() | st.integers() | st.text()
+    )
+)
+def test_whatever_stands_in_a_file_is_a_recipe_or_refused(values):
+    try:
+        recipe = recipe_from_dict(values)
+    except (InvalidInputError, UnknownNameError):
+        return
+    assert recipe == replace(Recipe(), **{k: v for k, v in recipe.__dict__.items() if k in values})
