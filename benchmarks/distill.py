@@ -1,0 +1,138 @@
+"""Speed of distillation against a plain loop in NanoSAM's way, same student, teacher and pictures, side by side in one run.
+
+    python benchmarks/distill.py PICTURES --teacher mobile_sam.pt
+
+The plain loop: RandomResizedCrop to 1024, the teacher on it, the student on it, Huber, Adam. Ours: the default recipe's phases,
+in its proportions, without the cache and with it. Both by turns, one round after the other, on a few pictures. An image is what
+gives one term of the loss: a crop or a whole picture. As crops are smaller, the pixels are counted too, in whole pictures'
+worth. At last: what share of our step, reading and all, is outside the student's forward and backward passes.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import timm
+import torch
+from machine import describe, interval
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import RandomResizedCrop
+
+from groupmix_sam.distill import Phase, Picture, Recipe, cache_features, find_pictures, load_teacher
+from groupmix_sam.distill.data import normalize
+from groupmix_sam.distill.run import keep_memory, start_accelerator
+from groupmix_sam.distill.student import Student
+from groupmix_sam.distill.train import Feed, Objective, make_optimizer, pixels_of, update_average
+
+SIZE = 1024
+PLAIN_BATCH = 2
+STEPS = {256: 6, 512: 6, 0: 3}  # of ours with the cache in a round, by crop; one each without
+
+
+class Folder(Dataset[torch.Tensor]):
+    def __init__(self, pictures: list[Picture]) -> None:
+        self.pictures = pictures
+        self.crop = RandomResizedCrop((SIZE, SIZE))
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        pixels = self.crop(torch.from_numpy(self.pictures[i].decode()).permute(2, 0, 1))
+        return normalize(pixels.permute(1, 2, 0)[None])[0]
+
+
+def plain_steps(pictures: list[Picture], teacher: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> Iterator[None]:
+    """Take a step in NanoSAM's way whenever asked."""
+    student = timm.create_model("gmf_sam_2282").train()
+    optimizer = torch.optim.Adam(student.parameters(), lr=3e-4)
+    while True:
+        for batch in DataLoader(Folder(pictures), PLAIN_BATCH, shuffle=True, num_workers=1, drop_last=True):
+            features = teacher(batch)["features"]
+            optimizer.zero_grad()
+            torch.nn.functional.huber_loss(student(batch), features).backward()
+            optimizer.step()
+            yield
+
+
+class Ours:
+    """The default recipe's steps, phase by phase."""
+
+    def __init__(self, pictures: list, teacher: object, recipe: Recipe) -> None:
+        self.recipe = recipe
+        student = Student(timm.create_model("gmf_sam_2282"), {"hint_in": 160, "hint_out": 160}).train()
+        self.student, self.average = student, deepcopy(student)
+        self.optimizer = make_optimizer(student, recipe)
+        self.objective = Objective(recipe, {"features": 1.0, "hint_in": 1.0, "hint_out": 1.0}, None)
+        self.feed = Feed(pictures, teacher, recipe, SIZE, start_accelerator("fp32"), 1)
+        self.streams = [self.feed.batches(i, 0, 10**6) for i in range(len(recipe.phases))]
+
+    def forward_backward(self, batch: dict[str, torch.Tensor], phase: Phase) -> None:
+        loss, _ = self.objective(self.student(batch["input"]), batch, phase, 1.0, 0)
+        loss.backward()
+
+    def step(self, number: int) -> tuple[float, float]:
+        """Take a step as training does; return its seconds, and those of the passes forward and backward."""
+        begin = time.perf_counter()
+        batch = next(self.streams[number])
+        read = time.perf_counter()
+        self.forward_backward(batch, self.recipe.phases[number])
+        passed = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        update_average(self.average, self.student, self.recipe.ema_decay, 100)
+        return time.perf_counter() - begin, passed - read
+
+    def rates(self, counts: dict[int, int]) -> tuple[float, float, float]:
+        """Return images and whole pictures' pixels a second over the recipe, and the share outside the passes."""
+        images = pixels = seconds = passes = 0.0
+        for number, phase in enumerate(self.recipe.phases):
+            timed = [self.step(number) for _ in range(counts[phase.crop])]
+            steps = phase.share / pixels_of(phase, SIZE)  # in a run of one whole picture
+            images += steps * phase.batch_size
+            pixels += phase.share
+            seconds += steps * sum(t for t, _ in timed) / len(timed)
+            passes += steps * sum(t for _, t in timed) / len(timed)
+        return images / seconds, pixels / seconds, 1 - passes / seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=24, help="how many of the pictures to use")
+    args = parser.parse_args()
+    pictures = find_pictures(args.pictures)[: args.count]
+    teacher, _ = load_teacher(args.teacher)
+    recipe = Recipe()
+    with tempfile.TemporaryDirectory() as folder:
+        cached, _ = cache_features(pictures, teacher, folder, SIZE)
+        plain = plain_steps(pictures, teacher)
+        next(plain)
+        rows: dict[str, list[float]] = {}
+        keep_memory()  # for both: the plain loop profits from it as much
+        asked, kept = Ours(pictures, teacher, recipe), Ours(cached, teacher, recipe)
+        for _ in range(args.rounds):
+            begin = time.perf_counter()
+            next(plain)
+            reference = PLAIN_BATCH / (time.perf_counter() - begin)
+            for name, ours, counts in (("without the cache", asked, dict.fromkeys(STEPS, 1)), ("with the cache", kept, STEPS)):
+                images, pixels, outside = ours.rates(counts)
+                rows.setdefault(f"images/s, {name}", []).append(images / reference)
+                rows.setdefault(f"pixels/s, {name}", []).append(pixels / reference)
+                if name == "with the cache":
+                    rows.setdefault("share outside the student's passes", []).append(outside)
+    print(describe())
+    print(f"{args.rounds} rounds by turns, {args.count} pictures")
+    for name, values in rows.items():
+        median, low, high = interval(values)
+        print(f"{name}: {median:.3g} ({low:.3g} to {high:.3g})" + (" x the plain loop" if "/s" in name else ""))
+
+
+if __name__ == "__main__":
+    main()

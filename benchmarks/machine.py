@@ -1,0 +1,32 @@
+"""What the benchmarks say of the machine that they ran on, and of the spread of what they measured."""
+
+import platform
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+
+import groupmix_sam
+
+__all__ = ["describe", "interval"]
+
+
+def describe() -> str:
+    """Return the processor, its threads and the versions, in a line."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return (
+        f"{cpu}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"timm {timm.__version__}, groupmix-sam {groupmix_sam.__version__}"
+    )
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Return the median and its 95 % bootstrap interval."""
+    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    return float(np.median(values)), float(low), float(high)
