@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .distill import Cache, Resume, SaveMinutes, Teacher
+from .distill import Cache, Provider, Resume, SaveMinutes, Teacher
 from .options import Checkpoint, Encoder
 
 
@@ -18,6 +18,7 @@ def adapt(
     checkpoint: Checkpoint = "default",
     encoder: Encoder = "gmf_sam_2282",
     cache: Cache = None,
+    provider: Provider = None,
     resume: Resume = False,
     save_minutes: SaveMinutes = 5.0,
 ) -> None:
@@ -37,4 +38,5 @@ def adapt(
         encoder=encoder,
         general=general,
         cache=cache,
+        providers=provider or ["CPUExecutionProvider"],
     )

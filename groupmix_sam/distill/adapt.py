@@ -40,6 +40,7 @@ def adapt(
     encoder: str = "gmf_sam_2282",
     general: str | PathLike[str] | None = None,
     cache: str | PathLike[str] | None = None,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
     image_size: int = 1024,
 ) -> dict[str, Any]:
     """Distil on from trained weights on one's own unlabelled frames; return the record, with the agreement before and after.
@@ -57,6 +58,7 @@ def adapt(
         encoder: The encoder that they are for.
         general: Pictures of other things, as `find_pictures` takes them; some are mixed in, so that what was known is kept.
         cache: Folder for the teacher's features; in `output` by default.
+        providers: ONNX Runtime's, for a teacher in ONNX.
         image_size: Side in pixels that pictures are resized to.
 
     Raises:
@@ -67,7 +69,7 @@ def adapt(
     others = find_pictures(general) if general is not None else []
     mixed = min(len(others), round(len(own) * GENERAL_SHARE / (1 - GENERAL_SHARE)))
     others = [others[i] for i in np.random.default_rng(recipe.seed).permutation(len(others))[:mixed]]
-    sam, source, teacher_weights = prepare_models(encoder, start, teacher, (), image_size)
+    sam, source, teacher_weights = prepare_models(encoder, start, teacher, providers, image_size, recipe.seed)
     recipe = recipe.continued()
     check_run(sam.image_encoder, own, recipe, PartialState().num_processes * options.accumulate)
     check_folder(output, resume=options.resume)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from segment_anything.modeling import Sam
 from torch import Tensor
@@ -65,7 +66,7 @@ def distill(
         GroupMixSamError: one of those that `find_pictures`, `load_teacher`, `cache_features` and `train_student` raise.
     """
     found = find_pictures(pictures) if isinstance(pictures, (str, PathLike)) else list(pictures)
-    sam, source, teacher_weights = prepare_models(encoder, start, teacher, providers, image_size)
+    sam, source, teacher_weights = prepare_models(encoder, start, teacher, providers, image_size, recipe.seed)
     if start is not None:
         recipe = recipe.continued()
     use_cache = use_cache and recipe.augmentation == "crop"
@@ -90,10 +91,17 @@ def distill(
 
 
 def prepare_models(
-    encoder: str, start: str | PathLike[str] | None, teacher: str | PathLike[str], providers: Sequence[str], image_size: int
+    encoder: str,
+    start: str | PathLike[str] | None,
+    teacher: str | PathLike[str],
+    providers: Sequence[str],
+    image_size: int,
+    seed: int,
 ) -> tuple[Sam, Teacher, dict[str, Tensor]]:
     """Return a Sam to be trained, with the teacher's decoder, or MobileSAM's; the teacher; and the teacher's weights."""
-    sam = build_sam_groupmix(start, encoder=encoder, image_size=image_size)
+    with torch.random.fork_rng(devices=[]):  # a run that is resumed begins with the same weights, as do all processes
+        torch.manual_seed(seed)
+        sam = build_sam_groupmix(start, encoder=encoder, image_size=image_size)
     source, weights = load_teacher(teacher, providers)
     decoder = weights or read_weights(find_weights("default", DEFAULT_ENCODER))[0]
     load_prompt_and_decoder(sam, decoder)

@@ -1,6 +1,8 @@
 """The whole way, by the functions and by the command line."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +16,11 @@ from typer.testing import CliRunner
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.cli import app
-from groupmix_sam.distill import ADAPT, Phase, Recipe, adapt, distill, find_pictures
+from groupmix_sam.distill import ADAPT, Phase, Recipe, RunOptions, adapt, distill, find_pictures
+from groupmix_sam.distill import train as training
 from groupmix_sam.distill.adapt import summary
 from groupmix_sam.distill.api import hold_out
-from groupmix_sam.errors import InvalidInputError
+from groupmix_sam.errors import InvalidInputError, RunStoppedError
 from groupmix_sam.weights import save_weights
 
 from .conftest import paint
@@ -65,6 +68,27 @@ def test_distill(mobile_sam, photos, tmp_path, capsys):
     assert record["skipped"] == [str(folder / "broken.jpg")]
     assert (weights / "README.md").is_file()
     assert (tmp_path / "run" / "loss.png").is_file()
+
+
+def test_a_run_that_was_stopped_is_resumed_from_its_pictures(mobile_sam, photos, tmp_path, monkeypatch):
+    """Nothing but the seed says what the untrained encoder was, so the second call must come to the same one."""
+    kwargs = {"encoder": "gmf_sam_test", "image_size": SIZE, "cache": tmp_path / "cache"}
+    distill(photos, mobile_sam, tmp_path / "whole", SHORT, **kwargs)
+    step = training.update_average
+
+    def interrupt(*args):
+        step(*args)
+        if args[-1] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training, "update_average", interrupt)
+    with pytest.raises(RunStoppedError, match="after step 5"):
+        distill(photos, mobile_sam, tmp_path / "run", SHORT, **kwargs)
+    monkeypatch.undo()
+    torch.rand(3)
+    distill(photos, mobile_sam, tmp_path / "run", SHORT, RunOptions(resume=True), **kwargs)
+    whole, resumed = (load_file(tmp_path / name / "encoder.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(resumed[k], v) for k, v in whole.items())
 
 
 def test_command_from_the_start_of_a_timm_backbone(mobile_sam, photos, tmp_path):
