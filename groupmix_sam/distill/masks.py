@@ -82,15 +82,14 @@ def mask_losses(student: Decoded, teacher: Decoded, valid: Tensor) -> Tensor:
     `valid`, h x w on the grid of 16 x 16 pixels, leaves out the padding.
     """
     weight = valid.float().repeat_interleave(4, 0).repeat_interleave(4, 1)
-    target = teacher.logits.sigmoid()
-    area = weight.sum()
-    entropy = F.binary_cross_entropy_with_logits(student.logits, target, reduction="none")
-    floor = F.binary_cross_entropy(target, target, reduction="none")  # of the teacher's own doubt, so that equality is 0
-    cross_entropy = ((entropy - floor) * weight).sum((2, 3)) / area
-    guess = student.logits.sigmoid()
+    ours, theirs = student.logits.float(), teacher.logits.float()  # out of autocast's bf16
+    guess, target = ours.sigmoid(), theirs.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(ours, target, reduction="none")
+    doubt = F.binary_cross_entropy_with_logits(theirs, target, reduction="none")  # the teacher's own, so that equality is 0
+    cross_entropy = ((entropy - doubt) * weight).sum((2, 3)) / weight.sum()
     overlap = (guess * target * weight).sum((2, 3))
     dice = 1 - (2 * overlap + 1) / ((guess.square() * weight).sum((2, 3)) + (target.square() * weight).sum((2, 3)) + 1)
-    return cross_entropy.mean() + dice.mean() + F.mse_loss(student.scores, teacher.scores)
+    return cross_entropy.mean() + dice.mean() + F.mse_loss(student.scores.float(), teacher.scores.float())
 
 
 @torch.no_grad()

@@ -106,22 +106,24 @@ def train_student(
     student = Student(encoder, hints).to(accelerator.device).train()
     if options.grad_checkpointing:
         cast(Any, encoder).set_grad_checkpointing()
+    if decoder is not None:
+        decoder.to(accelerator.device)
     feed = Feed(pictures, teacher, recipe, image_size, accelerator, options.accumulate)
-    if record is None:
+    resumed = record is not None and (folder / CHECKPOINT).is_file()
+    if not resumed:
         if recipe.teacher_blocks:
             start_from_teacher(encoder, teacher_weights or {})
         variance = start_neck(student, feed)
+    if record is None:
         steps = plan_steps(student, feed, Objective(recipe, variance, decoder))
         record = description | {"steps": steps, "variance": variance}
         if accelerator.is_main_process:
             save_run(folder, record)
     objective = Objective(recipe, record["variance"], decoder)
-    if decoder is not None:
-        decoder.to(accelerator.device)
     optimizer = make_optimizer(student, recipe)
     average = deepcopy(student).eval()
     progress = Progress()
-    if options.resume and (folder / CHECKPOINT).is_file():
+    if resumed:
         progress = load_checkpoint(folder / CHECKPOINT, student, average, optimizer)
     with (
         stop_signals() as stopped,
@@ -260,7 +262,7 @@ class Objective:
 
     def error(self, out: Tensor, batch: Maps, name: str) -> Tensor:
         """Return the mean error of a map, B x h x w x C, where the input is not padding."""
-        target = batch[name].to(out.dtype)
+        out, target = out.float(), batch[name].float()  # out of autocast's bf16
         if self.recipe.loss == "huber" and name == "features":
             errors = F.huber_loss(out, target, reduction="none")
         else:
@@ -273,7 +275,7 @@ class Objective:
         decoder = cast(Decoder, self.decoder)
         generator = torch.Generator().manual_seed(int(np.random.default_rng([self.recipe.seed, part]).integers(2**62)))
         losses = []
-        for ours, theirs, valid in zip(features, batch["features"].to(features.dtype), batch["valid"], strict=True):
+        for ours, theirs, valid in zip(features, batch["features"].float(), batch["valid"], strict=True):
             student, teacher = (m.permute(2, 0, 1)[None] for m in (ours, theirs))
             points = draw_points(valid, POINTS, generator)
             with torch.no_grad():

@@ -1,5 +1,6 @@
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,6 +282,16 @@ def test_another_run_is_not_resumed(cached, tmp_path):
     (folder / "run.yaml").write_text("recipe: 3")
     with pytest.raises(InvalidInputError, match="no record of a run"):
         run(cached, folder, options=RunOptions(resume=True))
+
+
+def test_a_run_that_is_killed_before_its_first_checkpoint_begins_anew(cached, tmp_path):
+    """It has its plan and no more: the starts are made once more, and all comes out the same."""
+    recipe = Recipe(epochs=1, phases=(Phase(1.0, 64, 4),), teacher_blocks=False)
+    expected, _ = run(cached, tmp_path / "whole", recipe)
+    (tmp_path / "killed").mkdir()
+    shutil.copy(tmp_path / "whole" / "run.yaml", tmp_path / "killed")
+    found, _ = run(cached, tmp_path / "killed", recipe, RunOptions(resume=True))
+    assert all(torch.equal(v, found.state_dict()[k]) for k, v in expected.state_dict().items())
 
 
 def test_stopping_says_how_to_go_on(cached, tmp_path, monkeypatch):
