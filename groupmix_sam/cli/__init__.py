@@ -8,6 +8,7 @@ from ..errors import GroupMixSamError
 from .distill import distill
 from .evaluate import evaluate
 from .info import info
+from .profile import profile
 from .segment import segment
 
 __all__ = ["app", "main"]
@@ -20,7 +21,7 @@ app = typer.Typer(
 )
 
 # The order is that of --help.
-for command in (segment, distill, evaluate, info):
+for command in (segment, distill, evaluate, profile, info):
     app.command()(command)
 
 

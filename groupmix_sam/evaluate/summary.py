@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError
 from .labelled import Row
 from .results import Result
+from .tables import aligned
 
 __all__ = ["Comparison", "Figure", "compare", "compare_text", "summarize", "summary_text"]
 
@@ -197,12 +198,6 @@ def compare_text(a: Result, b: Result, pictures: int = 5) -> str:
         for what, chosen in (("worst", c.pictures[:pictures]), ("best", c.pictures[::-1][:pictures])):
             lines.append(f"{c.prompt}, B's {what}: " + ", ".join(f"{name} {change:+.3f}" for name, change in chosen))
     return "\n".join(lines)
-
-
-def aligned(table: Sequence[Sequence[str]]) -> list[str]:
-    """Return a table's lines, columns padded."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 class _Bootstrap:
