@@ -5,6 +5,7 @@ import sys
 import typer
 
 from ..errors import GroupMixSamError
+from .compare import compare
 from .distill import distill
 from .evaluate import evaluate
 from .info import info
@@ -21,7 +22,7 @@ app = typer.Typer(
 )
 
 # The order is that of --help.
-for command in (segment, distill, evaluate, profile, info):
+for command in (segment, distill, evaluate, compare, profile, info):
     app.command()(command)
 
 

@@ -12,7 +12,7 @@ from .labelled import Row
 from .results import Result
 from .tables import aligned
 
-__all__ = ["Comparison", "Figure", "compare", "compare_text", "summarize", "summary_text"]
+__all__ = ["Comparison", "Figure", "check_comparable", "compare", "compare_text", "result_name", "summarize", "summary_text"]
 
 DRAWS = 2000
 # COCO's areas in pixels, whose limits belong to both sides.
@@ -168,12 +168,12 @@ def summary_text(result: Result, reference: Result | None = None) -> str:
     """Return the summary as a table to print."""
     lines = summarize(result, reference)
     pictures = len({row["picture"] for row in result.rows})
-    head = f"{_name(result)}: {pictures} pictures, {result.kind}, preset {result.protocol['name']}"
+    head = f"{result_name(result)}: {pictures} pictures, {result.kind}, preset {result.protocol['name']}"
     if result.kind == "agreement":
         head += f", the truth is {result.data['reference']['name']}'s"
     columns = ["prompt", "mask", "size", "masks", "mIoU", "boundary IoU", "IoU error", "under 0.5", "filled box"]
     if reference is not None:
-        columns.append(f"share of {_name(reference)}'s gain")
+        columns.append(f"share of {result_name(reference)}'s gain")
     table = []
     for line in lines:
         cells = [line.prompt, line.choose, line.size, str(line.count), str(line.iou), f"{line.boundary_iou.value:.3f}"]
@@ -187,7 +187,7 @@ def summary_text(result: Result, reference: Result | None = None) -> str:
 
 def compare_text(a: Result, b: Result, pictures: int = 5) -> str:
     """Return a comparison as a table to print, with the pictures in which B loses and gains most."""
-    lines = [f"A is {_name(a)}, B is {_name(b)}; paired by mask, intervals of 95 % by bootstrap over pictures"]
+    lines = [f"A is {result_name(a)}, B is {result_name(b)}; paired by mask, intervals of 95 % by bootstrap over pictures"]
     table = [["prompt", "masks", "A", "B", "B - A", "B / A", "filled box", "share of A's gain over the box"]]
     comparisons = compare(a, b)
     for c in comparisons:
@@ -250,6 +250,6 @@ def _prompts(result: Result) -> list[str]:
     return list(dict.fromkeys(row["prompt"] for row in result.rows))
 
 
-def _name(result: Result) -> str:
+def result_name(result: Result) -> str:
     digest = result.model["sha256"]
     return f"{result.model['name']} ({digest[:8]})" if digest else str(result.model["name"])
