@@ -7,6 +7,7 @@ import typer
 from ..errors import GroupMixSamError
 from .compare import compare
 from .distill import distill
+from .encoders import encoders
 from .evaluate import evaluate
 from .info import info
 from .profile import profile
@@ -22,7 +23,7 @@ app = typer.Typer(
 )
 
 # The order is that of --help.
-for command in (segment, distill, evaluate, compare, profile, info):
+for command in (segment, distill, evaluate, compare, profile, encoders, info):
     app.command()(command)
 
 
