@@ -28,9 +28,13 @@ def evaluate(
     ] = None,
     crowds: Annotated[bool | None, typer.Option(help="Whether annotations of crowds count.")] = None,
     least_area: Annotated[int | None, typer.Option(help="Leave out masks of fewer pixels.")] = None,
+    resize: Annotated[str | None, typer.Option(help="How pictures and masks are resized: sam or nanosam.")] = None,
     seed: Annotated[int, typer.Option(help="Of random points.")] = 0,
     reference: Annotated[
         str | None, typer.Option(help="Another model's weights, or with labels its result: what the model is measured by.")
+    ] = None,
+    detections: Annotated[
+        Path | None, typer.Option(help="Boxes of a detector, COCO's results format: print the AP of their masks.")
     ] = None,
     prompts_file: Annotated[
         Path | None, typer.Option(help="Without labels: prompts, a CSV (picture,x,y or picture,left,top,right,bottom) or JSON.")
@@ -58,29 +62,40 @@ def evaluate(
         return
     if data is None or not data.is_dir():
         raise InvalidInputError(f"there is no folder {data}: give one with annotations.json and images/, or with pictures.")
-    changes = {"choose": choose, "crowds": crowds, "least_area": least_area, "prompts": tuple(prompt) if prompt else None}
-    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    changes: dict[str, Any] = {"choose": choose, "crowds": crowds, "least_area": least_area, "resize": resize}
+    changes["prompts"] = tuple(prompt) if prompt else None
+    given = {name: value for name, value in changes.items() if value is not None}
     protocol = replace(evaluation.preset(preset), seed=seed, **given)
-    resize = protocol.resize
+    file = annotations or data / "annotations.json"
+    folder = data if annotations else data / "images"
     task: Task
-    if prompts_file or grid is not None:
+    if detections is not None:
+        from ..evaluate.detections import Detections, average_precision
+
+        task = Detections(detections, file, folder, protocol, limit)
+    elif prompts_file or grid is not None:
         if not reference:
             raise InvalidInputError("without labels a reference is needed: give --reference, a model's weights.")
-        judge = evaluation.load_model(reference, resize=resize)
+        judge = evaluation.load_model(reference, resize=protocol.resize)
         task = Agreement(data, protocol, judge, prompts_file or grid or 0, confidence, limit)
         reference = None
     else:
-        file = annotations or data / "annotations.json"
-        task = Labelled(file, data if annotations else data / "images", protocol, limit)
-    model = evaluation.load_model(checkpoint, encoder=encoder, image_size=image_size, resize=resize)
+        task = Labelled(file, folder, protocol, limit)
+    if reference and reference.endswith(".json"):
+        evaluation.load_result(reference)  # what is wrong with it is told before the work
+    model = evaluation.load_model(checkpoint, encoder=encoder, image_size=image_size, resize=protocol.resize)
     output = output or Path("runs/evaluate") / f"{data.resolve().name}-{model.label}.json"
     if reference and not reference.endswith(".json"):
-        other = evaluation.load_model(reference, resize=resize)
+        other = evaluation.load_model(reference, resize=protocol.resize)
         reference = str(output.with_name(f"{data.resolve().name}-{other.label}.json"))
         evaluation.evaluate(task, other, reference)
     result = evaluation.evaluate(task, model, output)
     if result is None:
         return  # another process has still to finish, and prints
+    if detections is not None:
+        typer.echo(", ".join(f"{name} {value:.3f}" for name, value in average_precision(result, file).items()))
+        typer.echo(f"wrote {output}")
+        return
     against = evaluation.load_result(reference) if reference else None
     typer.echo(evaluation.summary_text(result, against))
     if against is not None:

@@ -154,6 +154,8 @@ def compare(a: Result, b: Result, seed: int = 0) -> list[Comparison]:
 
 def check_comparable(a: Result, b: Result) -> None:
     """Raise InvalidInputError unless two results are of one protocol and of the same data."""
+    if a.kind == "detections":
+        raise InvalidInputError("detections have no truth for each mask: compare their AP.")
     for what in ("kind", "protocol"):
         if getattr(a, what) != getattr(b, what):
             raise InvalidInputError(

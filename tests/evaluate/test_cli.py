@@ -33,9 +33,8 @@ def run(*args):
 
 def test_evaluate_prints_what_it_wrote(data, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    out = run(
-        "evaluate", data, "--checkpoint", weights / "a.safetensors", "--prompt", "clicks-2", "--prompt", "box", "--crowds"
-    )
+    options = ["--image-size", 256, "--prompt", "clicks-2", "--prompt", "box", "--crowds"]
+    out = run("evaluate", data, "--checkpoint", weights / "a.safetensors", *options)
     (path,) = (tmp_path / "runs" / "evaluate").iterdir()
     assert path.name.startswith("drawn-gmf_sam_test-")
     result = load_result(path)
@@ -84,7 +83,8 @@ def test_what_is_wrong_is_said(data, args, message):
 
 
 def test_result_is_plain_json(data, weights, tmp_path):
-    run("evaluate", data, "--checkpoint", weights / "a.safetensors", "--limit", 1, "--output", tmp_path / "r.json")
+    args = ["--checkpoint", weights / "a.safetensors", "--image-size", 256, "--limit", 1]
+    run("evaluate", data, *args, "--output", tmp_path / "r.json")
     content = json.loads((tmp_path / "r.json").read_text())
     assert content["data"]["pictures"] == 1
     assert content["rows"][0].keys() >= {"picture", "id", "prompt", "given", "iou", "boundary_iou", "predicted_iou", "mask"}
