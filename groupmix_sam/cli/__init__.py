@@ -6,8 +6,12 @@ import typer
 
 from ..errors import GroupMixSamError
 from .adapt import adapt
+from .compare import compare
 from .distill import distill
+from .encoders import encoders
+from .evaluate import evaluate
 from .info import info
+from .profile import profile
 from .segment import segment
 
 __all__ = ["app", "main"]
@@ -20,7 +24,7 @@ app = typer.Typer(
 )
 
 # The order is that of --help.
-for command in (segment, distill, adapt, info):
+for command in (segment, distill, adapt, evaluate, compare, profile, encoders, info):
     app.command()(command)
 
 

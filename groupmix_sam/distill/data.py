@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -228,7 +229,8 @@ class Samples(Dataset[Maps]):
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            pixels = RandomResizedCrop((size, size))(pixels)
+            crop: Any = RandomResizedCrop((size, size))  # torchvision has no types
+            pixels = crop(pixels)
         return _padded({"image": pixels.permute(1, 2, 0)}, size)
 
     def _windows(self, rows: int, columns: int, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:

@@ -1,0 +1,103 @@
+"""`groupmix-sam evaluate`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InvalidInputError
+from .options import Checkpoint
+
+
+def evaluate(
+    data: Annotated[
+        Path | None, typer.Argument(help="A folder with annotations.json in COCO's format and images/; or pictures alone.")
+    ] = None,
+    annotations: Annotated[Path | None, typer.Option(help="The annotation file, if DATA has only its pictures.")] = None,
+    checkpoint: Checkpoint = "default",
+    encoder: Annotated[
+        str | None, typer.Option(help="A registered encoder, or vit_b, vit_l, vit_h; else what the weights say.")
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="Side in pixels that pictures are resized to.")] = 1024,
+    preset: Annotated[str, typer.Option(help="'sam', or 'nanosam': as NanoSAM's and the paper's figures are made.")] = "sam",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="box, point, random-point or clicks-N; may be given again. Replaces the preset's.")
+    ] = None,
+    choose: Annotated[
+        str | None, typer.Option(help="Which mask counts: single, best-of-3, best-of-4, oracle or stability.")
+    ] = None,
+    crowds: Annotated[bool | None, typer.Option(help="Whether annotations of crowds count.")] = None,
+    least_area: Annotated[int | None, typer.Option(help="Leave out masks of fewer pixels.")] = None,
+    resize: Annotated[str | None, typer.Option(help="How pictures and masks are resized: sam or nanosam.")] = None,
+    seed: Annotated[int, typer.Option(help="Of random points.")] = 0,
+    reference: Annotated[
+        str | None, typer.Option(help="Another model's weights, or with labels its result: what the model is measured by.")
+    ] = None,
+    detections: Annotated[
+        Path | None, typer.Option(help="Boxes of a detector, COCO's results format: print the AP of their masks.")
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="Without labels: prompts, a CSV (picture,x,y or picture,left,top,right,bottom) or JSON.")
+    ] = None,
+    grid: Annotated[int | None, typer.Option(help="Without labels: n x n points a picture.")] = None,
+    confidence: Annotated[float, typer.Option(help="Of the grid, keep points of which the reference is so sure.")] = 0.88,
+    limit: Annotated[int | None, typer.Option(help="Only the first pictures.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The result, JSON; by default in runs/evaluate.")] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Two results: print how the second differs from the first, and stop.")
+    ] = None,
+) -> None:
+    """Measure a model's masks on COCO-format labels, or against a reference model's on pictures without labels.
+
+    A run that was killed goes on when started again. Several processes: accelerate launch $(which groupmix-sam) evaluate ...
+    """
+    from dataclasses import replace
+
+    from .. import evaluate as evaluation
+    from ..evaluate import Agreement, Labelled, Task
+
+    if compare is not None:
+        a, b = map(evaluation.load_result, compare)
+        typer.echo(evaluation.compare_text(a, b))
+        return
+    if data is None or not data.is_dir():
+        raise InvalidInputError(f"there is no folder {data}: give one with annotations.json and images/, or with pictures.")
+    changes: dict[str, Any] = {"choose": choose, "crowds": crowds, "least_area": least_area, "resize": resize}
+    changes["prompts"] = tuple(prompt) if prompt else None
+    given = {name: value for name, value in changes.items() if value is not None}
+    protocol = replace(evaluation.preset(preset), seed=seed, **given)
+    file = annotations or data / "annotations.json"
+    folder = data if annotations else data / "images"
+    task: Task
+    if detections is not None:
+        from ..evaluate.detections import Detections, average_precision
+
+        task = Detections(detections, file, folder, protocol, limit)
+    elif prompts_file or grid is not None:
+        if not reference:
+            raise InvalidInputError("without labels a reference is needed: give --reference, a model's weights.")
+        judge = evaluation.load_model(reference, resize=protocol.resize)
+        task = Agreement(data, protocol, judge, prompts_file or grid or 0, confidence, limit)
+        reference = None
+    else:
+        task = Labelled(file, folder, protocol, limit)
+    if reference and reference.endswith(".json"):
+        evaluation.load_result(reference)  # what is wrong with it is told before the work
+    model = evaluation.load_model(checkpoint, encoder=encoder, image_size=image_size, resize=protocol.resize)
+    output = output or Path("runs/evaluate") / f"{data.resolve().name}-{model.label}.json"
+    if reference and not reference.endswith(".json"):
+        other = evaluation.load_model(reference, resize=protocol.resize)
+        reference = str(output.with_name(f"{data.resolve().name}-{other.label}.json"))
+        evaluation.evaluate(task, other, reference)
+    result = evaluation.evaluate(task, model, output)
+    if result is None:
+        return  # another process has still to finish, and prints
+    if detections is not None:
+        typer.echo(", ".join(f"{name} {value:.3f}" for name, value in average_precision(result, file).items()))
+        typer.echo(f"wrote {output}")
+        return
+    against = evaluation.load_result(reference) if reference else None
+    typer.echo(evaluation.summary_text(result, against))
+    if against is not None:
+        typer.echo(evaluation.compare_text(against, result))
+    typer.echo(f"wrote {output}")

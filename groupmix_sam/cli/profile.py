@@ -1,0 +1,29 @@
+"""`groupmix-sam profile`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def profile(
+    encoders: Annotated[list[str] | None, typer.Argument(help="Registered names, timm's too; by default all of ours.")] = None,
+    image_size: Annotated[int, typer.Option(help="Side in pixels of the picture.")] = 1024,
+    stages: Annotated[bool, typer.Option("--stages", help="Show each stage too.")] = False,
+    rounds: Annotated[int, typer.Option(help="How often to measure the time, all encoders by turns; 0 for not at all.")] = 5,
+    device: Annotated[str, typer.Option(help="Where to measure the time: cpu, cuda ...")] = "cpu",
+    form: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
+    output: Annotated[Path | None, typer.Option(help="File to write the table to; by default it is printed.")] = None,
+) -> None:
+    """Count an encoder's parameters and operations, and measure its memory and time on this machine."""
+    from ..evaluate.complexity import cost_table, measure_costs
+    from ..evaluate.tables import table
+    from ..sam import ENCODERS
+
+    costs = measure_costs(encoders or ENCODERS, image_size, stages=stages, rounds=rounds, device=device)
+    text = table(cost_table(costs), form)
+    if output is None:
+        typer.echo(text)
+    else:
+        output.write_text(f"{text}\n", encoding="utf-8")
+        typer.echo(f"wrote {output}")

@@ -1,0 +1,30 @@
+"""Evaluation: masks against labels or against a reference model, by a protocol that the result names in full."""
+
+from .agreement import Agreement, read_prompts
+from .labelled import Labelled
+from .models import Model, load_model
+from .protocol import PRESETS, Prompt, Protocol, preset
+from .results import Result, Task, evaluate, load_result
+from .summary import Comparison, Figure, compare, compare_text, summarize, summary_text
+
+__all__ = [
+    "PRESETS",
+    "Agreement",
+    "Comparison",
+    "Figure",
+    "Labelled",
+    "Model",
+    "Prompt",
+    "Protocol",
+    "Result",
+    "Task",
+    "compare",
+    "compare_text",
+    "evaluate",
+    "load_model",
+    "load_result",
+    "preset",
+    "read_prompts",
+    "summarize",
+    "summary_text",
+]

@@ -1,0 +1,164 @@
+"""Pictures with masks in COCO's format: the protocol of the paper's Table 2."""
+
+import contextlib
+import io
+import json
+import warnings
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidInputError, MissingExtraError
+from ..images import read_image
+from ..weights import sha256
+from .metrics import Mask, boundary_iou, filled_box, iou, tight_box
+from .protocol import Answer, Prompt, Protocol, ask, click, prompt_for
+
+try:
+    from pycocotools import mask as rle
+    from pycocotools.coco import COCO
+except ImportError as e:
+    raise MissingExtraError.of("pycocotools", "eval") from e
+
+__all__ = ["Labelled", "Row", "decode", "encode", "load_coco", "measure"]
+
+# What a result keeps of one mask, as JSON has it.
+Row = dict[str, Any]
+
+
+class Labelled:
+    """A COCO-format annotation file and its pictures.
+
+    Args:
+        annotations: The file.
+        pictures: The folder that its `file_name`s are relative to.
+        protocol: How to evaluate.
+        limit: Take the first pictures only.
+
+    Raises:
+        InvalidInputError: the file is not in COCO's format, or a picture is missing.
+    """
+
+    kind = "labelled"
+
+    def __init__(
+        self,
+        annotations: str | PathLike[str],
+        pictures: str | PathLike[str],
+        protocol: Protocol,
+        limit: int | None = None,
+    ) -> None:
+        self.file, self.folder, self.protocol = Path(annotations), Path(pictures), protocol
+        self.coco = load_coco(self.file)
+        self.ids = {str(self.coco.imgs[i]["file_name"]): i for i in self.coco.getImgIds()[:limit]}
+        for picture in self.ids:
+            if not (self.folder / picture).is_file():
+                raise InvalidInputError(f"{self.folder / picture}, which {self.file} names, is not there: give its folder.")
+
+    def record(self) -> dict[str, Any]:
+        """Return what a result says of the data."""
+        record = {"annotations": str(self.file), "sha256": sha256(self.file)}
+        return {**record, "folder": str(self.folder), "pictures": len(self.ids)}
+
+    def pictures(self) -> list[str]:
+        """Return the pictures' names, in the file's order."""
+        return list(self.ids)
+
+    def measure(self, predictor: Any, picture: str) -> list[Row]:
+        """Return a row for every annotation and prompt of a picture; none where nothing in it counts."""
+        things = self._things(self.ids[picture])
+        if not things:
+            return []
+        image = read_image(self.folder / picture)
+        if image.shape[:2] != things[0][1].shape:
+            height, width = things[0][1].shape
+            raise InvalidInputError(
+                f"{picture} has {image.shape[1]} x {image.shape[0]} pixels, its masks {width} x {height}: "
+                "if its EXIF data turn it, save it upright or without them."
+            )
+        predictor.set_image(image)
+        return [self._row(predictor, picture, kind, a, mask) for kind in self.protocol.prompts for a, mask in things]
+
+    def _row(self, predictor: Any, picture: str, kind: str, annotation: dict[str, Any], truth: Mask) -> Row:
+        box = [float(v) for v in tight_box(truth)]
+        if annotation.get("bbox"):
+            left, top, width, height = map(float, annotation["bbox"])
+            box = [left, top, left + width, top + height]
+        choose = self.protocol.choice(kind)
+        category = self.coco.cats.get(annotation["category_id"], {}).get("name", str(annotation["category_id"]))
+        row = {
+            "picture": picture,
+            "id": annotation["id"],
+            "category": category,
+            "area": float(annotation.get("area", np.count_nonzero(truth))),
+            "crowd": bool(annotation.get("iscrowd", 0)),
+        }
+        if kind.startswith("clicks-"):
+            prompt, answers = click(predictor, truth, int(kind.removeprefix("clicks-")), choose)
+            row["ious"] = [iou(answer.mask, truth) for answer in answers]
+        else:
+            prompt = prompt_for(kind, truth, box, (self.protocol.seed, annotation["id"]))
+            answers = [ask(predictor, prompt, choose, truth)]
+        return row | measure(kind, prompt, answers[-1], truth, box)
+
+    def _things(self, image_id: Any) -> list[tuple[dict[str, Any], Mask]]:
+        found = [a for a in self.coco.imgToAnns[image_id] if a.get("segmentation")]
+        counted = [a for a in found if self.protocol.crowds or not a.get("iscrowd", 0)]
+        masks = []
+        for a in counted:
+            try:
+                masks.append((a, _decode(self.coco.annToRLE(a))))
+            except Exception as e:  # pycocotools raises whatever its C code trips over
+                raise InvalidInputError(f"annotation {a['id']} of {self.file} has no readable mask ({e!r}): mend it.") from e
+        return [(a, mask) for a, mask in masks if np.count_nonzero(mask) >= self.protocol.least_area]
+
+
+def measure(kind: str, prompt: Prompt, answer: Answer, truth: Mask, box: Any) -> Row:
+    """Return the part of a row that every protocol has; `box` is left, top, right, bottom of the truth."""
+    return {
+        "prompt": kind,
+        "given": prompt.record(),
+        "iou": iou(answer.mask, truth),
+        "boundary_iou": boundary_iou(answer.mask, truth),
+        "predicted_iou": answer.predicted,
+        "filled_box_iou": iou(filled_box((truth.shape[0], truth.shape[1]), np.asarray(box)), truth),
+        "size": list(truth.shape),
+        "mask": encode(answer.mask),
+        "truth": encode(truth),
+    }
+
+
+def encode(mask: Mask) -> str:
+    """Return a mask as the `counts` of COCO's compressed RLE."""
+    return str(rle.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii"))
+
+
+def decode(row: Row, which: str) -> Mask:
+    """Return a row's "mask" or "truth", H x W."""
+    return _decode({"size": row["size"], "counts": row[which]})
+
+
+def _decode(encoded: dict[str, Any]) -> Mask:
+    with warnings.catch_warnings():  # pycocotools has not heard of NumPy 2's copy=
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return rle.decode(encoded).astype(bool)
+
+
+def load_coco(path: str | PathLike[str]) -> COCO:
+    """Read an annotation file, without pycocotools' talk on stdout."""
+    path = Path(path)
+    try:
+        dataset = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise InvalidInputError(f"{path} cannot be read as JSON ({e}): give a COCO-format annotation file.") from e
+    if not isinstance(dataset, dict) or not {"images", "annotations"} <= dataset.keys():
+        raise InvalidInputError(f"{path} has no 'images' and 'annotations': give a COCO-format annotation file.")
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    if not coco.anns:
+        raise InvalidInputError(f"{path} has no annotation: there is nothing to compare masks with.")
+    return coco

@@ -1,0 +1,144 @@
+"""Models to evaluate, by the name of their weights: ours, MobileSAM, and SAM's own ViT-B, ViT-L and ViT-H."""
+
+import os
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import segment_anything
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import InvalidInputError, WeightsError
+from ..sam import build_sam_groupmix
+from ..weights import find_weights, read_weights, sha256
+
+__all__ = ["Model", "NanoSamPredictor", "load_model"]
+
+DEFAULT_ENCODER = "gmf_sam_2282"
+# The width of the patch embedding tells SAM's own three apart.
+VITS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A predictor and what a result says of it.
+
+    Attributes:
+        predictor: Anything with `SamPredictor`'s `set_image` and `predict`.
+        name: What tables call it.
+        sha256: Of its weights' file; None where there is no one file.
+        image_size: Side in pixels that it sees pictures at.
+    """
+
+    predictor: Any
+    name: str
+    sha256: str | None = None
+    image_size: int = 1024
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}-{self.sha256[:8]}" if self.sha256 else self.name
+
+    def record(self) -> dict[str, Any]:
+        """Return what goes into a result, as JSON has it."""
+        return {"name": self.name, "sha256": self.sha256, "image_size": self.image_size}
+
+
+def load_model(
+    checkpoint: str | PathLike[str] = "default",
+    *,
+    encoder: str | None = None,
+    image_size: int = 1024,
+    resize: str = "sam",
+) -> Model:
+    """Load a model for evaluation, onto the GPU if there is one.
+
+    Args:
+        checkpoint: "default", a file, a folder or "hf-hub:org/repo[@revision]"; ours, MobileSAM's or SAM's own.
+        encoder: A name out of `ENCODERS`, "vit_b", "vit_l" or "vit_h"; by default what the weights say.
+        image_size: Side in pixels that pictures are resized to; 1024 alone for SAM's own.
+        resize: "sam" or "nanosam", see `Protocol`.
+
+    Raises:
+        WeightsError: the weights were not found, are damaged, or do not say which encoder they are for.
+    """
+    if encoder is None and checkpoint == "default":
+        encoder = DEFAULT_ENCODER
+    path = find_weights(checkpoint, encoder or DEFAULT_ENCODER)
+    digest = sha256(path)
+    state_dict: dict[str, Tensor] = {}
+    if encoder is None or encoder in VITS.values():
+        state_dict, metadata = read_weights(path)
+        encoder = encoder or metadata.get("architecture") or _encoder_of(state_dict, str(path))
+    if encoder in VITS.values():
+        if image_size != 1024:
+            raise InvalidInputError(f"the image size is {image_size}: {encoder} takes 1024 alone.")
+        sam = segment_anything.sam_model_registry[encoder]()
+        try:
+            sam.load_state_dict(state_dict)
+        except RuntimeError as e:
+            raise WeightsError(f"{path} does not fit {encoder!r}: pass the encoder= that it was made for.") from e
+    else:
+        # "default" stays "default": its hash is checked against that of the file that shipped
+        sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
+    sam = sam.eval().to(_device())
+    predictor = NanoSamPredictor(sam) if resize == "nanosam" else SamPredictor(sam)
+    return Model(predictor, encoder, digest, image_size)
+
+
+def _encoder_of(state_dict: dict[str, Tensor], path: str) -> str:
+    if any(key.startswith("image_encoder.layers.") for key in state_dict):
+        return "sam_tiny_vit_5m"
+    patch = state_dict.get("image_encoder.patch_embed.proj.weight")
+    if patch is not None and patch.shape[0] in VITS:
+        return VITS[patch.shape[0]]
+    raise WeightsError(f"{path} does not say which encoder it is for: pass encoder=.")
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+class NanoSamPredictor(SamPredictor):  # type: ignore[misc]  # segment-anything has no types
+    """A SamPredictor that resizes pictures and masks as NanoSAM's evaluation does."""
+
+    def __init__(self, sam_model: Sam) -> None:
+        super().__init__(sam_model)
+        self.transform = _NanoSamTransform(sam_model.image_encoder.img_size)
+
+    @torch.no_grad()
+    def predict_torch(self, *args: Any, return_logits: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """As SamPredictor's, but the masks are enlarged from the logits to the picture in one step."""
+        _, predicted, low_res = super().predict_torch(*args, return_logits=True, **kwargs)
+        height, width = self.original_size
+        rows, columns = (int(low_res.shape[-1] * side / max(height, width)) for side in (height, width))
+        masks = F.interpolate(low_res[:, :, :rows, :columns], (height, width), mode="bilinear")
+        return (masks if return_logits else masks > self.model.mask_threshold), predicted, low_res
+
+
+class _NanoSamTransform:
+    """In the place of segment-anything's ResizeLongestSide."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        height, width = image.shape[:2]
+        aspect = width / height  # divided by and cut off just as there, as 1024 / (4 / 3) might round another way
+        size = (self.side, int(self.side / aspect)) if aspect >= 1 else (int(self.side * aspect), self.side)
+        return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+    def apply_coords(self, coords: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
+        return coords * (self.side / max(size))
+
+    def apply_boxes(self, boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float64]:
+        return self.apply_coords(boxes, size)

@@ -1,0 +1,176 @@
+"""What exactly is measured: which prompts, which mask of those that SAM offers, which annotations."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.utils.amg import calculate_stability_score
+
+from ..errors import InvalidInputError, UnknownNameError
+from .metrics import Mask, innermost_pixel, iou, next_click, random_pixel
+
+__all__ = ["CHOICES", "PRESETS", "Answer", "Prompt", "Protocol", "ask", "click", "preset", "prompt_for"]
+
+CHOICES = {
+    "single": "the mask that SAM gives when asked for one",
+    "best-of-3": "of the three for ambiguous prompts, that of the highest predicted IoU",
+    "best-of-4": "of those three and the single one, that of the highest predicted IoU",
+    "oracle": "of the three, the nearest to the truth: what a user who picks by eye would get",
+    "stability": "of the three, the one that moves least when the threshold does",
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How pictures with masks, or with a reference in their place, are evaluated.
+
+    Attributes:
+        name: The preset that it comes from.
+        prompts: "box", "point" (the innermost pixel), "random-point" (any inside), or "clicks-N" (the innermost pixel, then
+            corrections at the largest error up to N).
+        choose: A key of `CHOICES`; None is "single" for boxes and "best-of-3" for points and for the first of several clicks.
+        crowds: Whether annotations of crowds count.
+        least_area: Masks of fewer pixels are left out.
+        resize: "sam", as the predictor does; or "nanosam": bicubic, sides cut rather than rounded, and masks enlarged from
+            256 x 256 in one step.
+        seed: Of random points.
+    """
+
+    name: str = "sam"
+    prompts: tuple[str, ...] = ("box", "point")
+    choose: str | None = None
+    crowds: bool = False
+    least_area: int = 1
+    resize: str = "sam"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for prompt in self.prompts:
+            clicks = prompt.removeprefix("clicks-")
+            if prompt not in ("box", "point", "random-point") and not (clicks != prompt and clicks.isdecimal() and int(clicks)):
+                raise InvalidInputError(f"the prompt is {prompt!r}: use 'box', 'point', 'random-point' or 'clicks-5', say.")
+        if self.choose is not None and self.choose not in CHOICES:
+            raise UnknownNameError.near("way to choose a mask", self.choose, CHOICES)
+        if self.resize not in ("sam", "nanosam"):
+            raise UnknownNameError.near("way to resize", self.resize, ("sam", "nanosam"))
+
+    def choice(self, prompt: str) -> str:
+        """Return how the mask is chosen for a prompt of this kind."""
+        return self.choose or ("single" if prompt == "box" else "best-of-3")
+
+    def record(self) -> dict[str, Any]:
+        """Return what goes into a result, as JSON has it."""
+        return {**asdict(self), "prompts": {prompt: self.choice(prompt) for prompt in self.prompts}}
+
+
+PRESETS = {
+    "sam": Protocol(),
+    # nanosam/tools/eval_coco.py, whose decoder gives all four masks: its figures, and the paper's, are made so.
+    "nanosam": Protocol("nanosam", ("box",), "best-of-4", crowds=True, least_area=0, resize="nanosam"),
+}
+
+
+def preset(name: str) -> Protocol:
+    """Return the protocol of that name."""
+    if name not in PRESETS:
+        raise UnknownNameError.near("preset", name, PRESETS)
+    return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked with: N x 2 points with N labels, a box (left, top, right, bottom), or both; in pixels."""
+
+    points: list[list[float]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    box: list[float] | None = None
+
+    @property
+    def kind(self) -> str:
+        return "box" if self.box is not None else "point"
+
+    def arrays(self) -> dict[str, Any]:
+        """Return it as `SamPredictor.predict` takes it."""
+        return {
+            "point_coords": np.array(self.points, dtype=np.float64) if self.points else None,
+            "point_labels": np.array(self.labels) if self.points else None,
+            "box": None if self.box is None else np.array(self.box, dtype=np.float64),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Return what is not empty, as JSON has it."""
+        return {key: value for key, value in asdict(self).items() if value}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A mask, H x W, the IoU that the model expects of it, and its logits, 1 x 256 x 256, for asking again."""
+
+    mask: Mask
+    predicted: float
+    low_res: NDArray[np.float32]
+
+
+def ask(predictor: Any, prompt: Prompt, choose: str, truth: Mask | None = None, low_res: Any = None) -> Answer:
+    """Ask a predictor, whose picture is set, for a mask.
+
+    Args:
+        predictor: Anything with `SamPredictor`'s `predict`.
+        prompt: What to ask with.
+        choose: A key of `CHOICES`.
+        truth: The mask that an oracle knows.
+        low_res: Logits of the answer before, 1 x 256 x 256.
+    """
+    given = prompt.arrays()
+    if low_res is not None:
+        given["mask_input"] = low_res
+
+    def predict(multimask: bool) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        return predictor.predict(**given, multimask_output=multimask, return_logits=choose == "stability")
+
+    if choose == "best-of-4":  # SAM's decoder makes all four at once and hands out the first or the others
+        masks, predicted, logits = (np.concatenate(pair) for pair in zip(predict(False), predict(True), strict=True))
+    else:
+        masks, predicted, logits = predict(choose != "single")
+    scores = predicted
+    if choose == "stability":
+        scores = calculate_stability_score(torch.from_numpy(masks), 0.0, 1.0).numpy()
+        masks = masks > 0
+    elif choose == "oracle":
+        if truth is None:
+            raise InvalidInputError("an oracle needs a truth: choose another way.")
+        scores = np.array([iou(mask, truth) for mask in masks])
+    best = int(np.argmax(scores))
+    return Answer(masks[best], float(predicted[best]), logits[best : best + 1])
+
+
+def click(predictor: Any, truth: Mask, clicks: int, choose: str) -> tuple[Prompt, list[Answer]]:
+    """Click at the truth's middle, then at the largest error again and again; return the clicks and the answers to each.
+
+    The first click's mask is chosen as said. From the second on, one mask is asked for, with the logits of the one before.
+    """
+    x, y = innermost_pixel(truth)
+    points, labels = [(x, y)], [1]
+    answers: list[Answer] = []
+    while True:
+        prompt = Prompt([[float(x), float(y)] for x, y in points], list(labels))
+        if answers:
+            answers.append(ask(predictor, prompt, "single", truth, answers[-1].low_res))
+        else:
+            answers.append(ask(predictor, prompt, choose, truth))
+        correction = next_click(truth, answers[-1].mask, points) if len(points) < clicks else None
+        if correction is None:
+            return prompt, answers
+        x, y, label = correction
+        points.append((x, y))
+        labels.append(label)
+
+
+def prompt_for(kind: str, truth: Mask, box: list[float], seed: tuple[int, int]) -> Prompt:
+    """Return a box or a point for a mask; `seed` makes a random one the same in whatever order pictures are taken."""
+    if kind == "box":
+        return Prompt(box=box)
+    x, y = innermost_pixel(truth) if kind == "point" else random_pixel(truth, np.random.default_rng(seed))
+    return Prompt([[float(x), float(y)]], [1])

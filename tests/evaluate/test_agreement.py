@@ -1,0 +1,97 @@
+import json
+
+import pytest
+
+from groupmix_sam.errors import InvalidInputError
+from groupmix_sam.evaluate import Agreement, Model, Prompt, Protocol, evaluate, read_prompts
+
+from .pictures import PlainPredictor, draw_dataset
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return draw_dataset(tmp_path / "data") / "images"
+
+
+class Larger(PlainPredictor):
+    """As the plain one, but of points it thinks the third best."""
+
+    def predict(self, *args, **kwargs):
+        masks, scores, logits = super().predict(*args, **kwargs)
+        return masks, scores[[0, 2, 1]] if len(scores) == 3 else scores, logits
+
+
+def test_agreement_by_hand(pictures, tmp_path):
+    """Squares of 16 within squares of 24 at a point; the same half of a box."""
+    (tmp_path / "p.csv").write_text("picture,x,y,left,top,right,bottom\n1.png,40,30,,,,\n0.png,,,10,10,30,40\n")
+    task = Agreement(pictures, Protocol(), Model(Larger(), "larger"), tmp_path / "p.csv")
+    point, box = evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "r.json").rows
+    assert (point["picture"], point["prompt"], point["iou"]) == ("1.png", "point", pytest.approx(16**2 / 24**2))
+    assert point["area"] == 24**2
+    assert point["filled_box_iou"] == 1, "the truth is a box"
+    assert (box["picture"], box["prompt"], box["iou"], box["filled_box_iou"]) == ("0.png", "box", 1, 0.5)
+
+
+def test_an_oracle_is_the_model_alone(pictures, tmp_path):
+    """It finds the reference's square of 24 among its three."""
+    (tmp_path / "p.csv").write_text("picture,x,y\n1.png,40,30\n")
+    task = Agreement(pictures, Protocol(choose="oracle"), Model(Larger(), "larger"), tmp_path / "p.csv")
+    (row,) = evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "r.json").rows
+    assert row["iou"] == 1
+
+
+def test_grid_keeps_what_the_reference_is_sure_of(pictures, tmp_path):
+    """Three pictures of 96 x 64, four points each at the middles of the quarters; nothing is surer than 0.9."""
+    plain = Model(PlainPredictor(), "plain")
+    task = Agreement(pictures, Protocol(), plain, 2)
+    rows = evaluate(task, plain, tmp_path / "r.json").rows
+    assert len(rows) == 12
+    assert [row["given"]["points"] for row in rows[:4]] == [[[24, 16]], [[72, 16]], [[24, 48]], [[72, 48]]]
+    assert task.measure(plain.predictor, "0.png") == rows[:4]
+    assert Agreement(pictures, Protocol(), plain, 2, confidence=0.95).measure(plain.predictor, "0.png") == []
+
+
+def test_prompts_from_json(tmp_path):
+    entries = [
+        {"picture": "a.jpg", "points": [[1, 2], [3, 4]], "labels": [1, 0]},
+        {"picture": "b.jpg", "box": [1, 2, 3, 4]},
+        {"picture": "a.jpg", "x": 5, "y": 6},
+    ]
+    (tmp_path / "p.json").write_text(json.dumps(entries))
+    assert read_prompts(tmp_path / "p.json") == {
+        "a.jpg": [Prompt([[1.0, 2.0], [3.0, 4.0]], [1, 0]), Prompt([[5.0, 6.0]], [1])],
+        "b.jpg": [Prompt(box=[1.0, 2.0, 3.0, 4.0])],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", "picture,x,y\n", "no list of prompts"),
+        ("p.csv", "file,x,y\na.jpg,1,2\n", "prompt 1 of"),
+        ("p.csv", "picture,x,y\na.jpg,1,2\na.jpg,1,z\n", "prompt 2 of"),
+        ("p.csv", "picture,left,top,right,bottom\na.jpg,1,2,3,\n", "prompt 1 of"),
+        ("p.json", "{", "cannot be read"),
+        ("p.json", '[{"picture": "a.jpg"}]', "prompt 1 of"),
+        ("p.json", '[{"picture": "a.jpg", "points": [[1, 2]], "labels": []}]', "prompt 1 of"),
+    ],
+)
+def test_bad_prompts(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidInputError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def test_prompts_that_do_not_fit(pictures, tmp_path):
+    plain = Model(PlainPredictor(), "plain")
+    (tmp_path / "p.csv").write_text("picture,x,y\nnone.png,1,2\n")
+    with pytest.raises(InvalidInputError, match=r"none\.png, which .* names, is not there"):
+        Agreement(pictures, Protocol(), plain, tmp_path / "p.csv")
+    (tmp_path / "p.csv").write_text("picture,x,y\n0.png,100,2\n")
+    with pytest.raises(InvalidInputError, match=r"0\.png: the point \(100, 2\) is outside"):
+        Agreement(pictures, Protocol(), plain, tmp_path / "p.csv").measure(plain.predictor, "0.png")
+    with pytest.raises(InvalidInputError, match="the grid is 0"):
+        Agreement(pictures, Protocol(), plain, 0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidInputError, match="has no picture in it"):
+        Agreement(tmp_path / "empty", Protocol(), plain, 2)

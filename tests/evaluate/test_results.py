@@ -1,0 +1,113 @@
+import json
+
+import pytest
+
+from groupmix_sam.errors import InvalidInputError
+from groupmix_sam.evaluate import Labelled, Model, Protocol, evaluate, load_result
+
+from .pictures import PlainPredictor, draw_dataset
+
+
+class Killed(PlainPredictor):
+    """Dies at the picture after the n-th."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def set_image(self, image):
+        if self.pictures == self.after:
+            raise KeyboardInterrupt
+        super().set_image(image)
+
+
+@pytest.fixture
+def task(tmp_path):
+    data = draw_dataset(tmp_path / "data", pictures=5)
+    return Labelled(data / "annotations.json", data / "images", Protocol())
+
+
+@pytest.fixture
+def whole(task, tmp_path):
+    return evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "whole.json")
+
+
+def test_saved_and_loaded(whole, tmp_path):
+    assert load_result(tmp_path / "whole.json") == whole
+    assert whole.versions.keys() >= {"groupmix-sam", "python", "torch", "timm", "pycocotools", "numpy"}
+    assert whole.model == {"name": "plain", "sha256": None, "image_size": 1024}
+    assert len(whole.data["sha256"]) == 64
+    assert [p.name for p in tmp_path.glob("whole*")] == ["whole.json"], "nothing is left of the parts"
+
+
+@pytest.mark.parametrize("cut", [0, 7])
+def test_resumes_after_a_kill(task, whole, tmp_path, cut):
+    """Even one in the middle of a line: only what is missing is done."""
+    out = tmp_path / "r.json"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(task, Model(Killed(3), "plain"), out)
+    assert not out.exists()
+    (part,) = (tmp_path / "r.json.parts").iterdir()
+    content = part.read_bytes()
+    part.write_bytes(content[: len(content) - cut])
+    again = PlainPredictor()
+    assert evaluate(task, Model(again, "plain"), out).rows == whole.rows
+    assert again.pictures == (3 if cut else 2)
+
+
+def test_a_cut_first_line(task, whole, tmp_path):
+    (tmp_path / "r.json.parts").mkdir()
+    (tmp_path / "r.json.parts" / "0.jsonl").write_text('{"kind": "lab')
+    assert evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "r.json").rows == whole.rows
+
+
+def test_what_is_done_is_not_done_again(task, whole, tmp_path):
+    assert evaluate(task, Model(Killed(0), "plain"), tmp_path / "whole.json") == whole
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_any_number_of_processes_gives_the_same(task, whole, tmp_path, monkeypatch, processes):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    results = []
+    for rank in reversed(range(processes)):
+        monkeypatch.setenv("RANK", str(rank))
+        model = Model(PlainPredictor(), "plain")
+        results.append(evaluate(task, model, tmp_path / "r.json"))
+        assert model.predictor.pictures == len(range(rank, 5, processes))
+    assert results[:-1] == [None] * (processes - 1)
+    assert results[-1] == whole
+    assert load_result(tmp_path / "r.json") == whole
+
+
+def test_another_number_of_processes_goes_on(task, whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "r.json") is None
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    model = Model(PlainPredictor(), "plain")
+    assert evaluate(task, model, tmp_path / "r.json") == whole
+    assert model.predictor.pictures == 3
+
+
+def test_another_evaluation_is_not_mixed_in(task, whole, tmp_path):
+    other = Labelled(task.file, task.folder, Protocol(choose="oracle"))
+    with pytest.raises(InvalidInputError, match=r"whole.json is of another evaluation, its protocol's prompts is"):
+        evaluate(other, Model(PlainPredictor(), "plain"), tmp_path / "whole.json")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(task, Model(Killed(1), "plain"), tmp_path / "r.json")
+    with pytest.raises(InvalidInputError, match=r"r.json.parts is of another evaluation, its model's name is 'plain'"):
+        evaluate(task, Model(PlainPredictor(), "other"), tmp_path / "r.json")
+
+
+def test_nothing_counts(task, tmp_path):
+    empty = Labelled(task.file, task.folder, Protocol(least_area=10**6))
+    with pytest.raises(InvalidInputError, match=r"nothing in .* counts"):
+        evaluate(empty, Model(PlainPredictor(), "plain"), tmp_path / "r.json")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", json.dumps({"format": 1, "kind": "labelled"})])
+def test_no_result(tmp_path, content):
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(InvalidInputError, match="is no result of `groupmix-sam evaluate`"):
+        load_result(tmp_path / "r.json")
