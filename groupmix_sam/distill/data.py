@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms.v2 import RandomResizedCrop
+from torchvision.transforms import v2
 
 from ..encoders.config import SAM_MEAN, SAM_STD, STRIDE
 from ..errors import ImageReadError, InvalidInputError
@@ -229,8 +229,7 @@ class Samples(Dataset[Maps]):
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            crop: Any = RandomResizedCrop((size, size))  # torchvision has no types
-            pixels = crop(pixels)
+            pixels = cast(Any, v2).RandomResizedCrop((size, size))(pixels)  # torchvision leaves it untyped
         return _padded({"image": pixels.permute(1, 2, 0)}, size)
 
     def _windows(self, rows: int, columns: int, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:

@@ -82,7 +82,8 @@ def plot_log(log: Path, output: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     left = figure.subplots()
     right = left.twinx()
-    left.plot([int(r["step"]) for r in rows if r["loss"]], [float(r["loss"]) for r in rows if r["loss"]], color="#0072B2")
+    trained = [r for r in rows if r["features"]]
+    left.plot([int(r["step"]) for r in trained], [float(r["features"]) for r in trained], color="#0072B2")
     scored = [r for r in rows if r["r2"]]
     right.plot([int(r["step"]) for r in scored], [float(r["r2"]) for r in scored], "o-", color="#D55E00")
     left.set(xlabel="step", ylabel="loss on the features", yscale="log")
