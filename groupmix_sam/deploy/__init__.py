@@ -1,0 +1,5 @@
+"""Inference on the machine at the line: a faster encoder, a faster decoder, and other runtimes."""
+
+from .fuse import fuse
+
+__all__ = ["fuse"]
