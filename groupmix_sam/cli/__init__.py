@@ -6,6 +6,7 @@ import typer
 
 from ..errors import GroupMixSamError
 from .distill import distill
+from .export import export
 from .info import info
 from .segment import segment
 
@@ -19,7 +20,7 @@ app = typer.Typer(
 )
 
 # The order is that of --help.
-for command in (segment, distill, info):
+for command in (segment, distill, export, info):
     app.command()(command)
 
 

@@ -22,9 +22,9 @@ CHUNK = 4
 
 
 class ImageTokens(NamedTuple):
-    """What the decoder needs of a picture, for L = grid x grid tokens; B is 1, or the prompts' number if masks went in.
+    """What the decoder needs of a picture, for L = grid x grid tokens.
 
-    `tokens` is B x L x 256; `keys` and `queries` are B x 8 x 16 x L, `values` B x 8 x L x 16, of the first layer's attentions.
+    `tokens` is 1 x L x 256; `keys` and `queries` are 1 x 8 x 16 x L, `values` 1 x 8 x L x 16, of the first layer's attentions.
     """
 
     tokens: Tensor
@@ -86,11 +86,11 @@ class Decoder(nn.Module):
         self.eval().requires_grad_(False)
 
     def embed_masks(self, masks: Tensor) -> Tensor:
-        """Map low-resolution logits, B x 1 x 4 grid x 4 grid, to what is added to the features, B x 256 x grid x grid."""
+        """Map low-resolution logits, 1 x 1 x 4 grid x 4 grid, to what is added to the features, 1 x 256 x grid x grid."""
         return self.mask_downscaling(masks) - self.no_mask
 
     def image(self, features: Tensor) -> ImageTokens:
-        """Compute what all prompts on a picture share; B x 256 x grid x grid."""
+        """Compute what all prompts on a picture share; 1 x 256 x grid x grid."""
         tokens = (features + self.no_mask).flatten(2).transpose(1, 2)
         placed = tokens + self.positions
         first = cast(Any, self.layers)[0]
@@ -117,17 +117,14 @@ class Decoder(nn.Module):
         """
         if points.device.type != "cpu" or torch.compiler.is_compiling() or len(points) <= CHUNK:
             return self._decode(image, points, labels)
-        parts = []
-        for start in range(0, len(points), CHUNK):
-            part = slice(start, start + CHUNK)
-            own = image if len(image.tokens) == 1 else ImageTokens(*(t[part] for t in image))
-            parts.append(self._decode(own, points[part], labels[part]))
+        chunks = zip(points.split(CHUNK), labels.split(CHUNK), strict=True)
+        parts = [self._decode(image, *chunk) for chunk in chunks]
         logits, scores = zip(*parts, strict=True)
         return torch.cat(logits), torch.cat(scores)
 
     def _decode(self, image: ImageTokens, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         sparse = self.embed_points(points, labels)
-        prompt = torch.cat([self.output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
+        prompt = torch.cat([self.output_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
         first, second = cast(Any, self.layers)
 
         x = first.norm1(first.self_attn(prompt, prompt, prompt))

@@ -123,7 +123,7 @@ class Predictor:
         self.reset_image()
         step = batch_size if self._batches else 1
         for start in range(0, len(pictures), step):
-            inputs = [self._input(picture, image_format) for picture in pictures[start : start + step]]
+            inputs = [self.preprocess(picture, image_format) for picture in pictures[start : start + step]]
             (features,) = self._models["encoder"](np.stack(inputs))
             self._features += [features[i : i + 1] for i in range(len(features))]
         self._sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
@@ -195,7 +195,7 @@ class Predictor:
         new_height, new_width = self._resized(height, width)
         scale = np.array([new_width / width, new_height / height])
         points, labels = _prompts(point_coords, point_labels, boxes, scale)
-        logits, scores = self._models["decoder"](*self._image(index, mask_input, len(points)), points, labels)
+        logits, scores = self._decode(index, mask_input, points, labels)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         logits, scores = logits[:, chosen], scores[:, chosen]
         resized = self._to_picture(logits, height, width)
@@ -258,8 +258,8 @@ class Predictor:
         scale = self.image_size / max(height, width)
         return int(height * scale + 0.5), int(width * scale + 0.5)
 
-    def _input(self, picture: NDArray[np.uint8], image_format: str) -> NDArray[np.float32]:
-        """Resize, take off mean and std, pad at the bottom and the right: 3 x S x S."""
+    def preprocess(self, picture: NDArray[np.uint8], image_format: str = "RGB") -> NDArray[np.float32]:
+        """Return the encoder's input: resized, without mean and std, padded at the bottom and the right, 3 x S x S."""
         if image_format == "BGR":
             picture = np.ascontiguousarray(picture[:, :, ::-1])
         height, width = self._resized(*picture.shape[:2])
@@ -268,21 +268,28 @@ class Predictor:
         out[:, :height, :width] = ((resized - self.mean) / self.std).transpose(2, 0, 1)
         return out
 
-    def _image(self, index: int, mask_input: NDArray[Any] | None, prompts: int) -> list[NDArray[np.float32]]:
-        """Return what the decoder needs of a picture, kept from prompt to prompt unless masks go in."""
-        if mask_input is not None:
-            masks = np.ascontiguousarray(mask_input, dtype=np.float32)
-            side = self.image_size // 4
-            if masks.shape != (prompts, 1, side, side):
-                raise InvalidInputError(
-                    f"the masks have shape {masks.shape}: give {(prompts, 1, side, side)}, one for each prompt, "
-                    "which are the logits of an earlier prediction."
-                )
-            (dense,) = self._models["masks"](masks)
-            return self._models["image"](self._features[index] + dense)
-        if index not in self._tokens:
-            self._tokens[index] = self._models["image"](self._features[index])
-        return self._tokens[index]
+    def _decode(
+        self, index: int, mask_input: NDArray[Any] | None, points: NDArray[np.float32], labels: NDArray[np.float32]
+    ) -> list[NDArray[np.float32]]:
+        """Return all four masks' logits and scores for each prompt."""
+        decoder, image = self._models["decoder"], self._models["image"]
+        if mask_input is None:
+            if index not in self._tokens:
+                self._tokens[index] = image(self._features[index])
+            return decoder(*self._tokens[index], points, labels)
+        masks = np.ascontiguousarray(mask_input, dtype=np.float32)
+        shape = (len(points), 1, self.image_size // 4, self.image_size // 4)
+        if masks.shape != shape:
+            raise InvalidInputError(
+                f"the masks have shape {masks.shape}: give {shape}, one for each prompt, which are the logits of an earlier "
+                "prediction."
+            )
+        outputs = []
+        for i in range(len(points)):  # each mask makes another picture of it
+            (dense,) = self._models["masks"](masks[i : i + 1])
+            tokens = image(self._features[index] + dense)
+            outputs.append(decoder(*tokens, points[i : i + 1], labels[i : i + 1]))
+        return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
     def _to_picture(self, logits: NDArray[np.float32], height: int, width: int) -> NDArray[Any]:
         """Resize P x C x S/4 x S/4 logits to the picture, P x C x H x W, leaving out the padding."""

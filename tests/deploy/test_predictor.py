@@ -94,13 +94,15 @@ def test_shipped_weights_hold_their_masks():
     np.testing.assert_allclose(scores, expected_scores, atol=1e-3)
 
 
-def test_many_prompts_as_one_by_one(predictor):
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_many_prompts_as_one_by_one(predictor, with_masks):
     predictor.set_image(draw())
     boxes = np.array([[20, 10, 100, 80], [0, 0, 60, 60], [1, 50, 110, 85], [7, 7, 9, 9], [30, 20, 60, 50]])
-    masks, scores, logits = predictor.predict_batch(boxes=boxes)
+    earlier = [None] * 5 if not with_masks else np.random.default_rng(0).normal(0, 5, (5, 1, 64, 64))
+    masks, scores, logits = predictor.predict_batch(boxes=boxes, mask_input=earlier if with_masks else None)
     assert masks.shape == (5, 3, 90, 120)
     for i, box in enumerate(boxes):
-        one, score, low = predictor.predict(box=box)
+        one, score, low = predictor.predict(box=box, mask_input=earlier[i])
         np.testing.assert_allclose(logits[i], low, atol=1e-3)
         np.testing.assert_allclose(scores[i], score, atol=1e-4)
         assert (masks[i] == one).mean() > 0.999
