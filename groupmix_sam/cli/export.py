@@ -10,10 +10,10 @@ from .options import Checkpoint, Encoder
 
 
 def export(
-    runtime: Annotated[str, typer.Argument(help="What to export for: onnx or openvino.")],
+    runtime: Annotated[str, typer.Argument(help="What to export for: onnx, openvino or tensorrt.")],
     folder: Annotated[Path, typer.Argument(help="A new folder; it appears only if the masks hold.")],
     pictures: Annotated[Path, typer.Option(help="A folder of your own pictures, to compare masks on and to calibrate int8.")],
-    precision: Annotated[str, typer.Option(help="onnx: fp32, fp16; openvino: fp32, fp16 (the file), bf16, int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32; fp16; for openvino also bf16, int8.")] = "fp32",
     checkpoint: Checkpoint = "default",
     encoder: Encoder = "gmf_sam_2282",
     image_size: Annotated[int, typer.Option(help="Side in pixels that pictures are resized to.")] = 1024,
@@ -21,6 +21,7 @@ def export(
     count: Annotated[int, typer.Option(help="Pictures to compare masks on; for int8 four times as many calibrate.")] = 8,
     mean_iou: Annotated[float, typer.Option(help="What the masks' IoU to the fp32 model's must reach in the mean.")] = 0.97,
     least_iou: Annotated[float, typer.Option(help="What the least of them must reach.")] = 0.8,
+    timing_cache: Annotated[Path | None, typer.Option(help="A file that makes TensorRT's next build quick.")] = None,
 ) -> None:
     """Write a model for another runtime, and hold its masks against those of the model that it was made from."""
     from ..deploy.export import export as write
@@ -53,6 +54,7 @@ def export(
         dynamic_batch=dynamic_batch,
         thresholds=Thresholds(mean_iou, least_iou),
         calibration=calibration,
+        timing_cache=timing_cache,
     )
     typer.echo(
         f"wrote {folder}: IoU to fp32 PyTorch {report['mean']:.4f} in the mean, {report['least']:.4f} at least, ", nl=False

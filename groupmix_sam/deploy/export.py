@@ -20,10 +20,11 @@ from .onnx import write_graphs
 from .openvino import convert
 from .parity import Thresholds, check_parity, measure_parity
 from .predictor import FORMAT_VERSION, Predictor, model_hash
+from .runtimes import import_tensorrt
 
 __all__ = ["PRECISIONS", "export"]
 
-PRECISIONS = {"onnx": ("fp32", "fp16"), "openvino": ("fp32", "fp16", "bf16", "int8")}
+PRECISIONS = {"onnx": ("fp32", "fp16"), "openvino": ("fp32", "fp16", "bf16", "int8"), "tensorrt": ("fp32", "fp16")}
 # Fewer do not show an encoder what it will see.
 LEAST_CALIBRATION = 8
 
@@ -38,6 +39,7 @@ def export(
     dynamic_batch: bool = False,
     thresholds: Thresholds | None = None,
     calibration: Sequence[NDArray[np.uint8]] = (),
+    timing_cache: Path | None = None,
 ) -> dict[str, Any]:
     """Write a model for a runtime to a new folder, if its masks hold; return the parity report.
 
@@ -45,16 +47,18 @@ def export(
         sam: A model built by `build_sam_groupmix`, on the CPU. Its image size is the exported model's.
         folder: To make; it appears whole or not at all.
         pictures: H x W x 3, uint8, RGB, on which the masks are compared with those of the Sam in fp32.
-        runtime: "onnx" or "openvino".
+        runtime: "onnx", "openvino" or "tensorrt", which needs the GPU that will run it.
         precision: One of `PRECISIONS[runtime]`: of the encoder, as the decoder stays in fp32. "fp16" in OpenVINO is of the
             file, "bf16" of the arithmetic.
         dynamic_batch: Whether the encoder takes several pictures at once.
         thresholds: What the masks' IoU must reach.
         calibration: Pictures for "int8", 8 or more, and none of `pictures`.
+        timing_cache: A file in which TensorRT keeps what it measured, for the next export.
 
     Raises:
         InvalidInputError: the folder is there, or an argument cannot be used.
         MissingExtraError: a package for the runtime is missing.
+        RuntimeUnavailableError: there is no GPU for TensorRT, or it refuses the model.
         ParityError: the masks do not hold.
     """
     folder = Path(folder)
@@ -69,13 +73,20 @@ def export(
         raise InvalidInputError("there is no picture to compare masks on: give one or more.")
     if precision == "int8" and len(calibration) < LEAST_CALIBRATION:
         raise InvalidInputError(f"{len(calibration)} pictures are too few to calibrate on: give {LEAST_CALIBRATION} or more.")
+    if runtime == "tensorrt":
+        import_tensorrt()  # before minutes of work
     exact = Predictor(sam)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir()
-        write_graphs(sam, part, torch.float16 if (runtime, precision) == ("onnx", "fp16") else torch.float32, dynamic_batch)
+        in_graph = precision == "fp16" and runtime != "openvino"
+        write_graphs(sam, part, torch.float16 if in_graph else torch.float32, dynamic_batch)
         if runtime == "openvino":
             convert(part, precision, (exact.preprocess(picture)[None] for picture in calibration))
+        if runtime == "tensorrt":
+            from .tensorrt import build_plans
+
+            build_plans(part, timing_cache)
         config = {
             "format_version": FORMAT_VERSION,
             "library": f"groupmix-sam {__version__}",
