@@ -9,6 +9,7 @@ from .distill import distill
 from .export import export
 from .info import info
 from .segment import segment
+from .stream import stream
 
 __all__ = ["app", "main"]
 
@@ -20,7 +21,7 @@ app = typer.Typer(
 )
 
 # The order is that of --help.
-for command in (segment, distill, export, info):
+for command in (segment, distill, export, stream, info):
     app.command()(command)
 
 
