@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -312,10 +313,7 @@ def torch_models(sam: Sam, device: str | None = None, dtype: torch.dtype = torch
     """Return the four parts of a Sam in PyTorch, the encoder fused if it is a GroupMixFormer."""
     where = sam.device if device is None else torch.device(device)
     encoder = sam.image_encoder
-    if isinstance(encoder, GroupMixFormer):
-        encoder = fuse(encoder)
-    elif dtype != torch.float32 or where != sam.device:
-        raise InvalidInputError(f"a {type(encoder).__name__} runs as it is: move the Sam itself, or use a gmf_sam_ encoder.")
+    encoder = fuse(encoder) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()
     decoder = Decoder(sam).to(where)
     return {
         "encoder": TorchModel(encoder.to(where, dtype), where, dtype),
