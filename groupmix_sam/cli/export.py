@@ -21,6 +21,7 @@ def export(
     count: Annotated[int, typer.Option(help="Pictures to compare masks on; for int8 four times as many calibrate.")] = 8,
     mean_iou: Annotated[float, typer.Option(help="What the masks' IoU to the fp32 model's must reach in the mean.")] = 0.97,
     least_iou: Annotated[float, typer.Option(help="What the least of them must reach.")] = 0.8,
+    least_score: Annotated[float, typer.Option(help="Masks of which the fp32 model is less sure are not compared.")] = 0.5,
     timing_cache: Annotated[Path | None, typer.Option(help="A file that makes TensorRT's next build quick.")] = None,
 ) -> None:
     """Write a model for another runtime, and hold its masks against those of the model that it was made from."""
@@ -38,8 +39,9 @@ def export(
     images = []
     for path in found[:: max(1, len(found) // wanted)][:wanted]:
         try:
-            images.append(read_image(path))
-            check_aspect(images[-1].shape[:2], image_size)
+            image = read_image(path)
+            check_aspect(image.shape[:2], image_size)
+            images.append(image)
         except (ImageReadError, InvalidInputError) as e:
             typer.echo(f"skipped: {e}", err=True)
     # Every fifth is held out from the calibration, to compare masks on.
@@ -52,7 +54,7 @@ def export(
         runtime=runtime,
         precision=precision,
         dynamic_batch=dynamic_batch,
-        thresholds=Thresholds(mean_iou, least_iou),
+        thresholds=Thresholds(mean_iou, least_iou, least_score),
         calibration=calibration,
         timing_cache=timing_cache,
     )

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 
 from .. import __version__
-from ..errors import InvalidInputError
+from ..errors import GroupMixSamError, InvalidInputError
 from ..weights import encoder_name, sha256
 from .onnx import write_graphs
 from .openvino import convert
-from .parity import Thresholds, check_parity, measure_parity
+from .parity import DEFAULTS, Thresholds, check_parity, measure_parity
 from .predictor import FORMAT_VERSION, Predictor, model_hash
 from .runtimes import import_tensorrt
 
@@ -37,7 +37,7 @@ def export(
     runtime: str = "onnx",
     precision: str = "fp32",
     dynamic_batch: bool = False,
-    thresholds: Thresholds | None = None,
+    thresholds: Thresholds = DEFAULTS,
     calibration: Sequence[NDArray[np.uint8]] = (),
     timing_cache: Path | None = None,
 ) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def export(
         precision: One of `PRECISIONS[runtime]`: of the encoder, as the decoder stays in fp32. "fp16" in OpenVINO is of the
             file, "bf16" of the arithmetic.
         dynamic_batch: Whether the encoder takes several pictures at once.
-        thresholds: What the masks' IoU must reach.
+        thresholds: What the masks' IoU must reach, and of which masks.
         calibration: Pictures for "int8", 8 or more, and none of `pictures`.
         timing_cache: A file in which TensorRT keeps what it measured, for the next export.
 
@@ -65,6 +65,8 @@ def export(
     if runtime not in PRECISIONS or precision not in PRECISIONS[runtime]:
         known = "; ".join(f"{name} with {', '.join(kinds)}" for name, kinds in PRECISIONS.items())
         raise InvalidInputError(f"there is no {precision!r} for {runtime!r}: use {known}.")
+    if sam.device.type != "cpu":
+        raise InvalidInputError(f"the Sam is on {sam.device}: export it from the CPU, with sam.cpu().")
     if folder.exists():
         raise InvalidInputError(f"{folder} is there already: give a new folder, or remove it.")
     if not folder.parent.is_dir():
@@ -102,11 +104,13 @@ def export(
             "files": {path.name: sha256(path) for path in sorted(part.iterdir())},
         }
         _write_json(part / "config.json", config)
-        report = measure_parity(exact, Predictor(part), pictures)
-        check_parity(report, thresholds or Thresholds())
+        report = measure_parity(exact, Predictor(part), pictures, thresholds.score)
+        check_parity(report, thresholds)
         _write_json(part / "parity.json", report)
         _write_json(part / "config.json", {**config, "parity": {k: v for k, v in report.items() if k != "each"}})
         os.replace(part, folder)
+    except GroupMixSamError:
+        raise
     except OSError as e:
         raise InvalidInputError(f"{folder} cannot be written ({e}): check its rights and the space that is left.") from e
     finally:

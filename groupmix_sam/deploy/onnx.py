@@ -6,6 +6,7 @@ prompts and of points is free, and resizing to the picture is the host's.
 """
 
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ class _Encoder(nn.Module):
     def __init__(self, sam: Sam, dtype: torch.dtype) -> None:
         super().__init__()
         encoder = sam.image_encoder
-        self.encoder = (fuse(encoder) if isinstance(encoder, GroupMixFormer) else encoder).to(dtype)
+        self.encoder = (fuse(encoder) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()).to(dtype)
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
@@ -91,11 +92,10 @@ def write_graphs(sam: Sam, folder: Path, dtype: torch.dtype = torch.float32, dyn
     features, masks = torch.zeros(1, EMBED_DIM, grid, grid), torch.zeros(1, 1, 4 * grid, 4 * grid)
     with torch.no_grad():
         tokens = decoder.image(features)
-    free = {"prompts": torch.export.Dim("prompts"), "points": torch.export.Dim("points"), "batch": torch.export.Dim("batch")}
-    prompted = {0: free["prompts"], 1: free["points"]}
+    prompted = {0: torch.export.Dim("prompts"), 1: torch.export.Dim("points")}
+    batched = {0: torch.export.Dim("batch")} if dynamic_batch else {}
     # Free sizes are traced with 2 or more, as 1 would be taken for a constant.
     images = torch.zeros(2 if dynamic_batch else 1, 3, size, size)
-    batched = {0: free["batch"]} if dynamic_batch else {}
     for name, module, inputs, shapes, input_names, output_names in (
         ("encoder", _Encoder(sam, dtype), (images,), (batched,), ["images"], ["features"]),
         ("image", _Image(decoder), (features,), ({},), ["features"], TOKENS),

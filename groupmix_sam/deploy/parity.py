@@ -9,14 +9,18 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError, ParityError
 from .predictor import Predictor
 
-__all__ = ["Thresholds", "check_parity", "mask_iou", "measure_parity"]
+__all__ = ["DEFAULTS", "Thresholds", "check_parity", "mask_iou", "measure_parity"]
 
 
 class Thresholds(NamedTuple):
-    """What the IoUs must reach: their mean and the least of them."""
+    """What the IoUs must reach, their mean and the least of them, of masks that the exact model scores as high as `score`."""
 
     mean: float = 0.97
     least: float = 0.8
+    score: float = 0.5
+
+
+DEFAULTS = Thresholds()
 
 
 def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
@@ -25,12 +29,14 @@ def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     return int((a & b).sum()) / union if union else 1.0
 
 
-def measure_parity(exact: Predictor, exported: Predictor, pictures: Sequence[NDArray[np.uint8]]) -> dict[str, Any]:
+def measure_parity(
+    exact: Predictor, exported: Predictor, pictures: Sequence[NDArray[np.uint8]], least_score: float = DEFAULTS.score
+) -> dict[str, Any]:
     """Return how alike two models' masks are, over pictures and prompts: the mean and least IoU, and every one of them.
 
     Prompts are nine boxes of half the picture's sides and sixteen points, evenly spread. Of a box the single mask is taken; of
-    a point the one of three that the exact model scores best. A mask under 1/1000 of the picture, in both models, is left out:
-    of a few pixels the IoU says nothing.
+    a point the one of three that the exact model scores best. Left out are masks under 1/1000 of the picture in both models,
+    and those to which the exact model itself gives a predicted IoU under `least_score`: around a box of nothing, it guesses.
     """
     records: list[dict[str, Any]] = []
     for number, picture in enumerate(pictures):
@@ -42,18 +48,22 @@ def measure_parity(exact: Predictor, exported: Predictor, pictures: Sequence[NDA
         spread = (np.arange(4) + 0.5) / 4
         points = np.array([[(x * width, y * height)] for y in spread for x in spread])
         ones = np.ones((len(points), 1))
-        expected, _, _ = exact.predict_batch(boxes=boxes, multimask_output=False)
+        expected, scores, _ = exact.predict_batch(boxes=boxes, multimask_output=False)
         got, _, _ = exported.predict_batch(boxes=boxes, multimask_output=False)
-        pairs = [("box", box.tolist(), a[0], b[0]) for box, a, b in zip(boxes, expected, got, strict=True)]
+        trials = [("box", boxes[i].tolist(), scores[i, 0], expected[i, 0], got[i, 0]) for i in range(len(boxes))]
         expected, scores, _ = exact.predict_batch(points, ones)
         got, _, _ = exported.predict_batch(points, ones)
-        best = scores.argmax(axis=1)
-        pairs += [("point", p[0].tolist(), a[i], b[i]) for p, i, a, b in zip(points, best, expected, got, strict=True)]
-        for kind, where, a, b in pairs:
-            if max(a.mean(), b.mean()) >= 0.001:
-                records.append({"picture": number, kind: where, "iou": round(mask_iou(a, b), 4)})
+        for i, best in enumerate(scores.argmax(axis=1)):
+            trials.append(("point", points[i, 0].tolist(), scores[i, best], expected[i, best], got[i, best]))
+        for kind, where, score, a, b in trials:
+            if score >= least_score and max(a.mean(), b.mean()) >= 0.001:
+                records.append(
+                    {"picture": number, kind: where, "score": round(float(score), 4), "iou": round(mask_iou(a, b), 4)}
+                )
     if not records:
-        raise InvalidInputError("no mask is large enough to be compared: give pictures with things in them.")
+        raise InvalidInputError(
+            "the model is sure of no mask on these pictures: give others, with things in them, or a lower score."
+        )
     ious = [record["iou"] for record in records]
     return {"pictures": len(pictures), "masks": len(ious), "mean": float(np.mean(ious)), "least": min(ious), "each": records}
 

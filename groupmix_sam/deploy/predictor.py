@@ -73,6 +73,11 @@ class Predictor:
         elif isinstance(model, (str, PathLike)):
             folder = Path(model)
             config = read_config(folder)
+            if dtype != torch.float32 or (device is not None and config["runtime"] != "openvino"):
+                raise InvalidInputError(
+                    f"{folder} was exported in {config['precision']} for {config['runtime']}: dtype is for a Sam, device for "
+                    "a Sam or OpenVINO, and ONNX Runtime takes providers."
+                )
             self.image_size = config["image_size"]
             mean, std = config["mean"], config["std"]
             self.mask_threshold = config["mask_threshold"]
@@ -123,10 +128,12 @@ class Predictor:
             check_aspect(picture.shape[:2], self.image_size)
         self.reset_image()
         step = batch_size if self._batches else 1
+        embeddings: list[NDArray[np.float32]] = []
         for start in range(0, len(pictures), step):
             inputs = [self.preprocess(picture, image_format) for picture in pictures[start : start + step]]
             (features,) = self._models["encoder"](np.stack(inputs))
-            self._features += [features[i : i + 1] for i in range(len(features))]
+            embeddings += [features[i : i + 1] for i in range(len(features))]
+        self._features = embeddings
         self._sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
 
     def predict(
@@ -240,7 +247,7 @@ class Predictor:
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
         except SafetensorError as e:
             raise WeightsError(f"{path} is not a whole safetensors file ({e}): save the embedding again.") from e
-        if metadata.get("model_hash") != self.model_hash:
+        if metadata.get("model_hash") != self.model_hash or tensors.keys() != {"features", "sizes"}:
             raise WeightsError(f"{path} was not computed by this model at this size: set_image() and save it again.")
         features = tensors["features"]
         self.reset_image()

@@ -7,7 +7,11 @@ import sys
 import numpy as np
 import onnx
 import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
 
+from groupmix_sam.cli import app
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.export import export
 from groupmix_sam.deploy.parity import Thresholds, mask_iou, measure_parity
@@ -17,7 +21,7 @@ from groupmix_sam.errors import InvalidInputError, MissingExtraError, ParityErro
 from .conftest import draw
 
 # Untrained masks are full of edges, along which the last bit decides.
-LOOSE = Thresholds(0.95, 0.5)
+LOOSE = Thresholds(0.95, 0.5, score=-10)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +80,7 @@ def test_lower_precision_in_openvino(sam, quick, tmp_path, precision):
         [draw()],
         runtime="openvino",
         precision=precision,
-        thresholds=Thresholds(0, 0),
+        thresholds=Thresholds(0, 0, -10),
         calibration=calibration,
         dynamic_batch=True,
     )
@@ -125,7 +129,7 @@ def test_embeddings_travel_between_runtimes(sam, exported, tmp_path):
 
 def test_masks_that_do_not_hold_are_not_written(sam, quick, tmp_path):
     with pytest.raises(ParityError, match="Nothing was written"):
-        export(sam, tmp_path / "a", [draw()], thresholds=Thresholds(1.01, 0))
+        export(sam, tmp_path / "a", [draw()], thresholds=Thresholds(1.01, 0, -10))
     wrong = sam.image_encoder.neck.proj.weight
     original = wrong.clone()
     try:
@@ -135,6 +139,30 @@ def test_masks_that_do_not_hold_are_not_written(sam, quick, tmp_path):
     finally:
         wrong.data.copy_(original)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("precision", "judged"), [("fp32", 3), ("int8", 2)])
+def test_command(sam, quick, tmp_path, monkeypatch, precision, judged):
+    """Of twelve pictures and two broken ones; for int8 every fifth is judged and the others calibrate."""
+    monkeypatch.setattr("groupmix_sam.sam.build_sam_groupmix", lambda *args, **kwargs: sam)
+    (tmp_path / "pictures").mkdir()
+    for i in range(10):
+        Image.fromarray(draw(90 + i, 120)).save(tmp_path / "pictures" / f"{i}.png")
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"no picture")
+    Image.new("RGB", (9000, 1)).save(tmp_path / "pictures" / "narrow.png")
+    arguments = ["export", "openvino", str(tmp_path / "a"), "--pictures", str(tmp_path / "pictures"), "--precision", precision]
+    arguments += ["--image-size", "256", "--mean-iou", "0", "--least-iou", "0", "--least-score", "-10", "--count", "3"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert f"masks on {judged} pictures" in done.stdout
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["precision"] == precision
+    assert ("narrow.png" in done.output or "too narrow" in done.output) == (precision == "int8")
+
+
+def test_options_of_other_runtimes_are_refused(exported):
+    for kwargs in ({"device": "cuda"}, {"dtype": torch.float16}):
+        with pytest.raises(InvalidInputError, match="exported in fp32 for onnx"):
+            Predictor(exported, **kwargs)
 
 
 def test_no_space(sam, monkeypatch, tmp_path):
@@ -215,6 +243,13 @@ def test_iou_by_hand():
 
 def test_parity_of_a_model_with_itself(sam):
     predictor = Predictor(sam)
-    report = measure_parity(predictor, predictor, [draw()])
+    report = measure_parity(predictor, predictor, [draw()], least_score=-10)
     assert report["mean"] == report["least"] == 1
     assert report["masks"] == len(report["each"]) > 10
+    scores = sorted(record["score"] for record in report["each"])
+    gap = int(np.diff(scores).argmax())  # records are rounded
+    middle = (scores[gap] + scores[gap + 1]) / 2
+    surer = measure_parity(predictor, predictor, [draw()], least_score=middle)
+    assert surer["each"] == [record for record in report["each"] if record["score"] >= middle]
+    with pytest.raises(InvalidInputError, match="sure of no mask"):
+        measure_parity(predictor, predictor, [draw()], least_score=99)

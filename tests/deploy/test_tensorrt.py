@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.export import export
+from groupmix_sam.deploy.parity import Thresholds
 from groupmix_sam.deploy.runtimes import TensorrtModel, import_tensorrt
 from groupmix_sam.deploy.tensorrt import build_plans, lint
 from groupmix_sam.errors import InvalidInputError, RuntimeUnavailableError
@@ -137,7 +138,7 @@ def test_names_in_the_bindings():
 @pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU and tensorrt")
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_true_thing(sam, tmp_path, precision):
-    export(sam, tmp_path / "a", [draw()], runtime="tensorrt", precision=precision)
+    export(sam, tmp_path / "a", [draw()], runtime="tensorrt", precision=precision, thresholds=Thresholds(0.9, 0.3, -10))
     exact, plan = Predictor(sam), Predictor(tmp_path / "a")
     box = np.array([20, 10, 100, 80])
     for predictor in (exact, plan):
