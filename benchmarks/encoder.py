@@ -1,9 +1,11 @@
-"""Time and peak memory of our encoder against MobileSAM's, side by side in one run.
+"""Time and peak memory of our encoder, as it is and fused, against MobileSAM's, side by side in one run.
 
     python benchmarks/encoder.py
+    python benchmarks/encoder.py --dtype bfloat16
 
-Both run in eager PyTorch, batch 1, at 1024 x 1024, by turns, so that what else the machine does falls on both. Weights are
-random: they do not matter here. Peak memory is that of a process of its own over one forward pass, less what it held before.
+All run in eager PyTorch, batch 1, at 1024 x 1024, by turns, so that what else the machine does falls on all. Weights are
+random: they do not matter here. "Products" are the matrix products of our linear layers and nothing else, into memory that is
+there. Peak memory is that of a process of its own over one forward pass, less what it held before.
 """
 
 import argparse
@@ -19,12 +21,39 @@ import timm
 import torch
 
 import groupmix_sam
+from groupmix_sam.deploy import fuse
 
-OURS, THEIRS = "gmf_sam_2282", "sam_tiny_vit_5m"
+OURS, FUSED, PRODUCTS, THEIRS = "gmf_sam_2282", "gmf_sam_2282 fused", "its products", "sam_tiny_vit_5m"
 
 
-def build(name: str, dtype: torch.dtype) -> torch.nn.Module:
-    return timm.create_model(name).eval().to(dtype)
+class Products(torch.nn.Module):
+    """The matrix products of a model's linear layers for an input of one size."""
+
+    def __init__(self, model: torch.nn.Module, x: torch.Tensor) -> None:
+        super().__init__()
+        self.operands: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        buffers: dict[torch.Size, torch.Tensor] = {}
+
+        def record(layer: torch.nn.Linear, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            a, out = (buffers.setdefault(t.flatten(0, -2).shape, t.flatten(0, -2).clone()) for t in (inputs[0], output))
+            self.operands.append((a, layer.weight.T, out))
+
+        handles = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        with torch.inference_mode():
+            model(x)
+        for handle in handles:
+            handle.remove()
+
+    def forward(self, x: torch.Tensor) -> None:
+        for a, b, out in self.operands:
+            torch.mm(a, b, out=out)
+
+
+def build(name: str, size: int, dtype: torch.dtype) -> torch.nn.Module:
+    model = timm.create_model(THEIRS if name == THEIRS else OURS).eval().to(dtype)
+    if name == PRODUCTS:
+        return Products(model, torch.randn(1, 3, size, size, dtype=dtype))
+    return fuse(model) if name == FUSED else model
 
 
 @torch.inference_mode()
@@ -43,7 +72,7 @@ def peak_resident_kib() -> int:
 @torch.inference_mode()
 def peak_mib(name: str, size: int, dtype: torch.dtype) -> float:
     """Return the growth of this process's peak memory over one forward pass, in MiB."""
-    model, x = build(name, dtype), torch.randn(1, 3, size, size, dtype=dtype)
+    model, x = build(name, size, dtype), torch.randn(1, 3, size, size, dtype=dtype)
     model(x[:, :, :64, :64])  # what is set up once does not count
     before = peak_resident_kib()
     model(x)
@@ -70,7 +99,7 @@ def main() -> None:
         print(peak_mib(args.peak, args.size, dtype))
         return
 
-    models = {name: build(name, dtype) for name in (OURS, THEIRS)}
+    models = {name: build(name, args.size, dtype) for name in (OURS, FUSED, PRODUCTS, THEIRS)}
     x = torch.randn(1, 3, args.size, args.size, dtype=dtype)
     for model in models.values():
         seconds(model, x)
@@ -78,23 +107,25 @@ def main() -> None:
     for _ in range(args.rounds):
         for name, model in models.items():
             times[name].append(seconds(model, x))
-    ratios = [a / b for a, b in zip(times[OURS], times[THEIRS], strict=True)]
-    low, high = interval(ratios, np.random.default_rng(0))
     command = [sys.executable, __file__, "--size", str(args.size), "--threads", str(args.threads), "--dtype", args.dtype]
     peaks = {
         name: float(subprocess.run([*command, "--peak", name], capture_output=True, text=True, check=True).stdout)
-        for name in models
+        for name in (OURS, FUSED, THEIRS)
     }
 
     print(f"{platform.processor() or platform.machine()}, {args.threads} threads, Python {platform.python_version()}, ", end="")
     print(f"torch {torch.__version__}, timm {timm.__version__}, groupmix-sam {groupmix_sam.__version__}")
     print(f"1 x 3 x {args.size} x {args.size}, {args.dtype}, eager, {args.rounds} rounds by turns")
     for name in models:
-        print(f"  {name:16} {statistics.median(times[name]):.3f} s median, {min(times[name]):.3f} s least, ", end="")
-        print(f"{peaks[name]:.0f} MiB peak")
-    print(f"  time ratio   {statistics.median(ratios):.3f} (95 % interval of the median {low:.3f} to {high:.3f}; ", end="")
-    print(f"of the least times {min(times[OURS]) / min(times[THEIRS]):.3f})")
-    print(f"  memory ratio {peaks[OURS] / peaks[THEIRS]:.3f}")
+        memory = f", {peaks[name]:.0f} MiB peak" if name in peaks else ""
+        print(f"  {name:18} {statistics.median(times[name]):.3f} s median, {min(times[name]):.3f} s least{memory}")
+    rng = np.random.default_rng(0)
+    for ours, theirs in ((OURS, THEIRS), (FUSED, THEIRS), (FUSED, PRODUCTS)):
+        ratios = [a / b for a, b in zip(times[ours], times[theirs], strict=True)]
+        low, high = interval(ratios, rng)
+        print(f"  {ours} to {theirs}: time {statistics.median(ratios):.3f} (95 % interval of the median {low:.3f} to ", end="")
+        print(f"{high:.3f}; of the least times {min(times[ours]) / min(times[theirs]):.3f})", end="")
+        print(f", memory {peaks[ours] / peaks[theirs]:.3f}" if theirs in peaks else "")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ __all__ = [
     "ImageReadError",
     "InvalidInputError",
     "MissingExtraError",
+    "NoImageError",
+    "ParityError",
     "RunStoppedError",
+    "RuntimeUnavailableError",
     "SaveError",
     "UnknownNameError",
     "WeightsError",
@@ -60,6 +63,18 @@ class WeightsNotFoundError(WeightsError, FileNotFoundError):
 
     def __str__(self) -> str:  # FileNotFoundError would try to format errno and file name
         return str(self.args[0])
+
+
+class NoImageError(GroupMixSamError, RuntimeError):
+    """Masks were asked for before there was a picture, as `SamPredictor` says it."""
+
+
+class RuntimeUnavailableError(GroupMixSamError, RuntimeError):
+    """An inference runtime, provider, driver or device that is not there or did not take the model."""
+
+
+class ParityError(GroupMixSamError, RuntimeError):
+    """An exported model whose masks are not those of the model that it was made from."""
 
 
 class MissingExtraError(GroupMixSamError, ImportError):

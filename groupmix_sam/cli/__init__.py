@@ -10,9 +10,11 @@ from .compare import compare
 from .distill import distill
 from .encoders import encoders
 from .evaluate import evaluate
+from .export import export
 from .info import info
 from .profile import profile
 from .segment import segment
+from .stream import stream
 
 __all__ = ["app", "main"]
 
@@ -24,7 +26,7 @@ app = typer.Typer(
 )
 
 # The order is that of --help.
-for command in (segment, distill, adapt, evaluate, compare, profile, encoders, info):
+for command in (segment, distill, adapt, evaluate, compare, profile, encoders, export, stream, info):
     app.command()(command)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidInputError
-from .options import Checkpoint, Encoder
+from .options import Checkpoint, Encoder, numbers
 
 
 def segment(
@@ -32,10 +32,10 @@ def segment(
         raise InvalidInputError("nothing says what to segment: give --point x,y or --box left,top,right,bottom.")
     coords = labels = corners = None
     if foreground or away:
-        pairs = [_numbers(text, 2, "x,y") for text in foreground + away]
+        pairs = [numbers(text, 2, "x,y") for text in foreground + away]
         coords, labels = as_points(pairs, [1] * len(foreground) + [0] * len(away), image.shape[:2])
     if box is not None:
-        corners = as_box(_numbers(box, 4, "left,top,right,bottom"), image.shape[:2])
+        corners = as_box(numbers(box, 4, "left,top,right,bottom"), image.shape[:2])
 
     from segment_anything import SamPredictor
 
@@ -50,13 +50,3 @@ def segment(
     draw_masks(image, [masks[best]], points=coords, labels=labels, box=corners).save(output, format="PNG")
     share = 100 * masks[best].mean()
     typer.echo(f"wrote {output}: a mask over {share:.1f} % of the picture, predicted IoU {scores[best]:.2f}")
-
-
-def _numbers(text: str, count: int, form: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != count:
-        raise InvalidInputError(f"{text!r} is not {form}: give {count} numbers with commas between, in pixels.")
-    return values

@@ -1,6 +1,7 @@
 """Distillation: a small encoder learns the features of a large one's from unlabelled pictures."""
 
 from ..errors import MissingExtraError
+from ..pictures import Picture, find_pictures
 
 try:
     import accelerate as _accelerate  # noqa: F401
@@ -11,7 +12,7 @@ except ImportError as e:
 from .adapt import ADAPT, adapt
 from .api import distill
 from .cache import cache_bytes, cache_features
-from .data import CachedPicture, Picture, find_pictures
+from .data import CachedPicture
 from .masks import Decoder
 from .recipe import PRESETS, Phase, Recipe, load_recipe
 from .run import RunOptions

@@ -12,10 +12,11 @@ from accelerate import PartialState
 from torch import nn
 from tqdm import tqdm
 
+from ..pictures import find_pictures
 from ..weights import write_beside
 from .api import hold_out, prepare_models, train_and_save
 from .cache import cache_features
-from .data import CachedPicture, find_pictures, whole_pictures
+from .data import CachedPicture, whole_pictures
 from .masks import Decoder, draw_points, mask_agreement
 from .recipe import Phase, Recipe
 from .run import RunOptions, check_folder

@@ -13,10 +13,11 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..errors import InvalidInputError, MissingExtraError
+from ..pictures import Picture, find_pictures
 from ..sam import build_sam_groupmix
 from ..weights import find_weights, load_prompt_and_decoder, read_weights, save_pretrained
 from .cache import cache_bytes, cache_features
-from .data import CachedPicture, Picture, find_pictures
+from .data import CachedPicture
 from .figures import plot_log
 from .masks import Decoder
 from .recipe import Recipe

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from ..encoders.config import STRIDE
 from ..errors import ImageReadError, InvalidInputError
+from ..pictures import Picture
 from ..weights import write_beside
-from .data import CachedPicture, Maps, Picture, pad_and_normalize, resize
+from .data import CachedPicture, Maps, pad_and_normalize, resize
 from .teacher import Teacher
 
 __all__ = ["cache_bytes", "cache_features"]

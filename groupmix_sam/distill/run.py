@@ -20,8 +20,9 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 
 from ..errors import InvalidInputError, MissingExtraError
+from ..pictures import Picture
 from ..weights import write_beside
-from .data import CachedPicture, Picture
+from .data import CachedPicture
 from .recipe import Recipe
 from .teacher import Teacher
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ..encoders.config import EMBED_DIM, STRIDE
 from ..encoders.tiny_vit import checkpoint_filter_fn
-from ..errors import InvalidInputError, MissingExtraError, WeightsError
+from ..errors import WeightsError
+from ..runtimes import Model, OnnxModel, TensorrtModel
 from ..weights import find_weights, read_weights, sha256
 from .data import Maps
 
-__all__ = ["OnnxTeacher", "Teacher", "TensorRTTeacher", "TorchTeacher", "load_teacher"]
+__all__ = ["RuntimeTeacher", "Teacher", "TorchTeacher", "load_teacher"]
 
 MOBILE_SAM = "sam_tiny_vit_5m"
 # SAM's ViTs by their width, as segment-anything's registry names them.
@@ -65,96 +66,34 @@ class TorchTeacher:
                 handle.remove()
 
 
-class OnnxTeacher:
-    """An encoder in ONNX, from B x 3 x S x S to B x 256 x S/16 x S/16, through ONNX Runtime.
+class RuntimeTeacher:
+    """An encoder of one input and one output, B x 3 x S x S to B x 256 x S/16 x S/16, in a runtime other than torch.
 
     Args:
-        path: The file. Its input is normalised as SAM's encoders expect.
-        providers: ONNX Runtime's execution providers, such as "CUDAExecutionProvider"; all of them must load.
+        path: The file, for the key and for errors.
+        model: The same, loaded. Its input is normalised as SAM's encoders expect.
+        at_once: How many pictures it takes, None for any number.
     """
 
     channels: ClassVar[dict[str, int]] = {"features": EMBED_DIM}
 
-    def __init__(self, path: Path, providers: Sequence[str] = ("CPUExecutionProvider",)) -> None:
-        try:
-            import onnxruntime
-        except ImportError as e:
-            raise MissingExtraError.of("onnxruntime", "onnx") from e
+    def __init__(self, path: Path, model: Model, at_once: int | None) -> None:
         self.key = sha256(path)
         self.path = path
-        try:
-            self.session = onnxruntime.InferenceSession(path, providers=list(providers))
-        except Exception as e:  # ONNX Runtime raises classes of its own, and ValueError for a provider that it does not know
-            raise WeightsError(f"{path} cannot be loaded by ONNX Runtime with {', '.join(providers)} ({e}).") from e
-        # A provider that cannot start is only warned about and left out: the run would go on, far slower.
-        missing = [p for p in providers if p not in self.session.get_providers()]
-        if missing:
-            raise InvalidInputError(
-                f"ONNX Runtime did not load {', '.join(missing)}, only {', '.join(self.session.get_providers())}: "
-                "install the build and the drivers that it needs, or do not ask for it."
-            )
-        inputs = self.session.get_inputs()
-        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
-            raise WeightsError(f"{path} is no image encoder of one B x 3 x S x S float input: export the encoder alone.")
-        self.input = inputs[0]
+        self.model = model
+        self.at_once = at_once
 
     def __call__(self, x: Tensor) -> Maps:
         """See `Teacher`. A file made for one picture at a time gets them one by one."""
-        pictures = x.cpu().numpy()
-        batch = self.input.shape[0]
-        size = batch if isinstance(batch, int) else len(pictures)
-        try:
-            parts = [
-                self.session.run(None, {self.input.name: pictures[i : i + size]})[0] for i in range(0, len(pictures), size)
-            ]
-        except Exception as e:
+        size = self.at_once or len(x)
+        outputs = [self.model(part.cpu().numpy()) for part in x.split(size)]
+        features = torch.from_numpy(np.concatenate([out[0] for out in outputs]))
+        expected = (len(x), EMBED_DIM, x.shape[2] // STRIDE, x.shape[3] // STRIDE)
+        if len(outputs[0]) != 1 or tuple(features.shape) != expected:
             raise WeightsError(
-                f"{self.path} failed on {size} x {tuple(pictures.shape[1:])} ({e}): it takes {self.input.shape}."
-            ) from e
-        features = np.concatenate(parts)
-        _check_features(self.path, features.shape, pictures.shape)
-        return {"features": torch.from_numpy(features).to(x.device)}
-
-
-class TensorRTTeacher:
-    """An encoder as a TensorRT engine of one input and one output, for CUDA. Never run on hardware by its developers."""
-
-    channels: ClassVar[dict[str, int]] = {"features": EMBED_DIM}
-
-    def __init__(self, path: Path) -> None:
-        if not torch.cuda.is_available():  # importing tensorrt without a driver can crash the process
-            raise InvalidInputError(f"{path} needs an NVIDIA GPU and its driver, and torch sees none: use an ONNX file.")
-        try:
-            import tensorrt
-        except ImportError as e:
-            raise MissingExtraError.of("tensorrt", "tensorrt") from e
-        self.key = sha256(path)
-        self.path = path
-        engine = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING)).deserialize_cuda_engine(path.read_bytes())
-        if engine is None:
-            raise WeightsError(f"{path} is no engine of TensorRT {tensorrt.__version__} for this GPU: build it here anew.")
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        modes = [engine.get_tensor_mode(name) for name in names]
-        if modes != [tensorrt.TensorIOMode.INPUT, tensorrt.TensorIOMode.OUTPUT]:
-            raise WeightsError(f"{path} has the tensors {', '.join(names)}: build one of the encoder alone.")
-        self.engine, (self.input, self.output) = engine, names
-        self.context = engine.create_execution_context()
-
-    def __call__(self, x: Tensor) -> Maps:
-        """See `Teacher`."""
-        x = x.contiguous()
-        if not self.context.set_input_shape(self.input, tuple(x.shape)):
-            raise WeightsError(f"{self.path} was not built for {tuple(x.shape)}: build it with a profile that has it.")
-        shape = tuple(self.context.get_tensor_shape(self.output))
-        _check_features(self.path, shape, tuple(x.shape))
-        features = torch.empty(shape, device=x.device)
-        self.context.set_tensor_address(self.input, x.data_ptr())
-        self.context.set_tensor_address(self.output, features.data_ptr())
-        stream = torch.cuda.current_stream()
-        if not self.context.execute_async_v3(stream.cuda_stream):
-            raise WeightsError(f"{self.path} failed to run: look at TensorRT's message above.")
-        stream.synchronize()
-        return {"features": features}
+                f"{self.path} gives {tuple(features.shape)} and not SAM's features, {expected}: export the encoder alone."
+            )
+        return {"features": features.to(x.device)}
 
 
 def load_teacher(
@@ -170,14 +109,16 @@ def load_teacher(
     Raises:
         WeightsNotFoundError: there is nothing where `checkpoint` points.
         WeightsError: it is no teacher.
-        InvalidInputError: a provider did not load, or there is no GPU for TensorRT.
+        RuntimeUnavailableError: a provider did not load, the file cannot be read, or there is no GPU for TensorRT.
         MissingExtraError: the runtime is not installed.
     """
     path = find_weights(checkpoint, MOBILE_SAM)
     if path.suffix == ".onnx":
-        return OnnxTeacher(path, providers), {}
+        model = OnnxModel(path, providers)
+        batch = model.session.get_inputs()[0].shape[0]
+        return RuntimeTeacher(path, model, batch if isinstance(batch, int) else None), {}
     if path.suffix in {".engine", ".plan"}:
-        return TensorRTTeacher(path), {}
+        return RuntimeTeacher(path, TensorrtModel(path), 1), {}
     state_dict, _ = read_weights(path)
     position = state_dict.get("image_encoder.pos_embed")
     try:
@@ -200,12 +141,6 @@ def load_teacher(
     stage = cast(Any, encoder).stages[2]
     taps = {"hint_in": (stage.downsample, 160), "hint_out": (stage, 160)}
     return TorchTeacher(encoder, sha256(path), taps), state_dict
-
-
-def _check_features(path: Path, features: Sequence[int], pictures: Sequence[int]) -> None:
-    expected = (pictures[0], EMBED_DIM, pictures[2] // STRIDE, pictures[3] // STRIDE)
-    if tuple(features) != expected:
-        raise WeightsError(f"{path} gives {tuple(features)} and not SAM's features, {expected}: export the encoder alone.")
 
 
 def teach(batch: Maps, teacher: Callable[[Tensor], Maps]) -> Maps:

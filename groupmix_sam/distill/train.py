@@ -34,9 +34,10 @@ from tqdm import tqdm
 
 from ..encoders.config import STRIDE
 from ..errors import InvalidInputError, RunStoppedError
+from ..pictures import Picture
 from ..weights import write_beside
 from .checkpoint import Progress, load_checkpoint, save_checkpoint
-from .data import CachedPicture, Maps, Picture, Samples, Share, sample_loader, whole_pictures
+from .data import CachedPicture, Maps, Samples, Share, sample_loader, whole_pictures
 from .figures import draw_features, stack_pictures
 from .masks import Decoder, boxes_of, draw_points, mask_losses
 from .recipe import Phase, Recipe

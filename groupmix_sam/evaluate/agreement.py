@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from ..images import as_box, as_points, read_image
+from ..pictures import SUFFIXES
 from ..weights import sha256
 from .labelled import Row, measure
 from .metrics import tight_box
@@ -17,8 +18,6 @@ from .models import Model
 from .protocol import Prompt, Protocol, ask
 
 __all__ = ["Agreement", "read_prompts"]
-
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 class Agreement:

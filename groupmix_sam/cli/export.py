@@ -1,0 +1,64 @@
+"""`groupmix-sam export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ImageReadError, InvalidInputError
+from .options import Checkpoint, Encoder
+
+
+def export(
+    runtime: Annotated[str, typer.Argument(help="What to export for: onnx, openvino or tensorrt.")],
+    folder: Annotated[Path, typer.Argument(help="A new folder; it appears only if the masks hold.")],
+    pictures: Annotated[Path, typer.Option(help="A folder of your own pictures, to compare masks on and to calibrate int8.")],
+    precision: Annotated[str, typer.Option(help="fp32; fp16; for openvino also bf16, int8.")] = "fp32",
+    checkpoint: Checkpoint = "default",
+    encoder: Encoder = "gmf_sam_2282",
+    image_size: Annotated[int, typer.Option(help="Side in pixels that pictures are resized to.")] = 1024,
+    dynamic_batch: Annotated[bool, typer.Option(help="Let the encoder take several pictures at once.")] = False,
+    count: Annotated[int, typer.Option(help="Pictures to compare masks on; for int8 four times as many calibrate.")] = 8,
+    mean_iou: Annotated[float, typer.Option(help="What the masks' IoU to the fp32 model's must reach in the mean.")] = 0.97,
+    least_iou: Annotated[float, typer.Option(help="What the least of them must reach.")] = 0.8,
+    least_score: Annotated[float, typer.Option(help="Masks of which the fp32 model is less sure are not compared.")] = 0.5,
+    timing_cache: Annotated[Path | None, typer.Option(help="A file that makes TensorRT's next build quick.")] = None,
+) -> None:
+    """Write a model for another runtime, and hold its masks against those of the model that it was made from."""
+    from ..deploy.export import export as write
+    from ..deploy.parity import Thresholds
+    from ..images import check_aspect
+    from ..pictures import find_pictures
+    from ..sam import build_sam_groupmix
+
+    if count < 1:
+        raise InvalidInputError(f"count is {count}: give 1 or more.")
+    sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
+    wanted = 5 * count if precision == "int8" else count
+    found = find_pictures(pictures)
+    images = []
+    for picture in found[:: max(1, len(found) // wanted)][:wanted]:
+        try:
+            image = picture.decode()
+            check_aspect(image.shape[:2], image_size)
+            images.append(image)
+        except (ImageReadError, InvalidInputError) as e:
+            typer.echo(f"skipped: {e}", err=True)
+    # Every fifth is held out from the calibration, to compare masks on.
+    judged = images[::5] if precision == "int8" else images
+    calibration = [image for i, image in enumerate(images) if i % 5] if precision == "int8" else []
+    report = write(
+        sam,
+        folder,
+        judged,
+        runtime=runtime,
+        precision=precision,
+        dynamic_batch=dynamic_batch,
+        thresholds=Thresholds(mean_iou, least_iou, least_score),
+        calibration=calibration,
+        timing_cache=timing_cache,
+    )
+    typer.echo(
+        f"wrote {folder}: IoU to fp32 PyTorch {report['mean']:.4f} in the mean, {report['least']:.4f} at least, ", nl=False
+    )
+    typer.echo(f"of {report['masks']} masks on {report['pictures']} pictures")

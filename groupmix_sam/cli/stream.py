@@ -1,0 +1,63 @@
+"""`groupmix-sam stream`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InvalidInputError
+from .options import numbers
+
+
+def stream(
+    source: Annotated[str, typer.Argument(help="A camera's index, a URL such as rtsp://..., or a video file.")],
+    model: Annotated[str, typer.Option(help="A folder that `groupmix-sam export` wrote; by default PyTorch.")] = "default",
+    box: Annotated[list[str] | None, typer.Option(help="left,top,right,bottom in pixels; once for each thing.")] = None,
+    point: Annotated[list[str] | None, typer.Option(help="x,y in pixels; once for each thing.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="The same as JSON: boxes, or points with labels.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Write masks, a line of JSON a frame, as run lengths.")] = None,
+    overlay: Annotated[Path | None, typer.Option(help="Write a video with the masks drawn, .mp4 or .avi.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after so many frames.")] = None,
+    image_size: Annotated[int, typer.Option(help="Of PyTorch: side in pixels that frames are resized to.")] = 1024,
+) -> None:
+    """Segment what a camera or a video shows, the newest frame first, until it ends or Ctrl-C."""
+    import time
+    from contextlib import ExitStack
+
+    import numpy as np
+
+    from ..deploy.predictor import Predictor
+    from ..deploy.stream import Clock, Frames, MaskFile, Overlay, Prompts, read_prompts
+    from ..deploy.stream import stream as run
+    from ..sam import build_sam_groupmix
+
+    if (box is not None) + (point is not None) + (prompts is not None) != 1:
+        raise InvalidInputError("say what to segment by one of --box, --point and --prompts.")
+    if prompts is not None:
+        wanted = read_prompts(prompts)
+    elif box is not None:
+        wanted = Prompts(boxes=np.array([numbers(text, 4, "left,top,right,bottom") for text in box]))
+    else:
+        points = np.array([[numbers(text, 2, "x,y")] for text in point or []])
+        wanted = Prompts(points=points, labels=np.ones(points.shape[:2], dtype=np.int64))
+    frames = Frames(source)
+    predictor = Predictor(build_sam_groupmix(image_size=image_size) if model == "default" else model)
+    clock, told, count = Clock(), time.monotonic(), 0
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(kind(path)) for kind, path in ((MaskFile, masks), (Overlay, overlay)) if path]
+        try:
+            for result in run(predictor, frames, wanted):
+                for output in outputs:
+                    output.write(result)
+                clock.add(result.seconds)
+                count += 1
+                if time.monotonic() - told > 5:
+                    typer.echo(f"{count} frames: {clock.summary()}")
+                    told = time.monotonic()
+                if count == limit:
+                    break
+        except KeyboardInterrupt:
+            typer.echo("stopped")
+        finally:
+            frames.close()
+    typer.echo(f"{count} frames: {clock.summary()}")

@@ -1,0 +1,6 @@
+"""Inference on the machine at the line: a faster encoder, a faster decoder, and other runtimes."""
+
+from .fuse import fuse
+from .predictor import Predictor
+
+__all__ = ["Predictor", "fuse"]

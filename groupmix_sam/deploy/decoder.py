@@ -1,0 +1,200 @@
+"""SAM's prompt encoder and mask decoder rearranged for inference: the same logits from less work, for many prompts at once.
+
+What depends on the picture alone is computed once a picture (`image`). Image tokens outnumber a prompt's by hundreds to one,
+so the attention's projections are applied on the prompt's side wherever they can be: image tokens are multiplied by
+8 heads x T prompt tokens, with T about 7, rather than by 128 channels and back. The upscaling is matrix products in token
+order, and only logits are brought into picture order. Nothing depends on shapes as data, so that it can be exported.
+"""
+
+import math
+from copy import deepcopy
+from typing import Any, NamedTuple, cast
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Decoder", "ImageTokens"]
+
+# Prompts that PyTorch decodes at a time on a CPU: beyond that their image tokens, 4 MB each, leave the cache.
+CHUNK = 4
+
+
+class ImageTokens(NamedTuple):
+    """What the decoder needs of a picture, for L = grid x grid tokens.
+
+    `tokens` is 1 x L x 256; `keys` and `queries` are 1 x 8 x 16 x L, `values` 1 x 8 x L x 16, of the first layer's attentions.
+    """
+
+    tokens: Tensor
+    keys: Tensor
+    values: Tensor
+    queries: Tensor
+
+
+class Decoder(nn.Module):
+    """A Sam's prompt encoder and mask decoder, for one input size."""
+
+    frequencies: Tensor
+    label_embeddings: Tensor
+    no_mask: Tensor
+    output_tokens: Tensor
+    positions: Tensor
+    up1_weight: Tensor
+    up1_bias: Tensor
+    up2_weight: Tensor
+    up2_bias: Tensor
+    key_positions: Tensor
+    query_positions: Tensor
+    final_positions: Tensor
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__()
+        prompts, decoder = cast(Any, deepcopy(sam.prompt_encoder)), cast(Any, deepcopy(sam.mask_decoder))
+        self.input_size = int(prompts.input_image_size[0])
+        self.grid = int(prompts.image_embedding_size[0])
+        self.mask_downscaling = prompts.mask_downscaling
+        self.layers = decoder.transformer.layers
+        self.final_attn = decoder.transformer.final_attn_token_to_image
+        self.final_norm = decoder.transformer.norm_final_attn
+        self.hypernetworks = decoder.output_hypernetworks_mlps
+        self.iou_head = decoder.iou_prediction_head
+        up1, self.up_norm, _, up2, _ = decoder.output_upscaling
+        # By label: 0 background, 1 foreground, 2 and 3 a box's corners, -1 no point at all.
+        embeddings = [*(e.weight for e in prompts.point_embeddings), prompts.not_a_point_embed.weight]
+        positions = prompts.get_dense_pe().flatten(2).transpose(1, 2)
+        constants = {
+            "frequencies": prompts.pe_layer.positional_encoding_gaussian_matrix,
+            "label_embeddings": torch.cat(embeddings),
+            "no_mask": prompts.no_mask_embed.weight[:, :, None, None],
+            "output_tokens": torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])[None],
+            "positions": positions,
+            # As linear layers, each to the 2 x 2 pixels of a token in turn.
+            "up1_weight": up1.weight.permute(2, 3, 1, 0).flatten(0, 2),
+            "up1_bias": up1.bias.repeat(4),
+            "up2_weight": up2.weight.permute(2, 3, 1, 0).flatten(0, 2),
+            "up2_bias": up2.bias.repeat(4),
+            # What the image's positions add to the scores of the attentions behind the first layer. A bias of the keys
+            # shifts all scores of a softmax alike.
+            "key_positions": _heads(positions @ self.layers[1].cross_attn_token_to_image.k_proj.weight.T).mT,
+            "query_positions": _heads(self.layers[1].cross_attn_image_to_token.q_proj(positions)).mT,
+            "final_positions": _heads(positions @ self.final_attn.k_proj.weight.T).mT,
+        }
+        for name, value in constants.items():
+            self.register_buffer(name, value.detach().clone().contiguous())
+        self.eval().requires_grad_(False)
+
+    def embed_masks(self, masks: Tensor) -> Tensor:
+        """Map low-resolution logits, 1 x 1 x 4 grid x 4 grid, to what is added to the features, 1 x 256 x grid x grid."""
+        return self.mask_downscaling(masks) - self.no_mask
+
+    def image(self, features: Tensor) -> ImageTokens:
+        """Compute what all prompts on a picture share; 1 x 256 x grid x grid."""
+        tokens = (features + self.no_mask).flatten(2).transpose(1, 2)
+        placed = tokens + self.positions
+        first = cast(Any, self.layers)[0]
+        to_image, to_token = first.cross_attn_token_to_image, first.cross_attn_image_to_token
+        keys = _heads(to_image.k_proj(placed)).mT
+        queries = _heads(to_token.q_proj(placed)).mT
+        return ImageTokens(tokens, keys, _heads(to_image.v_proj(tokens)), queries)
+
+    def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
+        """Map P x N x 2 points in the padded input's pixels and P x N labels (float) to P x N x 256."""
+        angles = (2 * ((points + 0.5) / self.input_size) - 1) @ self.frequencies * (2 * math.pi)
+        encoded = torch.cat([angles.sin(), angles.cos()], dim=-1) * (labels >= 0).unsqueeze(-1).to(points.dtype)
+        kinds = torch.stack([labels == kind for kind in (0, 1, 2, 3, -1)], dim=-1).to(points.dtype)
+        return encoded + kinds @ self.label_embeddings
+
+    def forward(self, image: ImageTokens, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits, P x 4 x 4 grid x 4 grid, and predicted IoUs, P x 4: first the single mask, then three.
+
+        Args:
+            image: What `image` returned.
+            points: P x N x 2, x before y, in pixels of the resized picture; boxes are two points, their corners.
+            labels: P x N, as floats: 1 foreground, 0 background, 2 a box's left top and 3 its right bottom, -1 padding, of
+                which one follows the points where there is no box.
+        """
+        if points.device.type != "cpu" or torch.compiler.is_compiling() or len(points) <= CHUNK:
+            return self._decode(image, points, labels)
+        chunks = zip(points.split(CHUNK), labels.split(CHUNK), strict=True)
+        parts = [self._decode(image, *chunk) for chunk in chunks]
+        logits, scores = zip(*parts, strict=True)
+        return torch.cat(logits), torch.cat(scores)
+
+    def _decode(self, image: ImageTokens, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        sparse = self.embed_points(points, labels)
+        prompt = torch.cat([self.output_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
+        first, second = cast(Any, self.layers)
+
+        x = first.norm1(first.self_attn(prompt, prompt, prompt))
+        attn = first.cross_attn_token_to_image
+        q = _heads(attn.q_proj(x + prompt)) / _scale(attn)
+        x = first.norm2(x + _join(attn, (q @ image.keys).softmax(dim=-1) @ image.values))
+        x = first.norm3(x + first.mlp(x))
+        attn = first.cross_attn_image_to_token
+        k = _heads(attn.k_proj(x + prompt)) / _scale(attn)
+        tokens = _to_tokens(attn, image.tokens, k @ image.queries, x)
+        tokens = first.norm4(tokens)
+
+        y = x + prompt
+        x = second.norm1(x + second.self_attn(y, y, x))
+        x = second.norm2(x + _from_tokens(second.cross_attn_token_to_image, x + prompt, tokens, self.key_positions))
+        x = second.norm3(x + second.mlp(x))
+        attn = second.cross_attn_image_to_token
+        k = _heads(attn.k_proj(x + prompt)) / _scale(attn)
+        scores = _project(k, attn.q_proj, tokens) + k @ self.query_positions
+        tokens = second.norm4(_to_tokens(attn, tokens, scores, x))
+
+        x = self.final_norm(x + _from_tokens(self.final_attn, x + prompt, tokens, self.final_positions))
+        return self._masks(tokens, x[:, 1:5]), self.iou_head(x[:, 0])
+
+    def _masks(self, tokens: Tensor, outputs: Tensor) -> Tensor:
+        """Upscale the tokens twice by 2 x 2, and weigh their channels for each of four masks: P x 4 x 4 grid x 4 grid."""
+        norm = cast(Any, self.up_norm)
+        x = F.linear(tokens, self.up1_weight, self.up1_bias).unflatten(-1, (4, -1))
+        x = F.gelu(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
+        x = F.gelu(F.linear(x, self.up2_weight, self.up2_bias)).unflatten(-1, (4, -1)).flatten(1, 3)
+        weights = torch.stack([mlp(outputs[:, i]) for i, mlp in enumerate(self.hypernetworks)], dim=1)
+        logits = weights @ x.mT
+        # Each token's 2 x 2 pixels, and each of those's, to their place.
+        logits = logits.unflatten(-1, (self.grid, self.grid, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        return logits.flatten(5, 7).flatten(2, 4)
+
+
+def _heads(x: Tensor) -> Tensor:
+    """B x N x C to B x 8 x N x C/8."""
+    return x.unflatten(-1, (8, -1)).transpose(1, 2)
+
+
+def _scale(attn: nn.Module) -> float:
+    return math.sqrt(cast(Any, attn).internal_dim // 8)
+
+
+def _join(attn: nn.Module, x: Tensor) -> Tensor:
+    """The attention's last projection, of P x 8 x T x C/8."""
+    return cast(Any, attn).out_proj(x.transpose(1, 2).flatten(2))
+
+
+def _project(x: Tensor, proj: nn.Linear, tokens: Tensor) -> Tensor:
+    """Return x's products with the projected image tokens, without projecting these: P x 8 x T x L."""
+    weight = proj.weight.unflatten(0, (8, -1))
+    return ((x @ weight).flatten(1, 2) @ tokens.mT).unflatten(1, (8, -1))
+
+
+def _from_tokens(attn: nn.Module, x: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+    """Attention from prompt tokens to image tokens, P x T x 256."""
+    layers = cast(Any, attn)
+    q = _heads(layers.q_proj(x)) / _scale(attn)
+    weights = (_project(q, layers.k_proj, tokens) + q @ positions).softmax(dim=-1)
+    gathered = (weights.flatten(1, 2) @ tokens).unflatten(1, (8, -1))
+    values = gathered @ layers.v_proj.weight.unflatten(0, (8, -1)).mT + layers.v_proj.bias.unflatten(0, (8, 1, -1))
+    return _join(attn, values)
+
+
+def _to_tokens(attn: nn.Module, tokens: Tensor, scores: Tensor, x: Tensor) -> Tensor:
+    """Add attention from image tokens to prompt tokens, from its scores P x 8 x T x L, to the image tokens, P x L x 256."""
+    layers = cast(Any, attn)
+    values = _heads(layers.v_proj(x)) @ layers.out_proj.weight.unflatten(1, (8, -1)).permute(1, 2, 0)
+    weights = scores.softmax(dim=2).flatten(1, 2)
+    return tokens + layers.out_proj.bias + weights.mT @ values.flatten(1, 2)

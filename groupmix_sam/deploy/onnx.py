@@ -1,0 +1,125 @@
+"""A Sam as four ONNX graphs that every runtime takes: encoder, image, masks and decoder.
+
+The encoder maps pictures to features, `image` features to what the decoder needs of them, `masks` an earlier prediction's
+logits to what is added to the features, and the decoder prompts to logits and scores. No input is a shape, the number of
+prompts and of points is free, and resizing to the picture is the host's.
+"""
+
+import warnings
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+
+from ..encoders.config import EMBED_DIM
+from ..encoders.groupmixformer import GroupMixFormer
+from ..errors import MissingExtraError
+from .decoder import Decoder, ImageTokens
+from .fuse import fuse
+
+__all__ = ["write_graphs"]
+
+OPSET = 18  # the exporter's own; 17 would be converted
+TOKENS = ["tokens", "keys", "values", "queries"]
+
+
+class _Encoder(nn.Module):
+    """An encoder in a dtype between fp32 input and output."""
+
+    def __init__(self, sam: Sam, dtype: torch.dtype) -> None:
+        super().__init__()
+        encoder = sam.image_encoder
+        self.encoder = (fuse(encoder) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()).to(dtype)
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.encoder(images.to(self.dtype))
+        return features.float()
+
+
+class _Image(nn.Module):
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.decoder.image(features))
+
+
+class _Masks(nn.Module):
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, masks: Tensor) -> Tensor:
+        return self.decoder.embed_masks(masks)
+
+
+class _Prompts(nn.Module):
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self, tokens: Tensor, keys: Tensor, values: Tensor, queries: Tensor, points: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        logits, scores = self.decoder(ImageTokens(tokens, keys, values, queries), points, labels)
+        return logits, scores
+
+
+def write_graphs(sam: Sam, folder: Path, dtype: torch.dtype = torch.float32, dynamic_batch: bool = False) -> None:
+    """Write `encoder.onnx`, `image.onnx`, `masks.onnx` and `decoder.onnx` to a folder.
+
+    Args:
+        sam: A model built by `build_sam_groupmix`, on the CPU; the graphs are for its image size.
+        folder: Where to write; it exists.
+        dtype: Of the encoder, fp32 or fp16; its softmax over the tokens stays in fp32, as do the other graphs.
+        dynamic_batch: Whether the encoder takes any number of pictures, or one.
+
+    Raises:
+        MissingExtraError: there is no onnx, onnxscript or onnxslim.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  torch's exporter needs it
+        import onnxslim
+    except ImportError as e:
+        raise MissingExtraError.of(e.name or "onnx", "onnx") from e
+    decoder = Decoder(sam)
+    grid, size = decoder.grid, decoder.input_size
+    features, masks = torch.zeros(1, EMBED_DIM, grid, grid), torch.zeros(1, 1, 4 * grid, 4 * grid)
+    with torch.no_grad():
+        tokens = decoder.image(features)
+    prompted = {0: torch.export.Dim("prompts"), 1: torch.export.Dim("points")}
+    batched = {0: torch.export.Dim("batch")} if dynamic_batch else {}
+    # Free sizes are traced with 2 or more, as 1 would be taken for a constant.
+    images = torch.zeros(2 if dynamic_batch else 1, 3, size, size)
+    for name, module, inputs, shapes, input_names, output_names in (
+        ("encoder", _Encoder(sam, dtype), (images,), (batched,), ["images"], ["features"]),
+        ("image", _Image(decoder), (features,), ({},), ["features"], TOKENS),
+        ("masks", _Masks(decoder), (masks,), ({},), ["masks"], ["dense"]),
+        (
+            "decoder",
+            _Prompts(decoder),
+            (*tokens, torch.zeros(2, 3, 2), torch.ones(2, 3)),
+            ({}, {}, {}, {}, prompted, prompted),
+            [*TOKENS, "points", "labels"],
+            ["logits", "scores"],
+        ),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own, about names of sizes
+            program = torch.onnx.export(
+                module.eval(),
+                inputs,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=input_names,
+                output_names=output_names,
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+        assert program is not None
+        onnx.save(onnxslim.slim(program.model_proto), str(folder / f"{name}.onnx"))

@@ -1,0 +1,421 @@
+"""SamPredictor for the line: the same calls and masks, from a Sam in PyTorch or from a folder that was exported."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from copy import deepcopy
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from segment_anything.modeling import Sam
+
+from ..encoders.groupmixformer import GroupMixFormer
+from ..errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFoundError
+from ..images import as_rgb, check_aspect
+from ..runtimes import Model, OnnxModel, OpenvinoModel, TensorrtModel, TorchModel
+from ..weights import sha256
+from .decoder import Decoder, ImageTokens
+from .fuse import fuse
+
+__all__ = ["Predictor", "model_hash"]
+
+FORMAT_VERSION = 1
+PARTS = ("encoder", "masks", "image", "decoder")
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".plan"}
+
+
+class Predictor:
+    """Masks from prompts, with SamPredictor's methods and semantics.
+
+    Beside those: several pictures (`set_images`), many prompts at once (`predict_batch`), and embeddings that are kept
+    (`save_embedding`, `load_embedding`). Masks come from one resize of the logits to the picture, where segment-anything
+    resizes twice: they differ along outlines, by a hair. NumPy arrays go in and come out, whatever the runtime.
+
+    Args:
+        model: A Sam that `build_sam_groupmix` built, which is not changed; or a folder that `groupmix-sam export` wrote.
+        device: Of a Sam: "cpu" or "cuda". Of an OpenVINO folder: "CPU", "GPU". None is the default.
+        dtype: Of a Sam's encoder: fp32, bf16 or fp16.
+        providers: Of an ONNX folder: ONNX Runtime's execution providers, all of which must load.
+        threads: Of ONNX Runtime and OpenVINO; None leaves them to the runtime. PyTorch's are set by `torch.set_num_threads`.
+
+    Raises:
+        InvalidInputError: neither a Sam nor a folder.
+        WeightsNotFoundError: there is no such folder, or a file of it is missing.
+        WeightsError: the folder is damaged or of another version.
+        RuntimeUnavailableError: a runtime, provider or device is missing.
+    """
+
+    def __init__(
+        self,
+        model: Sam | str | PathLike[str],
+        *,
+        device: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        threads: int | None = None,
+    ) -> None:
+        if isinstance(model, Sam):
+            self.image_size = int(model.image_encoder.img_size)
+            mean, std = (value.flatten().float().cpu().numpy() for value in (model.pixel_mean, model.pixel_std))
+            self.mask_threshold = float(model.mask_threshold)
+            self._sam: Sam | None = model
+            self._hash: str | None = None
+            self._batches = True
+            self._models = torch_models(model, device, dtype)
+        elif isinstance(model, (str, PathLike)):
+            folder = Path(model)
+            config = read_config(folder)
+            if dtype != torch.float32 or (device is not None and config["runtime"] != "openvino"):
+                raise InvalidInputError(
+                    f"{folder} was exported in {config['precision']} for {config['runtime']}: dtype is for a Sam, device for "
+                    "a Sam or OpenVINO, and ONNX Runtime takes providers."
+                )
+            self.image_size = config["image_size"]
+            mean, std = config["mean"], config["std"]
+            self.mask_threshold = config["mask_threshold"]
+            self._sam = None
+            self._hash = config["model_hash"]
+            self._batches = config["dynamic_batch"]
+            self._models = folder_models(folder, config, device, providers, threads)
+        else:
+            raise InvalidInputError(f"the model is a {type(model).__name__}: give a Sam or an exported folder.")
+        self.mean, self.std = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
+        self.reset_image()
+
+    def reset_image(self) -> None:
+        """Forget the pictures."""
+        self._features: list[NDArray[np.float32]] = []
+        self._tokens: dict[int, list[NDArray[np.float32]]] = {}
+        self._sizes: list[tuple[int, int]] = []
+
+    @property
+    def is_image_set(self) -> bool:
+        return bool(self._features)
+
+    def set_image(self, image: NDArray[Any], image_format: str = "RGB") -> None:
+        """Compute a picture's embedding, for `predict`.
+
+        Args:
+            image: H x W x 3, uint8; also H x W, H x W x 4 or uint16.
+            image_format: "RGB" or "BGR".
+        """
+        self.set_images([image], image_format)
+
+    def set_images(self, images: Sequence[NDArray[Any]], image_format: str = "RGB", batch_size: int = 4) -> None:
+        """Compute the embeddings of several pictures, of any sizes; `predict(..., index=i)` then is about the i-th.
+
+        Args:
+            images: What `set_image` takes.
+            image_format: "RGB" or "BGR".
+            batch_size: How many go through the encoder at once, if it was exported for batches.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise InvalidInputError(f"image_format is {image_format!r}: use 'RGB' or 'BGR'.")
+        if batch_size < 1:
+            raise InvalidInputError(f"batch_size is {batch_size}: give 1 or more.")
+        if not len(images):
+            raise InvalidInputError("there is no picture: give one or more.")
+        pictures = [as_rgb(image) for image in images]
+        for picture in pictures:
+            check_aspect(picture.shape[:2], self.image_size)
+        self.reset_image()
+        step = batch_size if self._batches else 1
+        embeddings: list[NDArray[np.float32]] = []
+        for start in range(0, len(pictures), step):
+            inputs = [self.preprocess(picture, image_format) for picture in pictures[start : start + step]]
+            (features,) = self._models["encoder"](np.stack(inputs))
+            embeddings += [features[i : i + 1] for i in range(len(features))]
+        self._features = embeddings
+        self._sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+
+    def predict(
+        self,
+        point_coords: NDArray[Any] | None = None,
+        point_labels: NDArray[Any] | None = None,
+        box: NDArray[Any] | None = None,
+        mask_input: NDArray[Any] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        *,
+        index: int = 0,
+    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
+        """Return masks, C x H x W of bool, their predicted IoUs, C, and low-resolution logits, C x S/4 x S/4; C is 3 or 1.
+
+        Args:
+            point_coords: N x 2, x before y, in the picture's pixels.
+            point_labels: N, 1 for foreground and 0 for background.
+            box: Left, top, right, bottom in pixels.
+            mask_input: Logits of an earlier prediction, 1 x S/4 x S/4.
+            multimask_output: Return three masks, for what is ambiguous, and not one.
+            return_logits: Return the resized logits and not bools.
+            index: Which of the pictures.
+
+        Raises:
+            NoImageError: there is no picture yet.
+            InvalidInputError: a prompt that cannot be used, or none.
+        """
+        masks, scores, logits = self.predict_batch(
+            None if point_coords is None else np.asarray(point_coords)[None],
+            None if point_labels is None else np.asarray(point_labels)[None],
+            None if box is None else np.asarray(box).reshape(1, -1),
+            None if mask_input is None else np.asarray(mask_input)[None],
+            multimask_output,
+            return_logits,
+            index=index,
+        )
+        return masks[0], scores[0], logits[0]
+
+    def predict_batch(
+        self,
+        point_coords: NDArray[Any] | None = None,
+        point_labels: NDArray[Any] | None = None,
+        boxes: NDArray[Any] | None = None,
+        mask_input: NDArray[Any] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        *,
+        index: int = 0,
+    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
+        """Do for P prompts on one picture what `predict` does for one: P x C x H x W, P x C and P x C x S/4 x S/4.
+
+        Args:
+            point_coords: P x N x 2, x before y, in the picture's pixels.
+            point_labels: P x N, 1 for foreground, 0 for background, -1 for none.
+            boxes: P x 4: left, top, right, bottom in pixels.
+            mask_input: P x 1 x S/4 x S/4.
+            multimask_output: Three masks for each prompt, or one.
+            return_logits: Return the resized logits and not bools.
+            index: Which of the pictures.
+        """
+        if not self._features:
+            raise NoImageError("an image must be set with set_image() before masks are predicted.")
+        if not 0 <= index < len(self._features):
+            raise InvalidInputError(f"index is {index}: there are {len(self._features)} pictures, counted from 0.")
+        height, width = self._sizes[index]
+        new_height, new_width = self._resized(height, width)
+        scale = np.array([new_width / width, new_height / height])
+        points, labels = _prompts(point_coords, point_labels, boxes, scale)
+        logits, scores = self._decode(index, mask_input, points, labels)
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        logits, scores = logits[:, chosen], scores[:, chosen]
+        resized = self._to_picture(logits, height, width)
+        return (resized if return_logits else resized > self.mask_threshold), scores, logits
+
+    def get_image_embedding(self, index: int = 0) -> NDArray[np.float32]:
+        """Return a picture's embedding, 1 x 256 x S/16 x S/16."""
+        if not self._features:
+            raise NoImageError("an image must be set with set_image() to have an embedding.")
+        return self._features[index]
+
+    def save_embedding(self, path: str | PathLike[str]) -> Path:
+        """Write the pictures' embeddings as safetensors, beside and then renamed; return the path."""
+        if not self._features:
+            raise NoImageError("an image must be set with set_image() to have an embedding.")
+        path = Path(path)
+        # safetensors writes an array's memory as it lies, in whatever order.
+        features = np.ascontiguousarray(np.concatenate(self._features))
+        tensors: dict[str, NDArray[Any]] = {"features": features, "sizes": np.array(self._sizes, dtype=np.int64)}
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            save_file(tensors, part, {"format_version": str(FORMAT_VERSION), "model_hash": self.model_hash})
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    def load_embedding(self, path: str | PathLike[str]) -> None:
+        """Set the pictures whose embeddings `save_embedding` wrote, with these weights in whichever runtime.
+
+        Raises:
+            WeightsNotFoundError: there is no such file.
+            WeightsError: it is damaged, or was computed by other weights or at another size.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise WeightsNotFoundError(f"there is no embedding {path}: check the path.")
+        try:
+            with safe_open(path, framework="numpy") as f:
+                metadata = f.metadata() or {}
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        except SafetensorError as e:
+            raise WeightsError(f"{path} is not a whole safetensors file ({e}): save the embedding again.") from e
+        if metadata.get("model_hash") != self.model_hash or tensors.keys() != {"features", "sizes"}:
+            raise WeightsError(f"{path} was not computed by this model at this size: set_image() and save it again.")
+        features = tensors["features"]
+        self.reset_image()
+        self._features = [features[i : i + 1] for i in range(len(features))]
+        self._sizes = [(int(height), int(width)) for height, width in tensors["sizes"]]
+
+    @property
+    def model_hash(self) -> str:
+        """What tells these weights at this size from others, the same in every runtime."""
+        if self._hash is None:
+            assert self._sam is not None
+            self._hash = model_hash(self._sam)
+        return self._hash
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        scale = self.image_size / max(height, width)
+        return int(height * scale + 0.5), int(width * scale + 0.5)
+
+    def preprocess(self, picture: NDArray[np.uint8], image_format: str = "RGB") -> NDArray[np.float32]:
+        """Return the encoder's input: resized, without mean and std, padded at the bottom and the right, 3 x S x S."""
+        if image_format == "BGR":
+            picture = np.ascontiguousarray(picture[:, :, ::-1])
+        height, width = self._resized(*picture.shape[:2])
+        resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+        out = np.zeros((3, self.image_size, self.image_size), dtype=np.float32)
+        out[:, :height, :width] = ((resized - self.mean) / self.std).transpose(2, 0, 1)
+        return out
+
+    def _decode(
+        self, index: int, mask_input: NDArray[Any] | None, points: NDArray[np.float32], labels: NDArray[np.float32]
+    ) -> list[NDArray[np.float32]]:
+        """Return all four masks' logits and scores for each prompt."""
+        decoder, image = self._models["decoder"], self._models["image"]
+        if mask_input is None:
+            if index not in self._tokens:
+                self._tokens[index] = image(self._features[index])
+            return decoder(*self._tokens[index], points, labels)
+        masks = np.ascontiguousarray(mask_input, dtype=np.float32)
+        shape = (len(points), 1, self.image_size // 4, self.image_size // 4)
+        if masks.shape != shape:
+            raise InvalidInputError(
+                f"the masks have shape {masks.shape}: give {shape}, one for each prompt, which are the logits of an earlier "
+                "prediction."
+            )
+        outputs = []
+        for i in range(len(points)):  # each mask makes another picture of it
+            (dense,) = self._models["masks"](masks[i : i + 1])
+            tokens = image(self._features[index] + dense)
+            outputs.append(decoder(*tokens, points[i : i + 1], labels[i : i + 1]))
+        return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+
+    def _to_picture(self, logits: NDArray[np.float32], height: int, width: int) -> NDArray[Any]:
+        """Resize P x C x S/4 x S/4 logits to the picture, P x C x H x W, leaving out the padding."""
+        new_height, new_width = self._resized(height, width)
+        rows = _bilinear(height, logits.shape[-2], new_height / 4)
+        columns = _bilinear(width, logits.shape[-1], new_width / 4)
+        return rows @ logits @ columns.T
+
+
+def model_hash(sam: Sam) -> str:
+    """Return the sha256 of a Sam's weights and input size."""
+    digest = hashlib.sha256(str(sam.image_encoder.img_size).encode())
+    for name, value in sorted(sam.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def torch_models(sam: Sam, device: str | None = None, dtype: torch.dtype = torch.float32) -> dict[str, Model]:
+    """Return the four parts of a Sam in PyTorch, the encoder fused if it is a GroupMixFormer."""
+    where = sam.device if device is None else torch.device(device)
+    encoder = sam.image_encoder
+    encoder = fuse(encoder) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()
+    decoder = Decoder(sam).to(where)
+    return {
+        "encoder": TorchModel(encoder.to(where, dtype), where, dtype),
+        "masks": TorchModel(decoder.embed_masks, where),
+        "image": TorchModel(decoder.image, where),
+        "decoder": TorchModel(lambda *x: decoder(ImageTokens(*x[:4]), *x[4:]), where),
+    }
+
+
+def folder_models(
+    folder: Path, config: dict[str, Any], device: str | None, providers: Sequence[str], threads: int | None
+) -> dict[str, Model]:
+    """Return the four parts out of an exported folder, in the runtime that it was exported for."""
+    models: dict[str, Model] = {}
+    for part in PARTS:
+        path = folder / f"{part}{SUFFIXES[config['runtime']]}"
+        if config["runtime"] == "onnx":
+            models[part] = OnnxModel(path, providers, threads)
+        elif config["runtime"] == "openvino":
+            precision = "bf16" if config["precision"] == "bf16" and part == "encoder" else "f32"
+            models[part] = OpenvinoModel(path, device or "CPU", precision, threads)
+        else:
+            models[part] = TensorrtModel(path)
+    return models
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return an exported folder's config, with every file of the folder checked against it."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        runtime, version, files = config["runtime"], config["format_version"], dict(config["files"])
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise WeightsNotFoundError(f"there is no {path}: give a folder that `groupmix-sam export` wrote.") from e
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as e:
+        raise WeightsError(f"{path} is no config of an exported folder ({e!r}): export it again.") from e
+    if version != FORMAT_VERSION or runtime not in SUFFIXES:
+        raise WeightsError(
+            f"{path} is of format {version!r} for {runtime!r}, which this version does not read: export it again."
+        )
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            raise WeightsNotFoundError(f"{folder} lacks {name}: copy the whole folder, or export it again.")
+        if sha256(folder / name) != digest:
+            raise WeightsError(f"{folder / name} is damaged or was changed, its sha256 is not {digest}: export it again.")
+    return dict(config)
+
+
+def _prompts(
+    point_coords: NDArray[Any] | None, point_labels: NDArray[Any] | None, boxes: NDArray[Any] | None, scale: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return P x N x 2 points in the resized picture's pixels and P x N labels, as the decoder takes them."""
+    points: list[NDArray[Any]] = []
+    labels: list[NDArray[Any]] = []
+    if point_coords is not None:
+        coords: NDArray[Any] = np.asarray(point_coords, dtype=np.float64)
+        if coords.ndim != 3 or coords.shape[2] != 2 or not coords.size:
+            raise InvalidInputError(f"the points have shape {coords.shape[1:]} for each prompt: give N x 2, x before y.")
+        if point_labels is None or np.shape(point_labels) != coords.shape[:2]:
+            raise InvalidInputError(f"there are {coords.shape[1]} points a prompt: give as many labels, 1 or 0.")
+        kinds = np.asarray(point_labels)
+        if not np.isin(kinds, (-1, 0, 1)).all():
+            raise InvalidInputError(f"the labels are {kinds.tolist()}: use 1 for foreground and 0 for background.")
+        points.append(coords)
+        labels.append(kinds)
+    elif point_labels is not None:
+        raise InvalidInputError("there are labels without points: give point_coords too.")
+    if boxes is not None:
+        corners = np.asarray(boxes, dtype=np.float64)
+        if corners.ndim != 2 or corners.shape[1] != 4 or not len(corners):
+            raise InvalidInputError(f"the boxes have shape {corners.shape}: give P x 4, left, top, right, bottom.")
+        points.append(corners.reshape(-1, 2, 2))
+        labels.append(np.tile([2, 3], (len(corners), 1)))
+    if not points:
+        raise InvalidInputError("nothing says what to segment: give points or a box.")
+    if len({len(part) for part in points}) > 1:
+        raise InvalidInputError(
+            f"there are points for {len(points[0])} prompts and {len(points[1])} boxes: give as many of each."
+        )
+    coords = np.concatenate(points, axis=1) * scale
+    if not np.isfinite(coords).all():
+        raise InvalidInputError("a prompt holds a number that is not finite: check the points and boxes.")
+    kinds = np.concatenate(labels, axis=1)
+    if boxes is None:  # segment-anything's padding
+        coords = np.pad(coords, ((0, 0), (0, 1), (0, 0)))
+        kinds = np.pad(kinds, ((0, 0), (0, 1)), constant_values=-1)
+    return coords.astype(np.float32), kinds.astype(np.float32)
+
+
+def _bilinear(size: int, source: int, extent: float) -> NDArray[np.float32]:
+    """Return the size x source matrix that resizes the first `extent` pixels of `source` to `size`, bilinearly."""
+    middles = np.clip((np.arange(size) + 0.5) * extent / size - 0.5, 0, source - 1)
+    low = np.minimum(middles.astype(np.int64), source - 2)
+    matrix = np.zeros((size, source), dtype=np.float32)
+    rows = np.arange(size)
+    matrix[rows, low] = 1 - (middles - low)
+    matrix[rows, low + 1] = middles - low
+    return matrix

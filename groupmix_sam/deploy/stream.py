@@ -1,0 +1,271 @@
+"""Masks of what a camera sees, for as long as it runs: frames in, the newest first; masks, times and overlays out."""
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.utils.amg import mask_to_rle_pytorch
+
+from ..errors import ImageReadError, InvalidInputError, MissingExtraError
+from ..images import draw_masks
+from .predictor import Predictor
+
+__all__ = ["Clock", "Frames", "MaskFile", "Overlay", "Prompts", "Result", "read_prompts", "stream"]
+
+Frame = NDArray[np.uint8]
+
+
+class Prompts(NamedTuple):
+    """What to segment, in pixels: P boxes, P x 4, and points, P x N x 2 with labels P x N; either may be None."""
+
+    boxes: NDArray[np.float64] | None = None
+    points: NDArray[np.float64] | None = None
+    labels: NDArray[np.int64] | None = None
+
+
+class Result(NamedTuple):
+    """A frame's number from 0, the frame (BGR), its masks, P x H x W, their predicted IoUs, P, and the seconds it took."""
+
+    number: int
+    frame: Frame
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    seconds: float
+
+
+class Frames:
+    """The frames of a video file, all of them, or of a camera or a URL, the newest only; B x G x R, uint8.
+
+    A camera or URL that drops out is opened again until `patience` is over. One frame is held at a time: those that arrive
+    while one is worked on replace each other, and their numbers are skipped.
+
+    Args:
+        source: A camera's index as "0", a URL such as "rtsp://...", or a file.
+        patience: Seconds without a frame after which a camera or URL is given up.
+        open_capture: What opens a source; OpenCV's VideoCapture.
+
+    Raises:
+        MissingExtraError: there is no OpenCV.
+        ImageReadError: while frames are read: the source cannot be opened, or is gone for longer than `patience`.
+    """
+
+    def __init__(self, source: str, *, patience: float = 30.0, open_capture: Callable[[Any], Any] | None = None) -> None:
+        self.source = source
+        self.live = source.isdecimal() or "://" in source
+        self.patience = patience
+        self._open = open_capture or _opencv().VideoCapture
+        self._changed = threading.Condition()
+        self._newest: tuple[int, Frame] | None = None
+        self._ended = False
+        self._gone = False
+        self._thread: threading.Thread | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, Frame]]:
+        return self._newest_frames() if self.live else self._all_frames()
+
+    def close(self) -> None:
+        """Stop reading."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+
+    def _all_frames(self) -> Iterator[tuple[int, Frame]]:
+        capture = self._open(self.source)
+        try:
+            if not capture.isOpened():
+                raise ImageReadError(f"{self.source} cannot be opened as a video: check the path, or convert it to MP4.")
+            number = 0
+            while not self._ended:
+                found, frame = capture.read()
+                if not found:
+                    break
+                yield number, frame
+                number += 1
+        finally:
+            capture.release()
+
+    def _newest_frames(self) -> Iterator[tuple[int, Frame]]:
+        self._thread = threading.Thread(target=self._keep_reading, daemon=True)
+        self._thread.start()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._newest is not None or self._ended)
+                newest, self._newest = self._newest, None
+            if newest is not None:
+                yield newest
+            elif self._gone:
+                raise ImageReadError(f"{self.source} gave no frame for {self.patience:g} s: check the camera and its cable.")
+            else:
+                return
+
+    def _keep_reading(self) -> None:
+        number, last = 0, time.monotonic()
+        while not self._ended:
+            capture = self._open(int(self.source) if self.source.isdecimal() else self.source)
+            while not self._ended:
+                if not capture.isOpened():
+                    break
+                found, frame = capture.read()
+                if not found:
+                    break
+                last = time.monotonic()
+                with self._changed:
+                    self._newest = number, frame
+                    self._changed.notify_all()
+                number += 1
+            capture.release()
+            if time.monotonic() - last > self.patience:
+                self._gone = True
+                break
+            time.sleep(min(1.0, self.patience / 10))
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+
+def stream(predictor: Predictor, frames: Frames, prompts: Prompts | Callable[[int, Frame], Prompts | None]) -> Iterator[Result]:
+    """Yield the masks of each frame that is not skipped.
+
+    Args:
+        predictor: The model.
+        frames: Where frames come from; closed in the end.
+        prompts: The same for all frames, or a function of a frame's number and the frame that returns them, or None to leave
+            the frame out.
+    """
+    try:
+        for number, frame in frames:
+            start = time.perf_counter()
+            wanted = prompts(number, frame) if callable(prompts) else prompts
+            if wanted is None:
+                continue
+            predictor.set_image(frame, "BGR")
+            masks, scores, _ = predictor.predict_batch(wanted.points, wanted.labels, wanted.boxes, multimask_output=False)
+            yield Result(number, frame, masks[:, 0], scores[:, 0], time.perf_counter() - start)
+    finally:
+        frames.close()
+
+
+class Clock:
+    """Frames per second and latencies over the last thousand frames."""
+
+    def __init__(self) -> None:
+        self._ends: deque[float] = deque(maxlen=1000)
+        self._latencies: deque[float] = deque(maxlen=1000)
+
+    def add(self, seconds: float) -> None:
+        """Count a frame that took `seconds` and ends now."""
+        self._ends.append(time.perf_counter())
+        self._latencies.append(seconds)
+
+    def summary(self) -> str:
+        """Return one line for a log."""
+        if not self._latencies:
+            return "no frame yet"
+        passed = self._ends[-1] - self._ends[0]
+        rate = f"{(len(self._ends) - 1) / passed:.1f}" if passed > 0 else "-"
+        middle, high, most = np.percentile(list(self._latencies), (50, 95, 99)) * 1000
+        return f"{rate} frames/s, latency {middle:.0f} ms median, {high:.0f} ms 95 %, {most:.0f} ms 99 %"
+
+
+class _Output:
+    """A file that is written beside its name and takes it when closed, also after an error: what was seen is kept."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path)
+        if self.path.is_dir() or not self.path.parent.is_dir():
+            raise InvalidInputError(f"cannot write {self.path}: give a file in a folder that exists.")
+        self.part = self.path.with_name(f".{os.getpid()}.part.{self.path.name}")
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+        if self.part.exists():
+            os.replace(self.part, self.path)
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+
+class MaskFile(_Output):
+    """Masks as JSON, a line a frame: its number, seconds, scores and COCO's uncompressed run lengths."""
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        super().__init__(path)
+        self._file = self.part.open("w", encoding="utf-8")
+
+    def write(self, result: Result) -> None:
+        """Add a frame."""
+        record = {
+            "frame": result.number,
+            "seconds": round(result.seconds, 4),
+            "scores": [round(float(score), 4) for score in result.scores],
+            "masks": mask_to_rle_pytorch(torch.from_numpy(result.masks)),
+        }
+        self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Overlay(_Output):
+    """A video, MP4 or AVI, of the frames with their masks drawn over them."""
+
+    def __init__(self, path: str | PathLike[str], frames_per_second: float = 10.0) -> None:
+        super().__init__(path)
+        self._cv2 = _opencv()
+        self._codec = {".mp4": "mp4v", ".avi": "MJPG"}.get(self.path.suffix.lower(), "")
+        if not self._codec:
+            raise InvalidInputError(f"cannot write {self.path}: give a name that ends in .mp4 or .avi.")
+        self._rate = frames_per_second
+        self._writer: Any = None
+
+    def write(self, result: Result) -> None:
+        """Add a frame."""
+        if self._writer is None:
+            height, width = result.frame.shape[:2]
+            codec = self._cv2.VideoWriter.fourcc(*self._codec)
+            self._writer = self._cv2.VideoWriter(str(self.part), codec, self._rate, (width, height))
+            if not self._writer.isOpened():
+                raise InvalidInputError(f"OpenCV cannot write {self.path}: give a name that ends in .avi.")
+        drawn = draw_masks(result.frame[:, :, ::-1], list(result.masks))
+        self._writer.write(np.asarray(drawn)[:, :, ::-1])
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.release()
+
+
+def read_prompts(path: str | PathLike[str]) -> Prompts:
+    """Read prompts from JSON: "boxes", P x 4, or "points", P x N x 2, with "labels", P x N, or both."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        boxes, points, labels = (None if values.get(k) is None else np.array(values[k]) for k in ("boxes", "points", "labels"))
+    except (OSError, ValueError, AttributeError) as e:
+        raise InvalidInputError(f'{path} holds no prompts ({e}): write {{"boxes": [[left, top, right, bottom]]}}.') from e
+    if boxes is None and points is None:
+        raise InvalidInputError(f'{path} has neither "boxes" nor "points": write {{"boxes": [[left, top, right, bottom]]}}.')
+    if points is not None and labels is None:
+        labels = np.ones(points.shape[:2], dtype=np.int64)
+    return Prompts(boxes, points, labels)
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError as e:
+        raise MissingExtraError.of("cv2", "stream") from e
+    return cv2

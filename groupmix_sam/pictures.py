@@ -1,0 +1,83 @@
+"""Pictures by the many: those of a folder, a list file or a tar."""
+
+import tarfile
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ImageReadError, InvalidInputError
+from .images import decode_image
+
+__all__ = ["SUFFIXES", "Picture", "find_pictures"]
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file, or, with a name, one that lies in a tar at an offset in bytes."""
+
+    path: Path
+    name: str = ""
+    offset: int = 0
+    size: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.name}" if self.name else str(self.path)
+
+    def read_bytes(self) -> bytes:
+        """Return the encoded picture.
+
+        Raises:
+            ImageReadError: it cannot be read.
+        """
+        try:
+            with self.path.open("rb") as f:
+                f.seek(self.offset)
+                return f.read(self.size)
+        except OSError as e:
+            raise ImageReadError(f"{self} cannot be read ({e}): check the path and its permissions.") from e
+
+    def decode(self) -> NDArray[np.uint8]:
+        """Return the picture as H x W x 3, uint8, RGB, upright."""
+        return decode_image(self.read_bytes(), self)
+
+
+def find_pictures(source: str | PathLike[str]) -> list[Picture]:
+    """Return the pictures in a folder and those below it, in a list file, or in a tar; sorted, but for a list's.
+
+    A folder's tars are looked into as well: WebDataset shards such as SA-1B's, as they are. A list file, `.txt`, has a path a
+    line, relative to the file.
+
+    Raises:
+        InvalidInputError: there is no such folder or file, or no picture in it.
+    """
+    source = Path(source)
+    if source.is_dir():
+        files = sorted(p for p in source.rglob("*") if p.suffix.lower() in {*SUFFIXES, ".tar"} and p.is_file())
+    elif source.suffix.lower() == ".txt" and source.is_file():
+        lines = source.read_text(encoding="utf-8").splitlines()
+        files = [source.parent / line.strip() for line in lines if line.strip()]
+    elif source.suffix.lower() == ".tar" and source.is_file():
+        files = [source]
+    else:
+        raise InvalidInputError(
+            f"there is no folder {source}: give one with pictures in it, a .tar, or a .txt with a path a line."
+        )
+    pictures = [p for file in files for p in (_in_tar(file) if file.suffix.lower() == ".tar" else [Picture(file)])]
+    if not pictures:
+        raise InvalidInputError(f"{source} has no picture in it: {', '.join(sorted(SUFFIXES))} are looked for, and .tar.")
+    return pictures
+
+
+def _in_tar(path: Path) -> list[Picture]:
+    # The standard library's index and not a stream: only with random access can a stopped run go on at the same sample.
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
+    except (OSError, tarfile.TarError) as e:
+        raise InvalidInputError(f"{path} cannot be read as an uncompressed tar ({e}): fetch it again, or unpack it.") from e
+    return [Picture(path, m.name, m.offset_data, m.size) for m in members]

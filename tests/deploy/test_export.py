@@ -1,0 +1,255 @@
+"""Exported folders against the Sam in PyTorch, in both runtimes, and what must not be written."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from groupmix_sam.cli import app
+from groupmix_sam.deploy import Predictor
+from groupmix_sam.deploy.export import export
+from groupmix_sam.deploy.parity import Thresholds, mask_iou, measure_parity
+from groupmix_sam.errors import InvalidInputError, MissingExtraError, ParityError, RuntimeUnavailableError, WeightsError
+from groupmix_sam.runtimes import OnnxModel, OpenvinoModel
+
+from .conftest import draw
+
+# Untrained masks are full of edges, along which the last bit decides.
+LOOSE = Thresholds(0.95, 0.5, score=-10)
+
+
+@pytest.fixture(scope="module")
+def exported(sam, tmp_path_factory):
+    """An ONNX folder, with an encoder for any number of pictures; made once, as tracing takes seconds."""
+    folder = tmp_path_factory.mktemp("export") / "onnx"
+    export(sam, folder, [draw(), draw(60, 200)], dynamic_batch=True, thresholds=LOOSE)
+    return folder
+
+
+@pytest.fixture
+def quick(exported, monkeypatch):
+    """Let export() take the graphs that are there."""
+
+    def copy(sam, folder, dtype, dynamic_batch):
+        for path in exported.glob("*.onnx"):
+            shutil.copy(path, folder)
+
+    monkeypatch.setattr(sys.modules["groupmix_sam.deploy.export"], "write_graphs", copy)
+
+
+def same_masks(got, expected, images, atol):
+    for image in images:
+        got.set_image(image)
+        expected.set_image(image)
+        error = np.abs(got.get_image_embedding() - expected.get_image_embedding()).max()
+        assert error < atol * np.abs(expected.get_image_embedding()).max()
+        boxes = np.array([[3, 5, image.shape[1] - 9, image.shape[0] - 7], [10, 10, 40, 45]])
+        for boxes_, points in ((boxes, None), (None, boxes[:, None, :2]), (boxes[:1], boxes[:1, None, :2] + 7)):
+            labels = None if points is None else np.ones(points.shape[:2])
+            a, b = (p.predict_batch(points, labels, boxes_) for p in (got, expected))
+            np.testing.assert_allclose(a[1], b[1], atol=10 * atol)
+            np.testing.assert_allclose(a[2], b[2], atol=10 * atol * np.abs(b[2]).max())
+            earlier = b[2][:, :1]
+            a, b = (p.predict_batch(points, labels, boxes_, earlier) for p in (got, expected))
+            np.testing.assert_allclose(a[2], b[2], atol=10 * atol * np.abs(b[2]).max())
+
+
+def test_onnx_runtime_gives_the_same(sam, exported):
+    same_masks(Predictor(exported), Predictor(sam), [draw(), draw(31, 200)], atol=1e-4)
+
+
+def test_openvino_gives_the_same(sam, exported, quick, tmp_path):
+    export(sam, tmp_path / "ov", [draw()], runtime="openvino", thresholds=LOOSE)
+    assert not list((tmp_path / "ov").glob("*.onnx"))
+    same_masks(Predictor(tmp_path / "ov"), Predictor(sam), [draw()], atol=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_lower_precision_in_openvino(sam, quick, tmp_path, precision):
+    calibration = [draw(90 + i, 120 - i) for i in range(8)] if precision == "int8" else []
+    folder = tmp_path / precision
+    export(
+        sam,
+        folder,
+        [draw()],
+        runtime="openvino",
+        precision=precision,
+        thresholds=Thresholds(0, 0, -10),
+        calibration=calibration,
+        dynamic_batch=True,
+    )
+    low, exact = Predictor(folder), Predictor(sam)
+    low.set_image(draw())
+    exact.set_image(draw())
+    error = np.abs(low.get_image_embedding() - exact.get_image_embedding()).mean() / np.abs(exact.get_image_embedding()).mean()
+    assert 1e-6 < error < 0.2
+    assert ("FakeQuantize" in (folder / "encoder.xml").read_text()) == (precision == "int8")
+    assert "FakeQuantize" not in (folder / "decoder.xml").read_text()
+
+
+def test_what_a_folder_holds(sam, exported):
+    config, parity = (json.loads((exported / name).read_text()) for name in ("config.json", "parity.json"))
+    assert {path.name for path in exported.iterdir()} == {*config["files"], "config.json", "parity.json"}
+    assert config["image_size"] == 256
+    assert config["model_hash"] == Predictor(sam).model_hash
+    assert config["parity"]["mean"] == parity["mean"] == pytest.approx(np.mean([r["iou"] for r in parity["each"]]))
+    assert config["parity"]["least"] == min(r["iou"] for r in parity["each"]) > 0.5
+    np.testing.assert_allclose(config["mean"], [123.675, 116.28, 103.53], rtol=1e-6)
+    for name in config["files"]:
+        model = onnx.load(exported / name)
+        onnx.checker.check_model(model)
+        assert model.opset_import[0].version >= 17
+        # No shape goes in, and nothing that TensorRT refuses.
+        assert {value.type.tensor_type.elem_type for value in model.graph.input} == {onnx.TensorProto.FLOAT}
+        assert not {"OneHot", "NonZero", "If", "Loop"} & {node.op_type for node in model.graph.node}
+
+
+def test_pictures_in_a_batch(exported):
+    predictor = Predictor(exported)
+    predictor.set_images([draw(), draw(60, 200), draw(9, 9)], batch_size=2)
+    together = predictor.get_image_embedding(1)
+    predictor.set_image(draw(60, 200))
+    np.testing.assert_allclose(together, predictor.get_image_embedding(), atol=1e-4 * np.abs(together).max())
+
+
+def test_embeddings_travel_between_runtimes(sam, exported, tmp_path):
+    predictor = Predictor(sam)
+    predictor.set_image(draw())
+    other = Predictor(exported)
+    other.load_embedding(predictor.save_embedding(tmp_path / "a.safetensors"))
+    box = np.array([20, 10, 100, 80])
+    np.testing.assert_allclose(other.predict(box=box)[2], predictor.predict(box=box)[2], atol=1e-2)
+
+
+def test_masks_that_do_not_hold_are_not_written(sam, quick, tmp_path):
+    with pytest.raises(ParityError, match="Nothing was written"):
+        export(sam, tmp_path / "a", [draw()], thresholds=Thresholds(1.01, 0, -10))
+    wrong = sam.image_encoder.neck.proj.weight
+    original = wrong.clone()
+    try:
+        wrong.data.mul_(-1)  # the graphs are another model's
+        with pytest.raises(ParityError, match="do not hold"):
+            export(sam, tmp_path / "a", [draw()], thresholds=LOOSE)
+    finally:
+        wrong.data.copy_(original)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("precision", "judged"), [("fp32", 3), ("int8", 2)])
+def test_command(sam, quick, tmp_path, monkeypatch, precision, judged):
+    """Of twelve pictures and two broken ones; for int8 every fifth is judged and the others calibrate."""
+    monkeypatch.setattr("groupmix_sam.sam.build_sam_groupmix", lambda *args, **kwargs: sam)
+    (tmp_path / "pictures").mkdir()
+    for i in range(10):
+        Image.fromarray(draw(90 + i, 120)).save(tmp_path / "pictures" / f"{i}.png")
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"no picture")
+    Image.new("RGB", (9000, 1)).save(tmp_path / "pictures" / "narrow.png")
+    arguments = ["export", "openvino", str(tmp_path / "a"), "--pictures", str(tmp_path / "pictures"), "--precision", precision]
+    arguments += ["--image-size", "256", "--mean-iou", "0", "--least-iou", "0", "--least-score", "-10", "--count", "3"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert f"masks on {judged} pictures" in done.stdout
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["precision"] == precision
+    assert ("narrow.png" in done.output or "too narrow" in done.output) == (precision == "int8")
+
+
+def test_options_of_other_runtimes_are_refused(exported):
+    for kwargs in ({"device": "cuda"}, {"dtype": torch.float16}):
+        with pytest.raises(InvalidInputError, match="exported in fp32 for onnx"):
+            Predictor(exported, **kwargs)
+
+
+def test_no_space(sam, monkeypatch, tmp_path):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys.modules["groupmix_sam.deploy.export"], "write_graphs", full)
+    with pytest.raises(InvalidInputError, match="the space that is left"):
+        export(sam, tmp_path / "a", [draw()])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"runtime": "tflite"}, "use onnx with fp32"),
+        ({"precision": "int4"}, "there is no 'int4'"),
+        ({"pictures": []}, "no picture to compare"),
+        ({"runtime": "openvino", "precision": "int8", "calibration": [draw()]}, "1 pictures are too few"),
+        ({"folder": "."}, "is there already"),
+        ({"folder": "no/where"}, "make it first"),
+    ],
+)
+def test_bad_arguments(sam, tmp_path, kwargs, match):
+    arguments = {"folder": "new", "pictures": [draw()], **kwargs}
+    folder = tmp_path / arguments.pop("folder")
+    with pytest.raises(InvalidInputError, match=match):
+        export(sam, folder, arguments.pop("pictures"), **arguments)
+
+
+@pytest.mark.parametrize("name", ["decoder.onnx", "encoder.onnx"])
+def test_damaged_folders(exported, tmp_path, name):
+    shutil.copytree(exported, tmp_path / "a")
+    path = tmp_path / "a" / name
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match=f"{name} is damaged"):
+        Predictor(tmp_path / "a")
+    path.unlink()
+    with pytest.raises(WeightsError, match=f"lacks {name}"):
+        Predictor(tmp_path / "a")
+
+
+def test_providers_and_devices_that_are_missing(exported, monkeypatch):
+    with pytest.raises(RuntimeUnavailableError, match="has no CUDAExecutionProvider"):
+        Predictor(exported, providers=["CUDAExecutionProvider"])
+    import onnxruntime
+
+    # As onnxruntime-gpu does without a GPU: it lists the provider, and drops it.
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(RuntimeUnavailableError, match="did not load"):
+        Predictor(exported, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with pytest.raises(RuntimeUnavailableError, match="its devices are CPU"):
+        OpenvinoModel(exported / "image.onnx", "NPU")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'groupmix-sam\[onnx\]'"):
+        Predictor(exported)
+
+
+def test_other_sizes_are_refused(exported):
+    with pytest.raises(InvalidInputError, match=r"refuses inputs of \(1, 256, 9, 9\)"):
+        OnnxModel(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
+    with pytest.raises(InvalidInputError, match=r"refuses inputs of \(1, 256, 9, 9\)"):
+        OpenvinoModel(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
+
+
+def test_not_a_model(tmp_path):
+    (tmp_path / "a.onnx").write_bytes(b"nothing")
+    with pytest.raises(RuntimeUnavailableError, match="export it again"):
+        OnnxModel(tmp_path / "a.onnx")
+
+
+def test_iou_by_hand():
+    a, b = np.zeros((2, 4, 4), bool)
+    assert mask_iou(a, b) == 1
+    a[:2], b[1:3] = True, True
+    assert mask_iou(a, b) == pytest.approx(4 / 12)
+
+
+def test_parity_of_a_model_with_itself(sam):
+    predictor = Predictor(sam)
+    report = measure_parity(predictor, predictor, [draw()], least_score=-10)
+    assert report["mean"] == report["least"] == 1
+    assert report["masks"] == len(report["each"]) > 10
+    scores = sorted(record["score"] for record in report["each"])
+    gap = int(np.diff(scores).argmax())  # records are rounded
+    middle = (scores[gap] + scores[gap + 1]) / 2
+    surer = measure_parity(predictor, predictor, [draw()], least_score=middle)
+    assert surer["each"] == [record for record in report["each"] if record["score"] >= middle]
+    with pytest.raises(InvalidInputError, match="sure of no mask"):
+        measure_parity(predictor, predictor, [draw()], least_score=99)

@@ -1,0 +1,191 @@
+"""A line that runs: on videos that the tests make, and on cameras that drop out."""
+
+import json
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+from segment_anything.utils.amg import rle_to_mask
+from typer.testing import CliRunner
+
+from groupmix_sam.cli import app
+from groupmix_sam.deploy import Predictor
+from groupmix_sam.deploy.stream import Clock, Frames, MaskFile, Overlay, Prompts, Result, read_prompts, stream
+from groupmix_sam.errors import ImageReadError, InvalidInputError
+
+from .conftest import draw
+
+BOX = Prompts(boxes=np.array([[20.0, 10, 100, 80], [5, 5, 60, 60]]))
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """Seven frames of a picture that grows brighter."""
+    path = tmp_path_factory.mktemp("video") / "line.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (120, 90))
+    for i in range(7):
+        writer.write(draw() // 2 + 15 * i)
+    writer.release()
+    return path
+
+
+class Camera:
+    """A capture of a few frames, each of its own gray; then it fails."""
+
+    def __init__(self, grays, opened=True, pause=0.0):
+        self.grays, self.opened, self.pause = list(grays), opened, pause
+
+    def isOpened(self):  # noqa: N802
+        return self.opened
+
+    def read(self):
+        time.sleep(self.pause)
+        return (True, np.full((90, 120, 3), self.grays.pop(0), np.uint8)) if self.grays else (False, None)
+
+    def release(self):
+        pass
+
+
+def test_every_frame_of_a_file(sam, video):
+    predictor = Predictor(sam)
+    results = list(stream(predictor, Frames(str(video)), BOX))
+    assert [r.number for r in results] == list(range(7))
+    capture = cv2.VideoCapture(str(video))
+    for result in results:
+        _, frame = capture.read()
+        assert np.array_equal(result.frame, frame)
+        predictor.set_image(np.ascontiguousarray(frame[:, :, ::-1]))
+        masks, scores, _ = predictor.predict_batch(boxes=BOX.boxes, multimask_output=False)
+        assert np.array_equal(result.masks, masks[:, 0])
+        assert np.array_equal(result.scores, scores[:, 0])
+
+
+def test_prompts_from_a_function(sam, video):
+    def only_even(number, frame):
+        assert frame.shape == (90, 120, 3)
+        return Prompts(boxes=np.array([[0, 0, 10.0 + number, 50]])) if number % 2 == 0 else None
+
+    assert [r.number for r in stream(Predictor(sam), Frames(str(video)), only_even)] == [0, 2, 4, 6]
+
+
+def test_newest_frame_wins():
+    """A reader slower than the camera skips frames, and is never far behind."""
+    frames = Frames("0", patience=0.2, open_capture=lambda source: Camera(range(100), pause=0.003))
+    seen = []
+    for number, frame in frames:
+        seen.append((number, int(frame[0, 0, 0])))
+        time.sleep(0.03)
+        if len(seen) == 5:
+            break
+    frames.close()
+    assert all(gray == number % 100 for number, gray in seen)
+    assert [n for n, _ in seen] == sorted({n for n, _ in seen})
+    assert seen[-1][0] > 10
+
+
+def test_a_source_that_drops_out_comes_back():
+    cameras = [Camera([], opened=False), Camera([1]), Camera([]), Camera([2])]
+    opened = []
+
+    def open_capture(source):
+        opened.append(source)
+        return cameras.pop(0) if cameras else Camera([])
+
+    frames = Frames("rtsp://line/1", patience=0.5, open_capture=open_capture)
+    seen = []
+    with pytest.raises(ImageReadError, match=r"gave no frame for 0.5 s"):  # noqa: PT012
+        for _, frame in frames:
+            seen.append(int(frame[0, 0, 0]))
+    assert seen == [1, 2]
+    assert set(opened) == {"rtsp://line/1"}
+    assert not any(t.name == frames._thread.name for t in threading.enumerate())
+
+
+def test_camera_by_index():
+    opened = []
+    frames = Frames("3", patience=0.05, open_capture=lambda source: opened.append(source) or Camera([]))
+    with pytest.raises(ImageReadError, match="check the camera"):
+        list(frames)
+    assert set(opened) == {3}
+
+
+def test_stops_from_another_thread():
+    frames = Frames("0", open_capture=lambda source: Camera([], opened=False))
+    threading.Timer(0.1, frames.close).start()
+    assert list(frames) == []
+
+
+@pytest.mark.parametrize("kind", [MaskFile, Overlay])
+def test_outputs_take_their_names_in_the_end(tmp_path, kind):
+    path = tmp_path / "out.avi"
+    masks = np.zeros((1, 90, 120), bool)
+    masks[0, 20:40, 30:50] = True
+    with pytest.raises(RuntimeError, match="the line stops"), kind(path) as out:  # noqa: PT012
+        out.write(Result(0, draw(), masks, np.array([0.5]), 0.1))
+        assert not path.exists()
+        raise RuntimeError("the line stops")
+    assert [p.name for p in tmp_path.iterdir()] == ["out.avi"]
+
+
+def test_overlay_shows_the_mask(tmp_path):
+    masks = np.zeros((1, 90, 120), bool)
+    masks[0, 20:60, 30:80] = True
+    gray = np.full((90, 120, 3), 100, np.uint8)
+    with Overlay(tmp_path / "a.avi") as out:
+        out.write(Result(0, gray, masks, np.array([0.5]), 0.1))
+    found, frame = cv2.VideoCapture(str(tmp_path / "a.avi")).read()
+    assert found
+    # Half gray, half Okabe and Ito's green, 0 158 115, in OpenCV's order.
+    np.testing.assert_allclose(frame[40, 55], [107, 129, 50], atol=12)
+    np.testing.assert_allclose(frame[5, 5], 100, atol=12)
+
+
+def test_command(video, tmp_path, monkeypatch, sam):
+    monkeypatch.setattr("groupmix_sam.sam.build_sam_groupmix", lambda **kwargs: sam)
+    masks, overlay, prompts = tmp_path / "masks.jsonl", tmp_path / "a.avi", tmp_path / "prompts.json"
+    prompts.write_text(json.dumps({"boxes": BOX.boxes.tolist()}))
+    arguments = ["stream", str(video), "--prompts", str(prompts), "--masks", str(masks), "--overlay", str(overlay)]
+    done = CliRunner().invoke(app, [*arguments, "--limit", "4"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "4 frames" in done.stdout
+    assert "ms median" in done.stdout
+    lines = [json.loads(line) for line in masks.read_text().splitlines()]
+    results = list(stream(Predictor(sam), Frames(str(video)), BOX))[:4]
+    for line, result in zip(lines, results, strict=True):
+        assert line["frame"] == result.number
+        for rle, mask in zip(line["masks"], result.masks, strict=True):
+            assert np.array_equal(rle_to_mask(rle), mask)
+    assert cv2.VideoCapture(str(overlay)).get(cv2.CAP_PROP_FRAME_COUNT) == 4
+
+
+def test_clock():
+    clock = Clock()
+    assert clock.summary() == "no frame yet"
+    for i in range(1, 2001):
+        clock.add(i / 1000)
+    assert len(clock._latencies) == 1000
+    assert "latency 1500 ms median, 1950 ms 95 %, 1990 ms 99 %" in clock.summary()
+
+
+def test_prompt_files(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"points": [[[3, 4]], [[5, 6]]]}))
+    prompts = read_prompts(path)
+    assert prompts.boxes is None
+    assert prompts.labels.tolist() == [[1], [1]]
+    for text in ("no json", "[]", "{}", '{"boxes": [[1], [1, 2]]}'):
+        path.write_text(text)
+        with pytest.raises(InvalidInputError, match=r"a\.json"):
+            read_prompts(path)
+    with pytest.raises(InvalidInputError, match="holds no prompts"):
+        read_prompts(tmp_path / "none.json")
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(ImageReadError, match="cannot be opened as a video"):
+        list(Frames(str(tmp_path / "none.avi")))
+    for kind, name in ((MaskFile, "no/where.jsonl"), (Overlay, "a.gif"), (Overlay, ".")):
+        with pytest.raises(InvalidInputError, match="cannot write"):
+            kind(tmp_path / name)
