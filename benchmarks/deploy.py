@@ -13,7 +13,6 @@ its own over one picture, with the model.
 """
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from machine import describe, interval
 from segment_anything import SamPredictor
 
 import groupmix_sam
@@ -31,8 +31,7 @@ from groupmix_sam import build_sam_groupmix
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.export import export
 from groupmix_sam.deploy.parity import Thresholds, measure_parity
-from groupmix_sam.distill import find_pictures
-from groupmix_sam.images import read_image
+from groupmix_sam.pictures import find_pictures
 
 OURS = "gmf_sam_2282"
 ENCODERS = (OURS, "sam_tiny_vit_5m", "sam_resnet18")
@@ -78,10 +77,9 @@ def peak_mib() -> float:
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
-def interval(ratios: list[float]) -> str:
-    medians = np.median(np.random.default_rng(0).choice(ratios, (2000, len(ratios))), axis=1)
-    low, high = np.quantile(medians, (0.025, 0.975))
-    return f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
+def spread(ratios: list[float]) -> str:
+    """Return the median with its 95 % interval."""
+    return "{:.3f} ({:.3f} to {:.3f})".format(*interval(ratios))
 
 
 def compare(setting: tuple[str, str], args: argparse.Namespace, folder: Path, picture: np.ndarray) -> dict[str, list[float]]:
@@ -115,9 +113,9 @@ def compare(setting: tuple[str, str], args: argparse.Namespace, folder: Path, pi
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             line += f", peak {float(done.stdout.split()[-1]):.0f} MiB"
         if name != OURS:
-            line += f"; ours to it: {interval([a / b for a, b in zip(times[OURS][0], encoder, strict=True)])}"
+            line += f"; ours to it: {spread([a / b for a, b in zip(times[OURS][0], encoder, strict=True)])}"
             if whole:
-                line += f", end to end {interval([a / b for a, b in zip(times[OURS][1], whole, strict=True)])}"
+                line += f", end to end {spread([a / b for a, b in zip(times[OURS][1], whole, strict=True)])}"
         print(line, flush=True)
     return {name: whole for name, (_, whole) in times.items() if whole}
 
@@ -154,19 +152,16 @@ def main() -> None:
         print(peak_mib())
         return
 
-    print(f"{platform.processor() or platform.machine()}, {args.threads} threads, Python {platform.python_version()}, ", end="")
-    print(
-        f"torch {torch.__version__}, groupmix-sam {groupmix_sam.__version__}; {args.size} x {args.size}, {args.rounds} rounds"
-    )
+    print(f"{describe()}; {args.size} x {args.size}, {args.rounds} rounds")
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.work or Path(temporary)
-        judged = [read_image(path) for path in pictures[:: max(1, len(pictures) // 8)][:8]]
+        judged = [p.decode() for p in pictures[:: max(1, len(pictures) // 8)][:8]]
         calibration = [path for path in pictures if path not in pictures[:: max(1, len(pictures) // 8)]][: args.calibrate]
         for name in ENCODERS:
             for runtime, precision in SETTINGS:
                 target = folder / f"{name}-{runtime}-{precision}"
                 if runtime != "torch" and not target.exists():
-                    images = [read_image(path) for path in calibration] if precision == "int8" else []
+                    images = [p.decode() for p in calibration] if precision == "int8" else []
                     loose = Thresholds(0, 0, -10)  # for the time; ours are reported below
                     export(
                         build(name, args.size),

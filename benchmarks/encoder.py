@@ -9,18 +9,17 @@ there. Peak memory is that of a process of its own over one forward pass, less w
 """
 
 import argparse
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import timm
 import torch
+from machine import describe, interval
 
-import groupmix_sam
+import groupmix_sam  # noqa: F401  registers the encoders
 from groupmix_sam.deploy import fuse
 
 OURS, FUSED, PRODUCTS, THEIRS = "gmf_sam_2282", "gmf_sam_2282 fused", "its products", "sam_tiny_vit_5m"
@@ -79,12 +78,6 @@ def peak_mib(name: str, size: int, dtype: torch.dtype) -> float:
     return (peak_resident_kib() - before) / 1024
 
 
-def interval(ratios: list[float], rng: np.random.Generator) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the median."""
-    medians = np.median(rng.choice(ratios, (2000, len(ratios))), axis=1)
-    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=25)
@@ -113,16 +106,14 @@ def main() -> None:
         for name in (OURS, FUSED, THEIRS)
     }
 
-    print(f"{platform.processor() or platform.machine()}, {args.threads} threads, Python {platform.python_version()}, ", end="")
-    print(f"torch {torch.__version__}, timm {timm.__version__}, groupmix-sam {groupmix_sam.__version__}")
+    print(describe())
     print(f"1 x 3 x {args.size} x {args.size}, {args.dtype}, eager, {args.rounds} rounds by turns")
     for name in models:
         memory = f", {peaks[name]:.0f} MiB peak" if name in peaks else ""
         print(f"  {name:18} {statistics.median(times[name]):.3f} s median, {min(times[name]):.3f} s least{memory}")
-    rng = np.random.default_rng(0)
     for ours, theirs in ((OURS, THEIRS), (FUSED, THEIRS), (FUSED, PRODUCTS)):
         ratios = [a / b for a, b in zip(times[ours], times[theirs], strict=True)]
-        low, high = interval(ratios, rng)
+        _, low, high = interval(ratios)
         print(f"  {ours} to {theirs}: time {statistics.median(ratios):.3f} (95 % interval of the median {low:.3f} to ", end="")
         print(f"{high:.3f}; of the least times {min(times[ours]) / min(times[theirs]):.3f})", end="")
         print(f", memory {peaks[ours] / peaks[theirs]:.3f}" if theirs in peaks else "")

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..deploy import Predictor
 from ..errors import InvalidInputError, WeightsError
 from ..sam import build_sam_groupmix
-from ..weights import find_weights, read_weights, sha256
+from ..weights import FILE_NAME, find_weights, read_weights, sha256
 
 __all__ = ["Model", "NanoSamPredictor", "load_model"]
 
@@ -61,7 +63,8 @@ def load_model(
     """Load a model for evaluation, onto the GPU if there is one.
 
     Args:
-        checkpoint: "default", a file, a folder or "hf-hub:org/repo[@revision]"; ours, MobileSAM's or SAM's own.
+        checkpoint: "default", a file, a folder or "hf-hub:org/repo[@revision]"; ours, MobileSAM's or SAM's own; or a folder
+            that `groupmix-sam export` wrote, whose encoder and size are its own.
         encoder: A name out of `ENCODERS`, "vit_b", "vit_l" or "vit_h"; by default what the weights say.
         image_size: Side in pixels that pictures are resized to; 1024 alone for SAM's own.
         resize: "sam" or "nanosam", see `Protocol`.
@@ -69,6 +72,11 @@ def load_model(
     Raises:
         WeightsError: the weights were not found, are damaged, or do not say which encoder they are for.
     """
+    if Path(checkpoint).is_dir() and not Path(checkpoint, FILE_NAME).is_file():
+        if resize != "sam":
+            raise InvalidInputError(f"{checkpoint} is an exported model, which resizes by itself: use resize 'sam'.")
+        exported = Predictor(checkpoint)
+        return Model(exported, Path(checkpoint).name, exported.model_hash, exported.image_size)
     if encoder is None and checkpoint == "default":
         encoder = DEFAULT_ENCODER
     path = find_weights(checkpoint, encoder or DEFAULT_ENCODER)

@@ -16,6 +16,7 @@ from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.export import export
 from groupmix_sam.deploy.parity import Thresholds, mask_iou, measure_parity
 from groupmix_sam.errors import InvalidInputError, MissingExtraError, ParityError, RuntimeUnavailableError, WeightsError
+from groupmix_sam.evaluate import load_model
 from groupmix_sam.runtimes import OnnxModel, OpenvinoModel
 
 from .conftest import draw
@@ -62,6 +63,18 @@ def same_masks(got, expected, images, atol):
 
 def test_onnx_runtime_gives_the_same(sam, exported):
     same_masks(Predictor(exported), Predictor(sam), [draw(), draw(31, 200)], atol=1e-4)
+
+
+def test_the_evaluator_takes_an_exported_folder(exported):
+    model = load_model(exported)
+    assert (model.name, model.image_size) == ("onnx", Predictor(exported).image_size)
+    scores = []
+    for predictor in (model.predictor, Predictor(exported)):
+        predictor.set_image(draw())
+        scores.append(predictor.predict(box=np.array([3, 5, 60, 50]))[1])
+    np.testing.assert_array_equal(*scores)
+    with pytest.raises(InvalidInputError, match="resizes by itself"):
+        load_model(exported, resize="nanosam")
 
 
 def test_openvino_gives_the_same(sam, exported, quick, tmp_path):
