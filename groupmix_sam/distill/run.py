@@ -39,7 +39,8 @@ class RunOptions:
     Args:
         resume: Go on where the run in the folder was stopped; begin if there is none.
         accumulate: Parts that each process takes its share of a batch in, one after the other.
-        grad_checkpointing: Trade time for memory: compute the encoder's activations anew in the backward pass.
+        grad_checkpointing: Trade time for memory: compute the encoder's activations anew in the backward pass. BatchNorm's running
+            statistics then see each batch twice.
         precision: "auto" (bf16 where the GPU has it, else fp32), "fp32" or "bf16".
         save_minutes: Time between checkpoints.
         tensorboard: Log for TensorBoard too.

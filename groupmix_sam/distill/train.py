@@ -51,7 +51,7 @@ CHECKPOINT = "checkpoint.safetensors"
 LOG_EVERY = 20  # steps
 CHECKS = 10  # of a run, or one an epoch where there are more
 CHECK_PICTURES = 8
-START_PICTURES = 12  # whole pictures' worth of samples, for the neck's start and the teacher's variance
+START_PICTURES = 12  # for the neck's start and the teacher's variance: a few, as the teacher may have to see them first
 FINISH_PICTURES = 150  # for the last fit of the neck, whose 61 440 weights they outnumber by far
 POINTS = 4  # prompts by point of each picture in a phase on masks, and as many by box at most
 
@@ -314,12 +314,6 @@ class Feed:
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         yield from self._load(samples, Share(first, last, size, self.accumulate, process, processes))
 
-    def first_batches(self, number: int, images: float) -> Iterator[Maps]:
-        """Yield a phase's first batches, the same whole ones in every process, of `images` whole pictures' worth of pixels."""
-        samples = Samples(self.pictures, self.recipe, number, self.image_size)
-        count = math.ceil(images / pixels_of(samples.phase, self.image_size))
-        yield from self._load(samples, Share(0, count, samples.phase.batch_size // samples.crops, 1, 0, 1))
-
     def whole_pictures(self, count: int) -> Iterator[Maps]:
         """Yield up to so many different pictures, one at a time, as they are seen at inference."""
         recipe = replace(self.recipe, phases=(Phase(),), augmentation="crop", crops_per_picture=1)
@@ -363,7 +357,7 @@ def start_neck(student: Student, feed: Feed) -> dict[str, float]:
     recipe = feed.recipe
     if not recipe.ridge_start and recipe.loss == "huber" and not student.hints:
         return {"features": 1.0}  # the loss does not look at it
-    batches = list(feed.first_batches(0, START_PICTURES))
+    batches = list(feed.whole_pictures(START_PICTURES))
     if recipe.ridge_start:
         fit_neck(student.encoder, batches, ridge=1e-3)
     names = ["features", *student.hints]

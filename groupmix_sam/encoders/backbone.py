@@ -35,6 +35,7 @@ class SamBackbone(nn.Module):
             raise UnknownNameError.near("timm backbone", name, timm.list_models())
         self.img_size = check_img_size(img_size)
         self.num_classes = 0
+        self.num_features = EMBED_DIM
         self.pretrained_cfg = sam_cfg(architecture=PREFIX + name)
         try:
             backbone = timm.create_model(name, features_only=True)

@@ -31,8 +31,8 @@ GPU = torch.cuda.is_available() and importlib.util.find_spec("tensorrt") is not 
 def faked(request, monkeypatch):
     """The fake in TensorRT's place, a driver taken to be there."""
     module = fake(request.param)
-    for name in ("runtimes", "tensorrt"):
-        monkeypatch.setattr(sys.modules[f"groupmix_sam.deploy.{name}"], "import_tensorrt", lambda: module)
+    for name in ("runtimes", "deploy.tensorrt"):
+        monkeypatch.setattr(sys.modules[f"groupmix_sam.{name}"], "import_tensorrt", lambda: module)
     monkeypatch.setattr(FakeBuilder, "built", [])
     return module
 

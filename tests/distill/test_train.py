@@ -255,7 +255,7 @@ def test_two_processes_give_one_process_losses(cached, tmp_path):
     finished(start(cached, tmp_path / "one", accumulate=2))
     finished(start(cached, tmp_path / "two", launcher=launcher))
     one, two = ([float(r["features"]) for r in rows_of(tmp_path / name) if r["features"]] for name in ("one", "two"))
-    assert len(one) == len(two) > 10
+    assert len(one) == len(two) == 10
     assert one == pytest.approx(two, abs=1e-5)
 
 
@@ -331,10 +331,11 @@ def test_a_full_disk_loses_no_checkpoint(cached, tmp_path, monkeypatch):
         load_checkpoint(path, student, student, optimizer)
 
 
-def test_checkpointing_activations_changes_nothing(cached, tmp_path):
+def test_checkpointing_activations_changes_no_loss(cached, tmp_path):
+    """While BatchNorm takes its statistics from the batch: the running ones see each batch twice."""
     curves = []
     for name, options in (("plain", RunOptions()), ("checkpointed", RunOptions(grad_checkpointing=True))):
-        run(cached, tmp_path / name, options=options)
+        run(cached, tmp_path / name, Recipe(epochs=4, phases=(Phase(1.0, 64, 4),)), options)
         curves.append([float(r["features"]) for r in rows_of(tmp_path / name) if r["features"]])
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
