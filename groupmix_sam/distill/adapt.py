@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import nn
 from tqdm import tqdm
 
@@ -19,7 +18,7 @@ from .cache import cache_features
 from .data import CachedPicture, whole_pictures
 from .masks import Decoder, draw_points, mask_agreement
 from .recipe import Phase, Recipe
-from .run import RunOptions, check_folder
+from .run import RunOptions, check_folder, process_state
 from .train import check_run
 
 __all__ = ["ADAPT", "adapt", "agreement"]
@@ -72,7 +71,7 @@ def adapt(
     others = [others[i] for i in np.random.default_rng(recipe.seed).permutation(len(others))[:mixed]]
     sam, source, teacher_weights = prepare_models(encoder, start, teacher, providers, image_size, recipe.seed)
     recipe = recipe.continued()
-    check_run(sam.image_encoder, own, recipe, PartialState().num_processes * options.accumulate)
+    check_run(sam.image_encoder, own, recipe, process_state().num_processes * options.accumulate)
     check_folder(output, resume=options.resume)
     folder = Path(cache) if cache is not None else output / "cache"
     held_out, skipped = cache_features(measured, source, folder, image_size)
@@ -85,7 +84,7 @@ def adapt(
     )
     after = agreement(sam.image_encoder, held_out, decoder, image_size)
     found = {"before": summary(before), "after": summary(after), "points_a_picture": POINTS, "pictures": len(held_out)}
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         details = found | {"ious_before": before.tolist(), "ious_after": after.tolist()}
         write_beside(output / "agreement.json", lambda part: part.write_text(json.dumps(details), encoding="utf-8"))
         for name, (mean, low, high) in (("before", summary(before)), ("after", summary(after))):

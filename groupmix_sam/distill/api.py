@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from segment_anything.modeling import Sam
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from .data import CachedPicture
 from .figures import plot_log
 from .masks import Decoder
 from .recipe import Recipe
-from .run import RunOptions, check_folder
+from .run import RunOptions, check_folder, process_state
 from .teacher import Teacher, load_teacher
 from .train import check_run, train_student
 
@@ -73,10 +72,10 @@ def distill(
     use_cache = use_cache and recipe.augmentation == "crop"
     measured, others = hold_out(found)
     # Before the teacher is asked, which may take hours.
-    check_run(sam.image_encoder, others, recipe, PartialState().num_processes * options.accumulate)
+    check_run(sam.image_encoder, others, recipe, process_state().num_processes * options.accumulate)
     check_folder(Path(output), resume=options.resume)
     folder = Path(cache) if cache is not None else Path(output, "cache")
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         size = cache_bytes(found, source, image_size) / 1e9
         where = f"what the teacher says of them goes to {folder}, up to {size:.1f} GB" if use_cache else "no cache"
         print(f"{len(found)} pictures; {where}")
@@ -151,7 +150,7 @@ def train_and_save(
     record["skipped"] = sorted({*record["skipped"], *map(str, skipped)})
     sam.image_encoder.load_state_dict(average.state_dict())
     sam.to("cpu").eval()
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         for name in record["skipped"]:
             print(f"skipped, it cannot be read or is too narrow: {name}", file=sys.stderr)
         save_pretrained(sam, output / "weights", training=record)

@@ -9,7 +9,6 @@ from os import PathLike
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +19,7 @@ from ..errors import ImageReadError, InvalidInputError
 from ..pictures import Picture
 from ..weights import write_beside
 from .data import CachedPicture, Maps, pad_and_normalize, resize
+from .run import process_state
 from .teacher import Teacher
 
 __all__ = ["cache_bytes", "cache_features"]
@@ -49,7 +49,7 @@ def cache_features(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state = PartialState()
+    state = process_state()
     needed = cache_bytes(pictures, teacher, image_size) - sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     free = shutil.disk_usage(folder).free
     if needed > free:

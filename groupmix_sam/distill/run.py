@@ -26,7 +26,17 @@ from .data import CachedPicture
 from .recipe import Recipe
 from .teacher import Teacher
 
-__all__ = ["Log", "RunOptions", "describe_run", "keep_memory", "open_run", "save_run", "start_accelerator", "stop_signals"]
+__all__ = [
+    "Log",
+    "RunOptions",
+    "describe_run",
+    "keep_memory",
+    "open_run",
+    "process_state",
+    "save_run",
+    "start_accelerator",
+    "stop_signals",
+]
 
 RUN_FILE = "run.yaml"
 COLUMNS = ("step", "seconds", "images", "lr", "features", "hint_in", "hint_out", "masks", "r2")
@@ -39,8 +49,8 @@ class RunOptions:
     Args:
         resume: Go on where the run in the folder was stopped; begin if there is none.
         accumulate: Parts that each process takes its share of a batch in, one after the other.
-        grad_checkpointing: Trade time for memory: compute the encoder's activations anew in the backward pass. BatchNorm's running
-            statistics then see each batch twice.
+        grad_checkpointing: Trade time for memory: compute the encoder's activations anew in the backward pass. BatchNorm's
+            running statistics then see each batch twice.
         precision: "auto" (bf16 where the GPU has it, else fp32), "fp32" or "bf16".
         save_minutes: Time between checkpoints.
         tensorboard: Log for TensorBoard too.
@@ -62,11 +72,21 @@ class RunOptions:
             raise InvalidInputError(f"save_minutes is {self.save_minutes}: give a positive number.")
 
 
+def process_state() -> PartialState:
+    """Return accelerate's view of the processes, as its launcher or torchrun started them."""
+    return PartialState(cpu=_on_cpu())
+
+
 def start_accelerator(precision: str) -> Accelerator:
-    """Return accelerate's view of the devices and processes, as its launcher or torchrun started them."""
-    device = PartialState().device
+    """Return accelerate's hold of the devices and processes."""
+    device = process_state().device
     half = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    return Accelerator(mixed_precision="bf16" if half else "no")
+    return Accelerator(mixed_precision="bf16" if half else "no", cpu=_on_cpu())
+
+
+def _on_cpu() -> bool:
+    # Said outright, as accelerate takes torchrun's processes on a machine without a GPU for so many runs of one process.
+    return not torch.cuda.is_available() and not torch.backends.mps.is_available()
 
 
 def keep_memory() -> None:
