@@ -90,9 +90,7 @@ def test_too_narrow(capsys, tmp_path):
 
 
 def test_distill_refuses_before_the_teacher_works(capsys, tmp_path):
-    assert "use one of the gmf_sam_ encoders" in failure(
-        capsys, "distill", tmp_path, "--teacher", "none.pt", "--encoder", "sam_resnet18"
-    )
+    assert "did you mean paper" in failure(capsys, "distill", tmp_path, "--teacher", "none.pt", "--recipe", "papers")
     assert "minutes is -1" in failure(capsys, "distill", tmp_path, "--teacher", "none.pt", "--minutes", "-1")
     assert "has no picture in it" in failure(capsys, "distill", tmp_path, "--teacher", "none.pt")
 
