@@ -47,7 +47,7 @@ def build_sam_groupmix(
         InvalidInputError: the image size cannot be used.
         WeightsError: the weights were not found, are damaged, or belong to another encoder.
     """
-    if encoder not in (*ENCODERS, "gmf_sam_test") and not encoder.startswith(PREFIX):
+    if encoder not in (*ENCODERS, "gmf_sam_test") and not str(encoder).startswith(PREFIX):
         raise UnknownNameError.near("encoder", encoder, ENCODERS)
     image_size = check_img_size(image_size)
     grid = image_size // STRIDE
