@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/installed
 	$(BIN)/groupmix-sam segment examples/coffee.jpg --box 170,16,420,312 --output coffee_box.png
-	$(BIN)/groupmix-sam segment examples/coffee.jpg --point 275,130 --output coffee_point.png
+	$(BIN)/groupmix-sam segment examples/coffee.jpg --point 365,290 --output coffee_point.png
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
