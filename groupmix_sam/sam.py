@@ -14,7 +14,7 @@ from .encoders.config import EMBED_DIM, SAM_MEAN, SAM_STD, STRIDE, check_img_siz
 from .errors import UnknownNameError
 from .weights import load_weights
 
-__all__ = ["ENCODERS", "build_sam_groupmix", "sam_model_registry"]
+__all__ = ["ENCODERS", "SAM_VITS", "build_sam_groupmix", "sam_model_registry"]
 
 ENCODERS = (
     "gmf_sam_2282",
@@ -79,6 +79,10 @@ def create_encoder(name: str, image_size: int) -> nn.Module:
     if name.startswith(PREFIX):
         return SamBackbone(name.removeprefix(PREFIX), image_size)
     return timm.create_model(name, img_size=image_size)
+
+
+# SAM's own encoders by their width, as segment-anything's registry names them.
+SAM_VITS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 
 class _Registry(dict[str, Callable[..., Sam]]):

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from os import PathLike
@@ -179,7 +180,7 @@ class Clock:
         return f"{rate} frames/s, latency {middle:.0f} ms median, {high:.0f} ms 95 %, {most:.0f} ms 99 %"
 
 
-class _Output:
+class _Output(ABC):
     """A file that is written beside its name and takes it when closed, also after an error: what was seen is kept."""
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -196,8 +197,9 @@ class _Output:
         if self.part.exists():
             os.replace(self.part, self.path)
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Close what was written to."""
 
 
 class MaskFile(_Output):

@@ -32,7 +32,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to distil. The defaults, but for the length, are those of the weights that ship.
+    """How to distil. The weights that ship began with the defaults and went on otherwise, as their card says.
 
     Args:
         epochs: How often each picture's pixels are seen: crops that cover half of a picture are half a pass over it.

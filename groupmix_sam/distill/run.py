@@ -169,8 +169,7 @@ def _differences(prefix: str, asked: Any, found: Any) -> Iterator[str]:
     """Yield what differs, a line each."""
     if isinstance(asked, dict) and isinstance(found, dict):
         for key in dict.fromkeys([*asked, *found]):
-            if key in asked.keys() | found.keys():
-                yield from _differences(f"{prefix}.{key}" if prefix else key, asked.get(key), found.get(key))
+            yield from _differences(f"{prefix}.{key}" if prefix else key, asked.get(key), found.get(key))
     elif asked != found:
         yield f"{prefix}: {found} there, {asked} asked for"
 

@@ -15,14 +15,13 @@ from ..encoders.config import EMBED_DIM, STRIDE
 from ..encoders.tiny_vit import checkpoint_filter_fn
 from ..errors import WeightsError
 from ..runtimes import Model, OnnxModel, TensorrtModel
+from ..sam import SAM_VITS
 from ..weights import find_weights, read_weights, sha256
 from .data import Maps
 
 __all__ = ["RuntimeTeacher", "Teacher", "TorchTeacher", "load_teacher"]
 
 MOBILE_SAM = "sam_tiny_vit_5m"
-# SAM's ViTs by their width, as segment-anything's registry names them.
-VITS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 
 class Teacher(Protocol):
@@ -122,8 +121,8 @@ def load_teacher(
     state_dict, _ = read_weights(path)
     position = state_dict.get("image_encoder.pos_embed")
     try:
-        if position is not None and position.shape[-1] in VITS:
-            encoder = cast(Any, sam_model_registry[VITS[position.shape[-1]]]()).image_encoder
+        if position is not None and position.shape[-1] in SAM_VITS:
+            encoder = cast(Any, sam_model_registry[SAM_VITS[position.shape[-1]]]()).image_encoder
             names = {k.removeprefix("image_encoder."): v for k, v in state_dict.items() if k.startswith("image_encoder.")}
             encoder.load_state_dict(names)
             return TorchTeacher(encoder, sha256(path)), state_dict

@@ -18,14 +18,12 @@ from torch.nn import functional as F
 
 from ..deploy import Predictor
 from ..errors import InvalidInputError, WeightsError
-from ..sam import build_sam_groupmix
+from ..sam import SAM_VITS, build_sam_groupmix
 from ..weights import FILE_NAME, find_weights, read_weights, sha256
 
 __all__ = ["Model", "NanoSamPredictor", "load_model"]
 
 DEFAULT_ENCODER = "gmf_sam_2282"
-# The width of the patch embedding tells SAM's own three apart.
-VITS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,10 @@ def load_model(
     path = find_weights(checkpoint, encoder or DEFAULT_ENCODER)
     digest = sha256(path)
     state_dict: dict[str, Tensor] = {}
-    if encoder is None or encoder in VITS.values():
+    if encoder is None or encoder in SAM_VITS.values():
         state_dict, metadata = read_weights(path)
         encoder = encoder or metadata.get("architecture") or _encoder_of(state_dict, str(path))
-    if encoder in VITS.values():
+    if encoder in SAM_VITS.values():
         if image_size != 1024:
             raise InvalidInputError(f"the image size is {image_size}: {encoder} takes 1024 alone.")
         sam = segment_anything.sam_model_registry[encoder]()
@@ -105,8 +103,8 @@ def _encoder_of(state_dict: dict[str, Tensor], path: str) -> str:
     if any(key.startswith("image_encoder.layers.") for key in state_dict):
         return "sam_tiny_vit_5m"
     patch = state_dict.get("image_encoder.patch_embed.proj.weight")
-    if patch is not None and patch.shape[0] in VITS:
-        return VITS[patch.shape[0]]
+    if patch is not None and patch.shape[0] in SAM_VITS:
+        return SAM_VITS[patch.shape[0]]
     raise WeightsError(f"{path} does not say which encoder it is for: pass encoder=.")
 
 
