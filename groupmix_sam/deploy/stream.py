@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..annotations import encode_rle
-from ..errors import ImageReadError, InvalidInputError, MissingExtraError
+from ..errors import ImageReadError, InvalidInputError
+from ..extras import import_extra
 from ..images import draw_masks
 from ..prompts import EVERY
 from ..prompts import read_prompts as read_prompts_file
@@ -65,7 +66,7 @@ class Frames:
         self.source = source
         self.live = source.isdecimal() or "://" in source
         self.patience = patience
-        self._open = open_capture or _opencv().VideoCapture
+        self._open = open_capture or import_extra("cv2", "stream").VideoCapture
         self._changed = threading.Condition()
         self._newest: tuple[int, Frame] | None = None
         self._ended = False
@@ -229,7 +230,7 @@ class Overlay(_Output):
 
     def __init__(self, path: str | PathLike[str], frames_per_second: float = 10.0) -> None:
         super().__init__(path)
-        self._cv2 = _opencv()
+        self._cv2 = import_extra("cv2", "stream")
         self._codec = {".mp4": "mp4v", ".avi": "MJPG"}.get(self.path.suffix.lower(), "")
         if not self._codec:
             raise InvalidInputError(f"cannot write {self.path}: give a name that ends in .mp4 or .avi.")
@@ -262,11 +263,3 @@ def read_prompts(path: str | PathLike[str]) -> Prompts:
     points = np.array([prompt.points + [[0, 0]] * (most - len(prompt.points)) for prompt in prompts], dtype=np.float64)
     labels = np.array([prompt.labels + [-1] * (most - len(prompt.labels)) for prompt in prompts])
     return Prompts(np.array(boxes) if boxes else None, *((points, labels) if most else (None, None)))
-
-
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as e:
-        raise MissingExtraError.of("cv2", "stream") from e
-    return cv2
