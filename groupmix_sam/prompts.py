@@ -80,7 +80,10 @@ def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
     prompts: dict[str, list[Prompt]] = {}
     for number, entry in enumerate(entries, 1):
         try:
-            prompts.setdefault(str(entry["picture"]), []).append(_prompt(entry))
+            name = str(entry["picture"])
+            if name == EVERY and entries is content:  # only an object is meant for every picture
+                raise KeyError("picture")
+            prompts.setdefault(name, []).append(_prompt(entry))
         except (KeyError, OverflowError, TypeError, ValueError) as e:
             raise InvalidInputError(
                 f"prompt {number} of {path} is {entry!r}: give picture, and x and y or left, top, right and bottom."

@@ -27,6 +27,7 @@ def test_prompts_from_json(tmp_path):
         ("p.csv", "picture,x,y\n", "no list of prompts"),
         ("p.csv", "file,x,y\na.jpg,1,2\n", "prompt 1 of"),
         ("p.csv", "picture,x,y\na.jpg,1,2\na.jpg,1,z\n", "prompt 2 of"),
+        ("p.csv", "picture,x,y\n,1,2\n", "prompt 1 of"),
         ("p.csv", "picture,left,top,right,bottom\na.jpg,1,2,3,\n", "prompt 1 of"),
         ("p.json", "{", "cannot be read"),
         ("p.json", '[{"picture": "a.jpg"}]', "prompt 1 of"),
