@@ -287,19 +287,28 @@ def to_polygons(mask: Mask, tolerance: float = TOLERANCE) -> list[Polygon]:
 
     Args:
         mask: H x W of bool.
-        tolerance: Pixels by which the polygons may leave the outline, so as to have fewer points.
+        tolerance: Pixels by which the polygons may leave the outline, so as to have fewer points; parts and holes that are no
+            wider vanish, but for the largest part.
 
     Raises:
         MissingExtraError: there is no OpenCV.
     """
     cv2 = import_extra("cv2", "stream")
     found, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = [i for i in range(len(found)) if tree[0, i, 3] < 0]
+    largest = max(outlines, key=lambda i: cv2.contourArea(found[i]), default=None)
     parts: dict[int, Polygon] = {}
-    for i, contour in enumerate(found):
-        outer = int(tree[0, i, 3])  # of a hole, the outline that it is in; of an outline, -1
-        ring = cv2.approxPolyDP(contour, tolerance, True)[:, 0].tolist()
-        ring += [ring[-1]] * (3 - len(ring))  # fewer than three points are no polygon to most tools
-        parts.setdefault(i if outer < 0 else outer, []).insert(0 if outer < 0 else len(found), ring)
+    for i in sorted(range(len(found)), key=lambda i: tree[0, i, 3] >= 0):  # outlines before holes
+        ring = cv2.approxPolyDP(found[i], tolerance, True)[:, 0].tolist()
+        if len(ring) < 3:
+            if tolerance > 0 and i != largest:
+                continue
+            ring += [ring[-1]] * (3 - len(ring))  # fewer than three points are no polygon to most tools
+        outline = int(tree[0, i, 3])
+        if outline < 0:
+            parts[i] = [ring]
+        elif outline in parts:
+            parts[outline].append(ring)
     return list(parts.values())
 
 

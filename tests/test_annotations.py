@@ -156,6 +156,15 @@ class TestPolygons:
         mask[3, 2] = True
         assert to_polygons(mask) == [[[[2, 3]] * 3]]
 
+    def test_specks_vanish_within_the_tolerance(self):
+        mask = np.zeros((20, 20), bool)
+        mask[2:12, 3:13] = True
+        mask[15, 15:17] = mask[18, 2] = True
+        mask[6, 7] = False
+        assert len(to_polygons(mask, 0)) == 3
+        ((outline,),) = to_polygons(mask, 1.5)
+        assert sorted(outline) == [[3, 2], [3, 11], [12, 2], [12, 11]]
+
     @pytest.mark.parametrize("ring", [[1, 2], [[1, 2, 3]], [[float("nan"), 1]], [[1e30, 1]], "a", [[None, 1]]])
     def test_no_polygon(self, ring):
         with pytest.raises((InvalidInputError, ValueError, TypeError)):
