@@ -23,6 +23,7 @@ from PIL import Image
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.annotations import AnnotatedPicture, to_coco, to_labelme
+from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.stream import Frames
 from groupmix_sam.pictures import name_pictures
 from groupmix_sam.segment import everything
@@ -55,12 +56,12 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=1024, help="side in pixels that pictures are resized to")
     options = parser.parse_args()
 
-    sam = build_sam_groupmix(image_size=options.image_size)
+    predictor = Predictor(build_sam_groupmix(image_size=options.image_size))
     options.output.mkdir(parents=True, exist_ok=True)
     done = []
     for name, image in pictures_of(options.source, options.every):
         things = everything(
-            sam,
+            predictor,
             image,
             grid=options.grid,
             least_score=options.least_score,

@@ -1,14 +1,18 @@
 """From a picture and prompts, or a picture alone, to the things in it."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
+from torch import Tensor
 
 from .annotations import Thing, decode_rle, encode_rle
+from .deploy.predictor import Predictor
 from .errors import InvalidInputError
 from .images import check_aspect
 from .prompts import Prompt
@@ -53,7 +57,7 @@ def segment(predictor: Any, image: NDArray[np.uint8], prompts: Sequence[Prompt],
 
 
 def everything(
-    sam: Sam,
+    model: Sam | Predictor,
     image: NDArray[np.uint8],
     *,
     grid: int = 32,
@@ -66,7 +70,7 @@ def everything(
     """Return all things in a picture, the largest first, by segment-anything's `SamAutomaticMaskGenerator`.
 
     Args:
-        sam: The model.
+        model: A Sam; or a `deploy.Predictor`, whose decoder takes a fraction of the time and whose masks differ by a hair.
         image: H x W x 3, uint8, RGB.
         grid: Points a side that are asked with.
         least_score: Masks are left out of which the model expects a lower IoU,
@@ -85,9 +89,10 @@ def everything(
         if not 0 <= value <= 1:
             raise InvalidInputError(f"the least {name} is {value}: give a number from 0 to 1.")
     height, width = image.shape[:2]
-    check_aspect((height, width), sam.image_encoder.img_size)
+    image_size = model.image_encoder.img_size if isinstance(model, Sam) else model.image_size
+    check_aspect((height, width), image_size)
     generator = _Generator(
-        sam,
+        model,
         points_per_side=grid,
         # Its masks are as large as the picture: the memory stays the same, and so does every mask.
         points_per_batch=max(1, min(64, PIXELS_AT_ONCE // (height * width))),
@@ -109,11 +114,42 @@ def everything(
 
 
 class _Generator(SamAutomaticMaskGenerator):  # type: ignore[misc]  # segment-anything has no types
+    def __init__(self, model: Sam | Predictor, **settings: Any) -> None:
+        if isinstance(model, Sam):
+            super().__init__(model, **settings)
+        else:
+            asked = _Asked(model)
+            super().__init__(asked, **settings)
+            self.predictor = asked
+
     def _process_crop(self, *args: Any) -> Any:
         data = super()._process_crop(*args)
         # Where nothing is found, segment-anything's are of another shape, over which it then stumbles.
         data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)
         return data
+
+
+class _Asked:
+    """A Predictor where SamAutomaticMaskGenerator looks for a Sam and a SamPredictor."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.set_image, self.reset_image = predictor.set_image, predictor.reset_image
+        self.predict_batch, self.mask_threshold = predictor.predict_batch, predictor.mask_threshold
+        self.image_encoder = SimpleNamespace(img_size=predictor.image_size)
+        self.model = self.transform = self
+
+    def apply_coords(self, points: NDArray[np.float64], _: tuple[int, int]) -> NDArray[np.float64]:
+        """Return points as they are: a Predictor takes the picture's pixels."""
+        return points
+
+    def predict_torch(self, points: Tensor, labels: Tensor, multimask_output: bool, return_logits: bool) -> list[Tensor]:
+        """Answer as SamPredictor does."""
+        answer = self.predict_batch(
+            points.numpy(), labels.numpy(), multimask_output=multimask_output, return_logits=return_logits
+        )
+        return [torch.from_numpy(array) for array in answer]
 
 
 def everything_costs(grid: int = 32, crop_layers: int = 0) -> tuple[int, int]:

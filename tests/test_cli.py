@@ -18,6 +18,7 @@ import groupmix_sam
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.annotations import from_coco, from_contours, from_labelme
 from groupmix_sam.cli import app, main
+from groupmix_sam.deploy import Predictor
 from groupmix_sam.images import draw_masks, read_image
 from groupmix_sam.segment import everything, segment
 from groupmix_sam.weights import push_to_hub, save_weights
@@ -292,7 +293,7 @@ def test_everything_is_the_function(tiny, line, tmp_path):
     content = from_coco(json.loads((tmp_path / "out" / "annotations.json").read_text()), tmp_path / "out")
     for annotated, name in zip(content, ("a", "two/b"), strict=True):
         image = read_image(annotated.path)
-        expected = everything(sam, image, **settings)
+        expected = everything(Predictor(sam), image, **settings)
         assert expected
         assert annotated.things == expected
         overlay = draw_masks(image, annotated.masks())

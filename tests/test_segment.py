@@ -81,9 +81,22 @@ def test_everything_is_the_generator(coffee, monkeypatch):
         assert (decode_rle(one.mask) == decode_rle(two.mask)).mean() > 0.999, "batches differ by rounding"
 
 
-def test_nothing_found(sam, coffee):
+def test_everything_by_our_predictor(coffee):
+    """The same things as by SamPredictor, within a hair, in another order where areas are alike."""
+    sam, coffee = build_sam_groupmix(image_size=256), coffee[::2, ::2]
+    settings = {"grid": 3, "least_score": 0.6, "least_stability": 0.6, "crop_layers": 1}
+    found = [decode_rle(thing.mask) for thing in everything(Predictor(sam), coffee, **settings)]
+    expected = [decode_rle(thing.mask) for thing in everything(sam, coffee, **settings)]
+    assert abs(len(found) - len(expected)) <= 1
+    near = [max((a & b).sum() / (a | b).sum() for b in found) for a in expected]
+    assert np.median(near) > 0.97
+    assert sum(value > 0.9 for value in near) >= len(near) - 1
+
+
+@pytest.mark.parametrize("kind", [lambda sam: sam, Predictor])
+def test_nothing_found(sam, coffee, kind):
     for layers in (0, 1):
-        assert everything(sam, coffee, grid=2, least_score=1.0, crop_layers=layers) == []
+        assert everything(kind(sam), coffee, grid=2, least_score=1.0, crop_layers=layers) == []
 
 
 @pytest.mark.parametrize(("grid", "layers"), [(32, 0), (3, 1), (2, 2)])

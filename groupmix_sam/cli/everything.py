@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..annotations import TOLERANCE
-from .options import Checkpoint, Encoder, ImageSize, load_sam
+from .options import Checkpoint, Encoder, Exported, ImageSize, load_predictor
 from .outputs import Category, Formats, Json, Output, Outputs, Pictures, Tolerance, annotate
 
 if TYPE_CHECKING:
@@ -25,11 +25,13 @@ def everything(
     category: Category = "thing",
     tolerance: Tolerance = TOLERANCE,
     as_json: Json = False,
+    model: Exported = None,
     checkpoint: Checkpoint = "default",
     encoder: Encoder = "gmf_sam_2282",
     image_size: ImageSize = 1024,
 ) -> None:
     """Segment everything in pictures, by a grid of points, and write masks: drawn over the picture, or for other programs."""
+    from ..deploy import Predictor
     from ..pictures import name_pictures
     from ..segment import everything as find
     from ..segment import everything_costs
@@ -37,7 +39,7 @@ def everything(
     passes, prompts = everything_costs(grid, crop_layers)
     named = name_pictures(pictures)
     outputs = Outputs(output, formats or ["overlay"], list(named), [category], tolerance, as_json, draw_prompts=False)
-    sam = load_sam(checkpoint, encoder, image_size)
+    predictor = load_predictor(model, checkpoint, encoder, image_size, Predictor)
     plural = "es" if passes > 1 else ""
     typer.echo(f"{len(named)} x {passes} pass{plural} of the encoder and {prompts} prompts", err=True)
     left = len(named)
@@ -46,7 +48,7 @@ def everything(
         nonlocal left
         start = time.perf_counter()
         things = find(
-            sam,
+            predictor,
             image,
             grid=grid,
             least_score=least_score,

@@ -1,13 +1,13 @@
 """`groupmix-sam segment`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..annotations import TOLERANCE
 from ..errors import InvalidInputError
-from .options import Checkpoint, Encoder, ImageSize, load_sam, numbers
+from .options import Checkpoint, Encoder, Exported, ImageSize, load_predictor, numbers
 from .outputs import Category, Formats, Json, Output, Outputs, Pictures, Tolerance, annotate
 
 if TYPE_CHECKING:
@@ -27,12 +27,14 @@ def segment(
     category: Category = "thing",
     tolerance: Tolerance = TOLERANCE,
     as_json: Json = False,
-    model: Annotated[Path | None, typer.Option(help="A folder that `groupmix-sam export` wrote, instead of weights.")] = None,
+    model: Exported = None,
     checkpoint: Checkpoint = "default",
     encoder: Encoder = "gmf_sam_2282",
     image_size: ImageSize = 1024,
 ) -> None:
     """Segment things in pictures, by points, boxes or both, and write masks: drawn over the picture, or for other programs."""
+    from segment_anything import SamPredictor
+
     from ..pictures import name_pictures
     from ..prompts import EVERY, read_prompts
     from ..segment import segment as find
@@ -50,7 +52,7 @@ def segment(
         named = {name: picture for name, picture in named.items() if name in wanted}
     categories = [prompt.category or category for group in wanted.values() for prompt in group]
     outputs = Outputs(output, formats or ["overlay"], list(named), categories, tolerance, as_json)
-    predictor = _load(model, checkpoint, encoder, image_size)
+    predictor = load_predictor(model, checkpoint, encoder, image_size, SamPredictor)
     annotate(named, lambda name, image: find(predictor, image, wanted.get(EVERY) or wanted[name], category), outputs)
 
 
@@ -66,15 +68,3 @@ def _prompts(point: list[str], background: list[str], box: list[str]) -> list["P
     if points and len(boxes) > 1:
         raise InvalidInputError(f"the points may be about any of {len(boxes)} boxes: give one box, or a file of --prompts.")
     return [Prompt(points, labels, corners) for corners in boxes or [None]]
-
-
-def _load(model: Path | None, checkpoint: str, encoder: str, image_size: int) -> Any:
-    if model is None:
-        from segment_anything import SamPredictor
-
-        return SamPredictor(load_sam(checkpoint, encoder, image_size))
-    from ..deploy import Predictor
-
-    if (checkpoint, encoder, image_size) != ("default", "gmf_sam_2282", 1024):
-        raise InvalidInputError(f"{model} has its own weights and size: leave out --checkpoint, --encoder and --image-size.")
-    return Predictor(model)
