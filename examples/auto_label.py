@@ -77,7 +77,7 @@ def main() -> None:
         print(f"{path}: {len(things)} things")
     coco = to_coco(done, options.output, [options.category])
     (options.output / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
-    print(f"wrote {len(done)} pictures with LabelMe files, and annotations.json, into {options.output}")
+    print(f"wrote {options.output}: annotations.json, and {len(done)} x picture and LabelMe file")
 
 
 if __name__ == "__main__":

@@ -45,4 +45,4 @@ def test_a_video(monkeypatch, tmp_path, capsys):
     assert [path.name for path in sorted((tmp_path / "out").glob("*.png"))] == ["line_000000.png", "line_000002.png"]
     for name, gray in (("line_000000", 60), ("line_000002", 180)):
         assert np.asarray(Image.open(tmp_path / "out" / f"{name}.png")).mean() == pytest.approx(gray, abs=4)
-    assert "wrote 2 pictures" in capsys.readouterr().out
+    assert "2 x picture and LabelMe file" in capsys.readouterr().out

@@ -223,7 +223,7 @@ def test_prompts_by_picture(tiny, line, tmp_path):
     prompts.write_text("picture,x,y,category\ntwo/b.png,10,20,nut\ntwo/b.png,30,40,\n")
     done = run("segment", line, "--prompts", prompts, "--format", "coco", "--output", tmp_path / "c.json", *tiny)
     assert done.exit_code == 0
-    assert f"2 pictures have no prompt in {prompts}" in done.stderr
+    assert f"2 of 3 pictures have no prompt in {prompts}" in done.stderr
     (picture,) = from_coco(json.loads((tmp_path / "c.json").read_text()), tmp_path)
     assert picture.path == line / "two" / "b.png"
     assert [(thing.category, thing.prompt["points"]) for thing in picture.things] == [

@@ -48,7 +48,9 @@ def segment(
             raise InvalidInputError(f"{name}, which {prompts} names, is not among the pictures: give its folder.")
     if EVERY not in wanted:
         if len(named) > len(wanted):
-            typer.echo(f"{len(named) - len(wanted)} pictures have no prompt in {prompts} and are left out", err=True)
+            typer.echo(
+                f"{len(named) - len(wanted)} of {len(named)} pictures have no prompt in {prompts} and are left out", err=True
+            )
         named = {name: picture for name, picture in named.items() if name in wanted}
     categories = [prompt.category or category for group in wanted.values() for prompt in group]
     outputs = Outputs(output, formats or ["overlay"], list(named), categories, tolerance, as_json)
