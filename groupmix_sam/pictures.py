@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,15 +96,21 @@ def name_pictures(sources: Iterable[str | PathLike[str]]) -> dict[str, Picture]:
 
 def _named(source: Path) -> list[tuple[str, Picture]]:
     if source.is_dir():
-        return [(PurePath(p.path.relative_to(source), p.name).as_posix(), p) for p in find_pictures(source)]
+        return [(PurePath(p.path.relative_to(source), _inside(p.name)).as_posix(), p) for p in find_pictures(source)]
     if source.suffix.lower() in (".txt", ".tar"):
-        return [(p.name or p.path.name, p) for p in find_pictures(source)]
+        return [(_inside(p.name) or p.path.name, p) for p in find_pictures(source)]
     if glob.has_magic(str(source)) and not source.exists():
         files = sorted(glob.glob(str(source), recursive=True))
         if not files:
             raise InvalidInputError(f"no file is like {source}: check the pattern.")
         return [pair for file in files for pair in _named(Path(file))]
     return [(source.name, Picture(source))]
+
+
+def _inside(name: str) -> str:
+    """Return a name in a tar without what would lead out of a folder, on any system: files are named after it."""
+    path = PureWindowsPath(name)
+    return "/".join(part for part in path.parts if part not in (path.anchor, ".."))
 
 
 def _in_tar(path: Path) -> list[Picture]:

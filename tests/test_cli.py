@@ -263,6 +263,13 @@ def test_segment_refuses(capsys, line, tmp_path, monkeypatch, args, message):
     assert message in failure(capsys, "segment", "line", *args)
 
 
+def test_a_folder_that_cannot_be_made(tiny, line, capsys):
+    (line / "file").touch()
+    err = failure(capsys, "segment", line / "a.png", "--point", "1,1", "--output", line / "file" / "sub", *tiny)
+    assert "cannot make the folder" in err
+    assert "give another --output" in err
+
+
 def test_ctrl_c_keeps_what_is_done(tiny, line, tmp_path, monkeypatch, capsys):
     calls = []
 

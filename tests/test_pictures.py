@@ -1,3 +1,4 @@
+import io
 import tarfile
 
 import pytest
@@ -57,6 +58,16 @@ def test_names_refused(folder, monkeypatch, sources, message):
 def test_a_name_with_brackets_is_no_pattern_where_it_is_a_file(folder):
     (folder / "a[1].png").write_bytes((folder / "one" / "b.png").read_bytes())
     assert list(name_pictures([folder / "a[1].png"])) == ["a[1].png"]
+
+
+@pytest.mark.parametrize("name", ["../../x.png", "/x.png", "a/../../../x.png", "..\\..\\x.png", "C:\\x.png", "C:x.png"])
+def test_a_tar_leads_nowhere_else(folder, name):
+    """Outputs are named so, and must stay in their folder."""
+    with tarfile.open(folder / "evil.tar", "w") as tar:
+        member = tarfile.TarInfo(name)
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"abc"))
+    assert list(name_pictures([folder / "evil.tar"])) == ["a/x.png" if name.startswith("a") else "x.png"]
 
 
 def test_one_that_is_not_there(tmp_path):
