@@ -153,7 +153,7 @@ def draw_masks(
         masks: H x W each, of bool.
         points: N x 2, in pixels, x before y.
         labels: N, 1 for foreground (green) and 0 for background (red).
-        box: Left, top, right, bottom in pixels.
+        box: Left, top, right, bottom in pixels; or several, N x 4.
     """
     image = as_rgb(image)
     for mask in masks:
@@ -168,7 +168,8 @@ def draw_masks(
     draw = ImageDraw.Draw(picture)
     width = max(2, round(max(picture.size) / 400))
     if box is not None:
-        draw.rectangle([float(v) for v in box], outline=(255, 255, 255), width=width)
+        for corners in np.reshape(box, (-1, 4)).tolist():
+            draw.rectangle(corners, outline=(255, 255, 255), width=width)
     if points is not None:
         radius = 3 * width
         for (x, y), label in zip(points, np.ones(len(points)) if labels is None else labels, strict=True):

@@ -1,9 +1,11 @@
 """Pictures by the many: those of a folder, a list file or a tar."""
 
+import glob
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from .errors import ImageReadError, InvalidInputError
 from .images import decode_image
 
-__all__ = ["SUFFIXES", "Picture", "find_pictures"]
+__all__ = ["SUFFIXES", "Picture", "find_pictures", "name_pictures"]
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -38,6 +40,8 @@ class Picture:
             with self.path.open("rb") as f:
                 f.seek(self.offset)
                 return f.read(self.size)
+        except FileNotFoundError as e:
+            raise ImageReadError(f"there is no picture {self}: check the path.") from e
         except OSError as e:
             raise ImageReadError(f"{self} cannot be read ({e}): check the path and its permissions.") from e
 
@@ -71,6 +75,42 @@ def find_pictures(source: str | PathLike[str]) -> list[Picture]:
     if not pictures:
         raise InvalidInputError(f"{source} has no picture in it: {', '.join(sorted(SUFFIXES))} are looked for, and .tar.")
     return pictures
+
+
+def name_pictures(sources: Iterable[str | PathLike[str]]) -> dict[str, Picture]:
+    """Return the pictures that sources stand for, each by a name: its file's, or its path below the folder or in the tar.
+
+    Args:
+        sources: Picture files, whose names may have `*`, `?` and `**`; and what `find_pictures` takes.
+
+    Raises:
+        InvalidInputError: a pattern, folder, list or tar has no picture, or two pictures have the same name.
+    """
+    named: dict[str, Picture] = {}
+    for source in sources:
+        for name, picture in _named(Path(source)):
+            if named.setdefault(name, picture) != picture:
+                raise InvalidInputError(f"{named[name]} and {picture} are both named {name}: give the folder that holds both.")
+    return named
+
+
+def _named(source: Path) -> list[tuple[str, Picture]]:
+    if source.is_dir():
+        return [(PurePath(p.path.relative_to(source), _inside(p.name)).as_posix(), p) for p in find_pictures(source)]
+    if source.suffix.lower() in (".txt", ".tar"):
+        return [(_inside(p.name) or p.path.name, p) for p in find_pictures(source)]
+    if glob.has_magic(str(source)) and not source.exists():
+        files = sorted(glob.glob(str(source), recursive=True))
+        if not files:
+            raise InvalidInputError(f"no file is like {source}: check the pattern.")
+        return [pair for file in files for pair in _named(Path(file))]
+    return [(source.name, Picture(source))]
+
+
+def _inside(name: str) -> str:
+    """Return a name in a tar without what would lead out of a folder, on any system: files are named after it."""
+    path = PureWindowsPath(name)
+    return "/".join(part for part in path.parts if part not in (path.anchor, ".."))
 
 
 def _in_tar(path: Path) -> list[Picture]:

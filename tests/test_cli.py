@@ -1,16 +1,29 @@
+import hashlib
+import inspect
+import json
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from huggingface_hub import HfApi
 from PIL import Image
 from segment_anything import SamPredictor
 from typer.testing import CliRunner
 
+import groupmix_sam
 from groupmix_sam import build_sam_groupmix
+from groupmix_sam.annotations import from_coco, from_contours, from_labelme
 from groupmix_sam.cli import app, main
+from groupmix_sam.deploy import Predictor
 from groupmix_sam.images import draw_masks, read_image
-from groupmix_sam.weights import save_weights
+from groupmix_sam.segment import everything, segment
+from groupmix_sam.weights import push_to_hub, save_weights
+
+from .hub import running_hub
 
 COFFEE = Path(__file__).parents[1] / "examples" / "coffee.jpg"
 
@@ -28,8 +41,6 @@ def run(*args):
 
 def failure(capsys, *args):
     """Return what the real entry point prints, and check that it exits with 1."""
-    import sys
-
     old, sys.argv = sys.argv, ["groupmix-sam", *map(str, args)]
     try:
         with pytest.raises(SystemExit) as exit_:
@@ -99,9 +110,250 @@ def test_no_picture(capsys, tmp_path):
     assert "there is no picture" in failure(capsys, "segment", tmp_path / "a.jpg", "--point", "1,1")
 
 
-def test_info_names_versions_and_weights():
-    done = run("info")
+def test_info_as_text_and_json(tmp_path, monkeypatch):
+    """What it says is what the files and an invented installation have."""
+    about = tmp_path / "groupmix_sam-9.dist-info"
+    about.mkdir()
+    needs = ["torch", 'pillow; extra == "a"', 'no-such-thing; extra == "b"', 'groupmix-sam[b]; extra == "c"']
+    lines = ["Metadata-Version: 2.1", "Name: groupmix-sam", "Version: 9", *(f"Requires-Dist: {need}" for need in needs)]
+    (about / "METADATA").write_text("\n".join([*lines, *(f"Provides-Extra: {extra}" for extra in "abc")]) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = json.loads(run("info", "--json").stdout)
+    assert found["packages"]["torch"] == version("torch")
+    assert found["extras"] == {"a": [], "b": ["no-such-thing"], "c": ["no-such-thing"]}
+    weights = found["weights"]["gmf_sam_2282"]
+    assert weights["sha256"] == hashlib.sha256(Path(weights["path"]).read_bytes()).hexdigest()
+    assert weights["training"]["runs"][0]["student"] == "gmf_sam_2282"
+    assert found["weights"]["sam_resnet18"] is None
+    assert "CPUExecutionProvider" in found["runtimes"]["onnxruntime"]["providers"]
+    assert "CPU" in found["runtimes"]["openvino"]["devices"]
+    text = run("info").stdout
+    assert f"torch {version('torch')}" in text
+    assert f"gmf_sam_2282: weights ship, sha256 {weights['sha256'][:12]}" in text
+    assert "sam_resnet18: no weights here" in text
+    assert "c: lacks no-such-thing" in text
+
+
+def test_info_without_runtimes(monkeypatch):
+    for module in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, module, None)
+    text = run("info").stdout
+    assert "onnxruntime: not installed" in text
+    assert "openvino: not installed" in text
+
+
+@pytest.fixture
+def line(tmp_path):
+    """A folder with two good pictures, one below it, and one that is cut short."""
+    (tmp_path / "line" / "two").mkdir(parents=True)
+    for name, size in (("a.png", (90, 60)), ("two/b.png", (50, 70))):
+        rng = np.random.default_rng(0)
+        Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(tmp_path / "line" / name)
+    (tmp_path / "line" / "cut.png").write_bytes((tmp_path / "line" / "a.png").read_bytes()[:300])
+    return tmp_path / "line"
+
+
+ALL = [part for kind in ("overlay", "mask", "coco", "contours", "labelme", "yolo") for part in ("--format", kind)]
+
+
+def test_a_folder_in_every_format(tiny, line, tmp_path, capsys):
+    """What can be read is written, what cannot is named, and the exit code is 1; the formats all have one mask."""
+    out = tmp_path / "out"
+    prompt = ["--box", "5,5,40,50", "--box", "20,8,45,40"]
+    err = failure(capsys, "segment", line, *prompt, "--category", "nut", *ALL, "--tolerance", "0", "--output", out, *tiny)
+    assert "skipped cut.png: " in err
+    assert "1 of 3 pictures were skipped" in err
+    assert "%|" not in err, "no progress bar where there is no terminal"
+    written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    each = {"_overlay.png", "_mask.png", "_contours.json", ".json", ".txt"}
+    assert written == {f"{name}{end}" for name in ("a", "two/b") for end in each} | {"annotations.json", "classes.txt"}
+    assert (out / "classes.txt").read_text() == "nut\n"
+    predictor = SamPredictor(build_sam_groupmix(tiny[1], encoder="gmf_sam_test", image_size=256))
+    coco = {p.path.resolve(): p for p in from_coco(json.loads((out / "annotations.json").read_text()), out)}
+    for name in ("a", "two/b"):
+        image = read_image(line / f"{name}.png")
+        predictor.set_image(image)
+        boxes = [np.array(corners) for corners in ([5.0, 5, 40, 50], [20.0, 8, 45, 40])]
+        expected = [predictor.predict(box=box, multimask_output=False)[0][0] for box in boxes]
+        folder = (out / name).parent
+        contours = from_contours(json.loads((out / f"{name}_contours.json").read_text()), folder)
+        labelme = from_labelme(json.loads((out / f"{name}.json").read_text()), folder)
+        for annotated in (coco[(line / f"{name}.png").resolve()], contours, labelme):
+            assert annotated.path.resolve() == (line / f"{name}.png").resolve()
+            assert [thing.category for thing in annotated.things] == ["nut", "nut"]
+        for found in (coco[(line / f"{name}.png").resolve()], contours):
+            assert np.array_equal(found.masks(), expected)
+        for mask, true in zip(labelme.masks(), expected, strict=True):
+            assert (mask == true).mean() > 0.95
+        overlay = draw_masks(image, expected, box=np.array(boxes))
+        assert np.array_equal(np.asarray(Image.open(out / f"{name}_overlay.png")), np.asarray(overlay))
+        assert np.array_equal(np.asarray(Image.open(out / f"{name}_mask.png")) > 0, expected[0] | expected[1])
+        assert {line.split()[0] for line in (out / f"{name}.txt").read_text().splitlines()} == {"0"}
+
+
+def test_stdout(tiny, line, monkeypatch):
+    """The same bytes as in a file, and nothing else; what is skipped does not spoil them."""
+    monkeypatch.chdir(line)
+    one = ["segment", "a.png", "--point", "20,20", *tiny]
+    for kind, name in (("overlay", "o.png"), ("mask", "m.png"), ("coco", "c.json"), ("yolo", "y.txt")):
+        run(*one, "--format", kind, "--output", name)
+        done = run(*one, "--format", kind, "--output", "-")
+        assert done.stdout_bytes == (line / name).read_bytes()
+        assert done.stderr == ""
+    (line / "o.png").unlink()
+    (line / "m.png").unlink()
+    many = CliRunner().invoke(app, ["segment", ".", "--point", "20,20", "--format", "coco", "--output", "-", *tiny])
+    assert many.exit_code == 1
+    assert [image["file_name"] for image in json.loads(many.stdout)["images"]] == ["a.png", "two/b.png"]
+
+
+def test_json_lines(tiny, line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["segment", "line", "--point", "20,20", "--json", "--format", "mask", *tiny])
+    a, cut, b = map(json.loads, done.stdout.splitlines())
+    assert (a["picture"], a["size"], a["files"]) == ("line/a.png", [60, 90], ["a_mask.png"])
+    assert a["things"][0]["area"] == np.count_nonzero(np.asarray(Image.open("a_mask.png")))
+    assert a["things"][0]["prompt"] == {"points": [[20, 20]], "labels": [1]}
+    assert "cannot be read as a picture" in cut["error"]
+    assert b["files"] == [str(Path("two/b_mask.png"))]
+
+
+def test_prompts_by_picture(tiny, line, tmp_path):
+    prompts = tmp_path / "p.csv"
+    prompts.write_text("picture,x,y,category\ntwo/b.png,10,20,nut\ntwo/b.png,30,40,\n")
+    done = run("segment", line, "--prompts", prompts, "--format", "coco", "--output", tmp_path / "c.json", *tiny)
     assert done.exit_code == 0
-    assert f"torch {version('torch')}" in done.stdout
-    assert "gmf_sam_2282: weights ship" in done.stdout
-    assert "sam_resnet18: no weights here" in done.stdout
+    assert f"2 of 3 pictures have no prompt in {prompts}" in done.stderr
+    (picture,) = from_coco(json.loads((tmp_path / "c.json").read_text()), tmp_path)
+    assert picture.path == line / "two" / "b.png"
+    assert [(thing.category, thing.prompt["points"]) for thing in picture.things] == [
+        ("nut", [[10, 20]]),
+        ("thing", [[30, 40]]),
+    ]
+
+
+def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
+    """It is `deploy.Predictor` that gets it."""
+    sam = build_sam_groupmix(tiny[1], encoder="gmf_sam_test", image_size=256)
+    asked = []
+    monkeypatch.setattr("groupmix_sam.deploy.Predictor", lambda folder: asked.append(folder) or SamPredictor(sam))
+    done = run("segment", line / "a.png", "--point", "20,20", "--model", tmp_path, "--output", tmp_path / "o.png")
+    assert (done.exit_code, asked) == (0, [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--point", "1,1", "--format", "masks"], "did you mean mask"),
+        (["--point", "1,1", "--tolerance", "-1"], "the tolerance is -1"),
+        (["--point", "1,1", "--output", "a.png"], "give a folder for several pictures"),
+        (["--point", "1,1", "--output", "-"], "stdout takes one file"),
+        (["--point", "1,1", "--output", "-", "--format", "coco", "--json"], "both want stdout"),
+        (["--point", "1,1", "--box", "1,1,5,5", "--box", "1,1,6,6"], "any of 2 boxes"),
+        (["--point", "1,1", "--prompts", "p.csv"], "give one of them"),
+        (["--prompts", "p.csv"], "none.png, which p.csv names, is not among the pictures"),
+        (["--point", "1,1", "--model", "m", "--image-size", "512"], "has its own weights and size"),
+        (["no/*.png", "--point", "1,1"], "no file is like no/*.png"),
+        (["line/a.jpg", "--point", "1,1"], "a_overlay.png would be both a.png's and a.jpg's"),
+    ],
+)
+def test_segment_refuses(capsys, line, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.csv").write_text("picture,x,y\nnone.png,1,2\n")
+    assert message in failure(capsys, "segment", "line", *args)
+
+
+def test_a_folder_that_cannot_be_made(tiny, line, capsys):
+    (line / "file").touch()
+    err = failure(capsys, "segment", line / "a.png", "--point", "1,1", "--output", line / "file" / "sub", *tiny)
+    assert "cannot make the folder" in err
+    assert "give another --output" in err
+
+
+def test_ctrl_c_keeps_what_is_done(tiny, line, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def find(*_):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return []
+
+    monkeypatch.setattr("groupmix_sam.segment.segment", find)
+    (line / "cut.png").unlink()
+    out = tmp_path / "c.json"
+    err = failure(capsys, "segment", line, "--point", "1,1", "--format", "coco", "--output", out, *tiny)
+    assert "stopped after 1 of 2 pictures" in err
+    assert [image["file_name"] for image in json.loads(out.read_text())["images"]] == ["line/a.png"]
+
+
+def test_everything_is_the_function(tiny, line, tmp_path):
+    """With its cost told beforehand, the time after the first, and no prompts in the overlay."""
+    settings = {"grid": 4, "least_score": 0.0, "least_stability": 0.0, "least_area": 5}
+    options = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    (line / "cut.png").unlink()
+    done = run("everything", line, *options, "--format", "coco", "--format", "overlay", "--output", tmp_path / "out", *tiny)
+    assert done.exit_code == 0
+    assert "2 x 1 pass of the encoder and 16 prompts" in done.stderr
+    assert "min for the other 1" in done.stderr
+    sam = build_sam_groupmix(tiny[1], encoder="gmf_sam_test", image_size=256)
+    content = from_coco(json.loads((tmp_path / "out" / "annotations.json").read_text()), tmp_path / "out")
+    for annotated, name in zip(content, ("a", "two/b"), strict=True):
+        image = read_image(annotated.path)
+        expected = everything(Predictor(sam), image, **settings)
+        assert expected
+        assert annotated.things == expected
+        overlay = draw_masks(image, annotated.masks())
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"{name}_overlay.png")), np.asarray(overlay))
+
+
+def test_defaults_are_the_functions():
+    """What the command line and Python both have by one name has one default."""
+    commands = {command.callback.__name__: command.callback for command in app.registered_commands}
+    for name, function in {"everything": everything, "segment": segment, "push": push_to_hub}.items():
+        ours, theirs = inspect.signature(commands[name]).parameters, inspect.signature(function).parameters
+        shared = [key for key in ours if key in theirs and theirs[key].default is not inspect.Parameter.empty]
+        assert shared
+        assert [ours[key].default for key in shared] == [theirs[key].default for key in shared]
+
+
+def test_push(tiny, monkeypatch, tmp_path):
+    """To a server that speaks the Hub's protocol; what arrives can be loaded and has the record."""
+    sam = build_sam_groupmix(tiny[1], encoder="gmf_sam_test", image_size=256)
+    path = save_weights(sam, tmp_path / "mine.safetensors", training={"data": "200 frames"})
+    with running_hub() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        monkeypatch.setattr("groupmix_sam.weights.HfApi", lambda: HfApi(endpoint=hub.url, token="t"))
+        done = run("push", path, "org/repo", "--image-size", "256", "--private")
+        assert done.stdout.startswith(f"pushed to {hub.url}/org/repo/commit/")
+        assert set(hub.uploads) == {"model.safetensors", "config.json", "README.md"}
+    (tmp_path / "model.safetensors").write_bytes(hub.uploads["model.safetensors"])
+    again = build_sam_groupmix(tmp_path, encoder="gmf_sam_test", image_size=256)
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), sam.state_dict().values(), strict=True))
+    assert "200 frames" in hub.uploads["README.md"].decode()
+
+
+def test_help_has_every_command_in_a_panel():
+    text = run("--help").stdout
+    for panel in ("Use", "Train", "Measure", "Deploy"):
+        assert f" {panel} " in text
+    for command in app.registered_commands:
+        assert f" {command.callback.__name__} " in text
+        assert run(command.callback.__name__, "--help").exit_code == 0
+    assert "Exit codes: 0" in text
+
+
+def test_version_and_wrong_usage():
+    assert run("--version").stdout == f"groupmix-sam {groupmix_sam.__version__}\n"
+    wrong = CliRunner().invoke(app, ["segment", "a.jpg", "--no-such-option"])
+    assert wrong.exit_code == 2
+
+
+def test_completion(tmp_path):
+    """A script that bash can read, and what it asks us for."""
+    script = CliRunner().invoke(app, [], prog_name="groupmix-sam", env={"_GROUPMIX_SAM_COMPLETE": "source_bash"}).stdout
+    assert "complete " in script
+    (tmp_path / "complete.sh").write_text(script)
+    subprocess.run(["bash", "-n", tmp_path / "complete.sh"], check=True)
+    asked = {"_GROUPMIX_SAM_COMPLETE": "complete_bash", "COMP_WORDS": "groupmix-sam ev", "COMP_CWORD": "1"}
+    assert CliRunner().invoke(app, [], prog_name="groupmix-sam", env=asked).stdout.split() == ["everything", "evaluate"]

@@ -1,52 +1,72 @@
 """`groupmix-sam segment`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..annotations import TOLERANCE
 from ..errors import InvalidInputError
-from .options import Checkpoint, Encoder, numbers
+from .options import Checkpoint, Encoder, Exported, ImageSize, load_predictor, numbers
+from .outputs import Category, Formats, Json, Output, Outputs, Pictures, Tolerance, annotate
+
+if TYPE_CHECKING:
+    from ..prompts import Prompt
 
 
 def segment(
-    picture: Annotated[Path, typer.Argument(help="A picture: JPEG, PNG, WebP, TIFF ...")],
+    pictures: Pictures,
     point: Annotated[list[str] | None, typer.Option(help="x,y in pixels, on what you want; may be given again.")] = None,
     background: Annotated[list[str] | None, typer.Option(help="x,y in pixels, on what you do not want.")] = None,
-    box: Annotated[str | None, typer.Option(help="left,top,right,bottom in pixels.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Overlay to write, a PNG; by default beside you.")] = None,
+    box: Annotated[list[str] | None, typer.Option(help="left,top,right,bottom in pixels; once for each thing.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A CSV (picture,x,y or picture,left,top,right,bottom; category) or JSON; see the docs.")
+    ] = None,
+    formats: Formats = None,
+    output: Output = None,
+    category: Category = "thing",
+    tolerance: Tolerance = TOLERANCE,
+    as_json: Json = False,
+    model: Exported = None,
     checkpoint: Checkpoint = "default",
     encoder: Encoder = "gmf_sam_2282",
-    image_size: Annotated[int, typer.Option(help="Side in pixels that the picture is resized to.")] = 1024,
+    image_size: ImageSize = 1024,
 ) -> None:
-    """Segment one thing in a picture, by points, a box or both, and write the mask drawn over the picture."""
-    from ..images import as_box, as_points, check_aspect, draw_masks, read_image
-
-    output = output or Path(f"{picture.stem}_mask.png")
-    if output.suffix.lower() != ".png" or output.is_dir() or not output.parent.is_dir():
-        raise InvalidInputError(f"cannot write {output}: give a file that ends in .png, in a folder that exists.")
-    image = read_image(picture)
-    check_aspect(image.shape[:2], image_size)
-    foreground, away = point or [], background or []
-    if not foreground and not away and box is None:
-        raise InvalidInputError("nothing says what to segment: give --point x,y or --box left,top,right,bottom.")
-    coords = labels = corners = None
-    if foreground or away:
-        pairs = [numbers(text, 2, "x,y") for text in foreground + away]
-        coords, labels = as_points(pairs, [1] * len(foreground) + [0] * len(away), image.shape[:2])
-    if box is not None:
-        corners = as_box(numbers(box, 4, "left,top,right,bottom"), image.shape[:2])
-
+    """Segment things in pictures, by points, boxes or both, and write masks: drawn over the picture, or for other programs."""
     from segment_anything import SamPredictor
 
-    from ..sam import build_sam_groupmix
+    from ..pictures import name_pictures
+    from ..prompts import EVERY, read_prompts
+    from ..segment import segment as find
 
-    predictor = SamPredictor(build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size))
-    predictor.set_image(image)
-    # One point may mean a part or the whole, so SAM is asked for three masks; more prompts mean one thing.
-    ambiguous = corners is None and len(foreground) + len(away) == 1
-    masks, scores, _ = predictor.predict(coords, labels, corners, multimask_output=ambiguous)
-    best = int(scores.argmax())
-    draw_masks(image, [masks[best]], points=coords, labels=labels, box=corners).save(output, format="PNG")
-    share = 100 * masks[best].mean()
-    typer.echo(f"wrote {output}: a mask over {share:.1f} % of the picture, predicted IoU {scores[best]:.2f}")
+    if prompts is not None and (point or background or box):
+        raise InvalidInputError("--prompts and --point, --background or --box both say what to segment: give one of them.")
+    wanted = read_prompts(prompts) if prompts is not None else {EVERY: _prompts(point or [], background or [], box or [])}
+    named = name_pictures(pictures)
+    for name in wanted:
+        if name not in named and name != EVERY:
+            raise InvalidInputError(f"{name}, which {prompts} names, is not among the pictures: give its folder.")
+    if EVERY not in wanted:
+        if len(named) > len(wanted):
+            typer.echo(
+                f"{len(named) - len(wanted)} of {len(named)} pictures have no prompt in {prompts} and are left out", err=True
+            )
+        named = {name: picture for name, picture in named.items() if name in wanted}
+    categories = [prompt.category or category for group in wanted.values() for prompt in group]
+    outputs = Outputs(output, formats or ["overlay"], list(named), categories, tolerance, as_json)
+    predictor = load_predictor(model, checkpoint, encoder, image_size, SamPredictor)
+    annotate(named, lambda name, image: find(predictor, image, wanted.get(EVERY) or wanted[name], category), outputs)
+
+
+def _prompts(point: list[str], background: list[str], box: list[str]) -> list["Prompt"]:
+    """Return one prompt of all points and a box, or one for each box."""
+    from ..prompts import Prompt
+
+    points = [numbers(text, 2, "x,y") for text in point + background]
+    labels = [1] * len(point) + [0] * len(background)
+    boxes: list[list[float] | None] = [numbers(text, 4, "left,top,right,bottom") for text in box]
+    if not points and not boxes:
+        raise InvalidInputError("nothing says what to segment: give --point x,y or --box left,top,right,bottom.")
+    if points and len(boxes) > 1:
+        raise InvalidInputError(f"the points may be about any of {len(boxes)} boxes: give one box, or a file of --prompts.")
+    return [Prompt(points, labels, corners) for corners in boxes or [None]]

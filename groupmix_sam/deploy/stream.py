@@ -13,12 +13,14 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from segment_anything.utils.amg import mask_to_rle_pytorch
 
-from ..errors import ImageReadError, InvalidInputError, MissingExtraError
+from ..annotations import encode_rle
+from ..errors import ImageReadError, InvalidInputError
+from ..extras import import_extra
 from ..images import draw_masks
+from ..prompts import EVERY
+from ..prompts import read_prompts as read_prompts_file
 from .predictor import Predictor
 
 __all__ = ["Clock", "Frames", "MaskFile", "Overlay", "Prompts", "Result", "read_prompts", "stream"]
@@ -64,7 +66,7 @@ class Frames:
         self.source = source
         self.live = source.isdecimal() or "://" in source
         self.patience = patience
-        self._open = open_capture or _opencv().VideoCapture
+        self._open = open_capture or import_extra("cv2", "stream").VideoCapture
         self._changed = threading.Condition()
         self._newest: tuple[int, Frame] | None = None
         self._ended = False
@@ -203,7 +205,7 @@ class _Output(ABC):
 
 
 class MaskFile(_Output):
-    """Masks as JSON, a line a frame: its number, seconds, scores and COCO's uncompressed run lengths."""
+    """Masks as JSON, a line a frame: its number, seconds, scores and COCO's compressed run lengths."""
 
     def __init__(self, path: str | PathLike[str]) -> None:
         super().__init__(path)
@@ -215,7 +217,7 @@ class MaskFile(_Output):
             "frame": result.number,
             "seconds": round(result.seconds, 4),
             "scores": [round(float(score), 4) for score in result.scores],
-            "masks": mask_to_rle_pytorch(torch.from_numpy(result.masks)),
+            "masks": [encode_rle(mask) for mask in result.masks],
         }
         self._file.write(json.dumps(record) + "\n")
 
@@ -228,7 +230,7 @@ class Overlay(_Output):
 
     def __init__(self, path: str | PathLike[str], frames_per_second: float = 10.0) -> None:
         super().__init__(path)
-        self._cv2 = _opencv()
+        self._cv2 = import_extra("cv2", "stream")
         self._codec = {".mp4": "mp4v", ".avi": "MJPG"}.get(self.path.suffix.lower(), "")
         if not self._codec:
             raise InvalidInputError(f"cannot write {self.path}: give a name that ends in .mp4 or .avi.")
@@ -252,22 +254,12 @@ class Overlay(_Output):
 
 
 def read_prompts(path: str | PathLike[str]) -> Prompts:
-    """Read prompts from JSON: "boxes", P x 4, or "points", P x N x 2, with "labels", P x N, or both."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        boxes, points, labels = (None if values.get(k) is None else np.array(values[k]) for k in ("boxes", "points", "labels"))
-    except (OSError, ValueError, AttributeError) as e:
-        raise InvalidInputError(f'{path} holds no prompts ({e}): write {{"boxes": [[left, top, right, bottom]]}}.') from e
-    if boxes is None and points is None:
-        raise InvalidInputError(f'{path} has neither "boxes" nor "points": write {{"boxes": [[left, top, right, bottom]]}}.')
-    if points is not None and labels is None:
-        labels = np.ones(points.shape[:2], dtype=np.int64)
-    return Prompts(boxes, points, labels)
-
-
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as e:
-        raise MissingExtraError.of("cv2", "stream") from e
-    return cv2
+    """Read prompts for every frame: JSON, `boxes`, P x 4, or `points`, P x N x 2, with `labels`, P x N, or both."""
+    prompts = read_prompts_file(path).get(EVERY, [])
+    boxes = [prompt.box for prompt in prompts if prompt.box is not None]
+    if not prompts or len(boxes) not in (0, len(prompts)):
+        raise InvalidInputError(f'{path} holds no prompts for all frames: write {{"boxes": [[left, top, right, bottom]]}}.')
+    most = max(len(prompt.points) for prompt in prompts)
+    points = np.array([prompt.points + [[0, 0]] * (most - len(prompt.points)) for prompt in prompts], dtype=np.float64)
+    labels = np.array([prompt.labels + [-1] * (most - len(prompt.labels)) for prompt in prompts])
+    return Prompts(np.array(boxes) if boxes else None, *((points, labels) if most else (None, None)))

@@ -7,7 +7,7 @@ import time
 import cv2
 import numpy as np
 import pytest
-from segment_anything.utils.amg import rle_to_mask
+from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from groupmix_sam.cli import app
@@ -156,7 +156,7 @@ def test_command(video, tmp_path, monkeypatch, sam):
     for line, result in zip(lines, results, strict=True):
         assert line["frame"] == result.number
         for rle, mask in zip(line["masks"], result.masks, strict=True):
-            assert np.array_equal(rle_to_mask(rle), mask)
+            assert coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) == {**rle, "counts": rle["counts"].encode()}
     assert cv2.VideoCapture(str(overlay)).get(cv2.CAP_PROP_FRAME_COUNT) == 4
 
 
@@ -175,11 +175,16 @@ def test_prompt_files(tmp_path):
     prompts = read_prompts(path)
     assert prompts.boxes is None
     assert prompts.labels.tolist() == [[1], [1]]
-    for text in ("no json", "[]", "{}", '{"boxes": [[1], [1, 2]]}'):
+    path.write_text(json.dumps({"points": [[[3, 4]], [[5, 6], [7, 8]]], "boxes": [[1, 2, 9, 9], [1, 2, 9, 8]]}))
+    prompts = read_prompts(path)
+    assert prompts.boxes.tolist() == [[1, 2, 9, 9], [1, 2, 9, 8]]
+    assert prompts.points.tolist() == [[[3, 4], [0, 0]], [[5, 6], [7, 8]]]
+    assert prompts.labels.tolist() == [[1, -1], [1, 1]], "-1 is no point"
+    for text in ("no json", "[]", "{}", '{"boxes": [[1], [1, 2]]}', '[{"picture": "a.jpg", "x": 1, "y": 2}]'):
         path.write_text(text)
         with pytest.raises(InvalidInputError, match=r"a\.json"):
             read_prompts(path)
-    with pytest.raises(InvalidInputError, match="holds no prompts"):
+    with pytest.raises(InvalidInputError, match="cannot be read"):
         read_prompts(tmp_path / "none.json")
 
 

@@ -1,0 +1,84 @@
+"""Label a video or pictures by themselves, as a start for a labelling tool.
+
+    python examples/auto_label.py examples/coffee.jpg
+    python examples/auto_label.py line.mp4 --every 30 --category part
+    python examples/auto_label.py frames/ --grid 24 --output labelled
+
+Everything that is found in a picture becomes a thing of one category. The output folder has the pictures, a LabelMe file beside
+each, and annotations.json in COCO's format. labelme and X-AnyLabeling open the folder as it is: delete what is none of yours,
+rename what is, mend outlines. `groupmix_sam.annotations.from_labelme` reads the corrected files back, and `to_coco` makes of
+them what `groupmix-sam evaluate` and most trainers take.
+
+Needs OpenCV: pip install 'groupmix-sam[stream]'
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from groupmix_sam import build_sam_groupmix
+from groupmix_sam.annotations import AnnotatedPicture, to_coco, to_labelme
+from groupmix_sam.deploy import Predictor
+from groupmix_sam.deploy.stream import Frames
+from groupmix_sam.pictures import name_pictures
+from groupmix_sam.segment import everything
+
+VIDEOS = {".avi", ".mkv", ".mov", ".mp4", ".webm"}
+
+
+def pictures_of(source: Path, every: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield names and pictures, RGB: of a video every so many frames."""
+    if source.suffix.lower() in VIDEOS:
+        for number, frame in Frames(str(source)):
+            if number % every == 0:
+                yield f"{source.stem}_{number:06d}", np.ascontiguousarray(frame[:, :, ::-1])
+    else:
+        for name, picture in name_pictures([source]).items():
+            yield Path(name).with_suffix("").as_posix().replace("/", "_"), picture.decode()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a video, a picture or a folder of pictures")
+    parser.add_argument("--output", type=Path, default=Path("labelled"), help="folder to write to")
+    parser.add_argument("--category", default="thing", help="the name of what is found")
+    parser.add_argument("--every", type=int, default=30, help="of a video, take every so many frames")
+    parser.add_argument("--grid", type=int, default=12, help="points a side that are asked with")
+    # Lower than SAM's own 0.88 and 0.95: it is quicker to delete than to draw.
+    parser.add_argument("--least-score", type=float, default=0.8, help="leave out masks of which the model is less sure")
+    parser.add_argument("--least-stability", type=float, default=0.85, help="leave out masks that change more")
+    parser.add_argument("--least-area", type=int, default=200, help="leave out masks of fewer pixels")
+    parser.add_argument("--image-size", type=int, default=1024, help="side in pixels that pictures are resized to")
+    options = parser.parse_args()
+
+    predictor = Predictor(build_sam_groupmix(image_size=options.image_size))
+    options.output.mkdir(parents=True, exist_ok=True)
+    done = []
+    for name, image in pictures_of(options.source, options.every):
+        things = everything(
+            predictor,
+            image,
+            grid=options.grid,
+            least_score=options.least_score,
+            least_stability=options.least_stability,
+            least_area=options.least_area,
+            category=options.category,
+        )
+        path = options.output / f"{name}.png"
+        Image.fromarray(image).save(path)
+        annotated = AnnotatedPicture(path, (image.shape[0], image.shape[1]), things)
+        path.with_suffix(".json").write_text(json.dumps(to_labelme(annotated, options.output), indent=2), encoding="utf-8")
+        done.append(annotated)
+        print(f"{path}: {len(things)} things")
+    coco = to_coco(done, options.output, [options.category])
+    (options.output / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
+    print(f"wrote {options.output}: annotations.json, and {len(done)} x picture and LabelMe file")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""`groupmix-sam everything`."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..annotations import TOLERANCE
+from .options import Checkpoint, Encoder, Exported, ImageSize, load_predictor
+from .outputs import Category, Formats, Json, Output, Outputs, Pictures, Tolerance, annotate
+
+if TYPE_CHECKING:
+    from ..annotations import Thing
+
+
+def everything(
+    pictures: Pictures,
+    grid: Annotated[int, typer.Option(help="Points a side that are asked with.")] = 32,
+    least_score: Annotated[float, typer.Option(help="Leave out masks of which the model expects a lower IoU.")] = 0.88,
+    least_stability: Annotated[float, typer.Option(help="Leave out masks that change more when the threshold does.")] = 0.95,
+    least_area: Annotated[int, typer.Option(help="Leave out masks of fewer pixels.")] = 0,
+    crop_layers: Annotated[int, typer.Option(help="Search parts of the picture too: 4, and 16, and so on.")] = 0,
+    formats: Formats = None,
+    output: Output = None,
+    category: Category = "thing",
+    tolerance: Tolerance = TOLERANCE,
+    as_json: Json = False,
+    model: Exported = None,
+    checkpoint: Checkpoint = "default",
+    encoder: Encoder = "gmf_sam_2282",
+    image_size: ImageSize = 1024,
+) -> None:
+    """Segment everything in pictures, by a grid of points, and write masks: drawn over the picture, or for other programs."""
+    from ..deploy import Predictor
+    from ..pictures import name_pictures
+    from ..segment import everything as find
+    from ..segment import everything_costs
+
+    passes, prompts = everything_costs(grid, crop_layers)
+    named = name_pictures(pictures)
+    outputs = Outputs(output, formats or ["overlay"], list(named), [category], tolerance, as_json, draw_prompts=False)
+    predictor = load_predictor(model, checkpoint, encoder, image_size, Predictor)
+    plural = "es" if passes > 1 else ""
+    typer.echo(f"{len(named)} x {passes} pass{plural} of the encoder and {prompts} prompts", err=True)
+    left = len(named)
+
+    def timed(_: str, image: Any) -> list["Thing"]:
+        nonlocal left
+        start = time.perf_counter()
+        things = find(
+            predictor,
+            image,
+            grid=grid,
+            least_score=least_score,
+            least_stability=least_stability,
+            least_area=least_area,
+            crop_layers=crop_layers,
+            category=category,
+        )
+        left -= 1
+        if left == len(named) - 1:
+            took = time.perf_counter() - start
+            rest = f", about {took * left / 60:.1f} min for the other {left}" if left else ""
+            typer.echo(f"the first took {took:.1f} s{rest}", err=True)
+        return things
+
+    annotate(named, timed, outputs)

@@ -1,0 +1,267 @@
+"""What `segment` and `everything` share: many pictures in, the files that were asked for out."""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePath
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from ..annotations import (
+    TOLERANCE,
+    AnnotatedPicture,
+    Thing,
+    decode_rle,
+    to_coco,
+    to_contours,
+    to_labelme,
+    to_mask,
+    to_yolo,
+)
+from ..errors import ImageReadError, InvalidInputError, RunStoppedError, SaveError, UnknownNameError
+from ..images import draw_masks
+from ..pictures import Picture
+
+__all__ = ["Category", "Formats", "Json", "Output", "Outputs", "Pictures", "Tolerance", "annotate"]
+
+# What a picture's file is called after the picture's name; COCO has one for all.
+ENDINGS = {
+    "overlay": "_overlay.png",
+    "mask": "_mask.png",
+    "coco": ".json",
+    "contours": "_contours.json",
+    "labelme": ".json",
+    "yolo": ".txt",
+}
+
+Pictures = Annotated[list[str], typer.Argument(help="Pictures, patterns such as '*.png', folders, a .tar or a .txt of paths.")]
+Formats = Annotated[
+    list[str] | None, typer.Option("--format", help="overlay, mask, coco, contours, labelme or yolo; may be given again.")
+]
+Output = Annotated[
+    Path | None, typer.Option(help="A file, a folder, or - for stdout; by default files are named after the pictures, here.")
+]
+Category = Annotated[str, typer.Option(help="The name of what is shown, for annotation files.")]
+Tolerance = Annotated[float, typer.Option(help="Pixels by which polygons may leave the outline, so as to have fewer points.")]
+Json = Annotated[bool, typer.Option("--json", help="Print a line of JSON a picture.")]
+
+
+class Outputs:
+    """Where things go, checked before any work.
+
+    Args:
+        output: A file, a folder, "-" for stdout, or None for the working directory.
+        formats: Keys of `ENDINGS`.
+        names: The pictures', as `name_pictures` has them.
+        categories: All that will be met.
+        tolerance: Of polygons.
+        as_json: Whether a program reads stdout: a line of JSON a picture.
+        draw_prompts: Whether overlays show what was asked with.
+
+    Raises:
+        InvalidInputError: what would be written does not fit there.
+    """
+
+    def __init__(
+        self,
+        output: Path | None,
+        formats: Sequence[str],
+        names: Sequence[str],
+        categories: Sequence[str],
+        tolerance: float = TOLERANCE,
+        as_json: bool = False,
+        draw_prompts: bool = True,
+    ) -> None:
+        for name in formats:
+            if name not in ENDINGS:
+                raise UnknownNameError.near("format", name, ENDINGS)
+        if not 0 <= tolerance < float("inf"):
+            raise InvalidInputError(f"the tolerance is {tolerance}: give 0 or more pixels.")
+        self.formats, self.categories, self.tolerance = list(dict.fromkeys(formats)), sorted(set(categories)), tolerance
+        self.as_json, self.draw_prompts = as_json, draw_prompts
+        self.to_stdout = output == Path("-")
+        self.file: Path | None = None
+        self.folder = output or Path()
+        self.coco: list[AnnotatedPicture] = []
+        one_file = len(self.formats) == 1 and (len(names) == 1 or self.formats == ["coco"])
+        if self.to_stdout:
+            self.folder = Path()
+            if not one_file:
+                raise InvalidInputError("stdout takes one file: give one --format, and one picture or --format coco.")
+            if as_json:
+                raise InvalidInputError("--json and --output - both want stdout: give one of them.")
+        elif output is not None and output.suffix and not output.is_dir():
+            self.file, self.folder = output, output.parent
+            ending = "." + ENDINGS[self.formats[0]].rpartition(".")[2]
+            if not one_file:
+                raise InvalidInputError(f"{output} is one file: give a folder for several pictures or formats.")
+            if output.suffix.lower() != ending or not output.parent.is_dir():
+                raise InvalidInputError(f"cannot write {output}: give a file that ends in {ending}, in a folder that exists.")
+        else:
+            self._check_names(names)
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        taken: dict[Path, str] = {}
+        for path, name in ((self._path(kind, name), name) for kind in self.formats if kind != "coco" for name in names):
+            if taken.setdefault(path, name) != name:
+                raise InvalidInputError(f"{path} would be both {taken[path]}'s and {name}'s: take them one by one.")
+        if "coco" in self.formats and "labelme" in self.formats and self._path("coco", "") in taken:
+            raise InvalidInputError(f"{self._path('coco', '')} would be both COCO's and LabelMe's: rename the picture.")
+
+    def _path(self, kind: str, name: str) -> Path:
+        if self.file is not None:
+            return self.file
+        if kind == "coco":
+            return self.folder / "annotations.json"
+        return self.folder / PurePath(name).with_name(PurePath(name).stem + ENDINGS[kind])
+
+    def write(self, name: str, image: NDArray[np.uint8], picture: AnnotatedPicture) -> list[str]:
+        """Write all of a picture but COCO, which `close` does, and return the files' names."""
+        written = []
+        for kind in self.formats:
+            if kind == "coco":
+                self.coco.append(picture)
+            else:
+                written.append(self._write(kind, name, self._render(kind, name, image, picture)))
+        return written
+
+    def close(self) -> list[str]:
+        """Write what is about all pictures, and return the files' names."""
+        from ..weights import write_beside
+
+        written = []
+        if self.coco:
+            written.append(self._write("coco", "", _json(to_coco(self.coco, self.folder, self.categories))))
+        if "yolo" in self.formats and not self.to_stdout:
+            path = self.folder / "classes.txt"
+            write_beside(path, lambda part: part.write_text("".join(f"{name}\n" for name in self.categories), encoding="utf-8"))
+            written.append(str(path))
+        return written
+
+    def _render(self, kind: str, name: str, image: NDArray[np.uint8], picture: AnnotatedPicture) -> bytes:
+        if kind == "overlay":
+            return _png(_overlay(image, picture, self.draw_prompts))
+        if kind == "mask":
+            return _png(to_mask(picture))
+        if kind == "yolo":
+            return to_yolo(picture, self.categories, self.tolerance).encode()
+        folder = Path() if self.to_stdout else self._path(kind, name).parent
+        return _json((to_contours if kind == "contours" else to_labelme)(picture, folder, self.tolerance))
+
+    def _write(self, kind: str, name: str, data: bytes) -> str:
+        if self.to_stdout:
+            stdout = typer.get_binary_stream("stdout")
+            stdout.write(data)
+            stdout.flush()
+            return "-"
+        from ..weights import write_beside
+
+        path = self._path(kind, name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise SaveError(f"cannot make the folder {path.parent} ({e}): give another --output.") from e
+        write_beside(path, lambda part: part.write_bytes(data))
+        return str(path)
+
+
+def annotate(
+    pictures: dict[str, Picture],
+    find: Callable[[str, NDArray[np.uint8]], list[Thing]],
+    outputs: Outputs,
+) -> None:
+    """Find the things in pictures, write them, and say so.
+
+    One that cannot be read or used is named and left out, unless it is the only one.
+
+    Raises:
+        ImageReadError: some were left out.
+        RunStoppedError: Ctrl-C; what was found is written.
+    """
+    done = skipped = 0
+    stopped = False
+    progress = tqdm(pictures.items(), unit="picture", disable=None if len(pictures) > 1 else True)
+    try:
+        for name, picture in progress:
+            try:
+                image = picture.decode()
+                size = image.shape[0], image.shape[1]
+                found = AnnotatedPicture(picture.path / picture.name, size, find(name, image))
+            except (ImageReadError, InvalidInputError) as e:
+                if len(pictures) == 1:
+                    raise
+                skipped += 1
+                tqdm.write(f"skipped {name}: {e}", file=sys.stderr)
+                if outputs.as_json:
+                    tqdm.write(json.dumps({"picture": str(picture), "error": str(e)}), file=sys.stdout)
+                continue
+            files = outputs.write(name, image, found)
+            done += 1
+            if outputs.as_json:
+                tqdm.write(json.dumps(_summary(found, files)), file=sys.stdout)
+            elif files and not outputs.to_stdout:
+                tqdm.write(f"wrote {', '.join(files)}: {_describe(found)}", file=sys.stdout)
+    except KeyboardInterrupt:
+        stopped = True
+    files = outputs.close()
+    if files and not outputs.as_json and not outputs.to_stdout:
+        typer.echo(f"wrote {', '.join(files)}: {done} picture{'s' * (done != 1)}")
+    if stopped:
+        raise RunStoppedError(f"stopped after {done} of {len(pictures)} pictures, which are written: give the others to go on.")
+    if skipped:
+        raise ImageReadError(f"{skipped} of {len(pictures)} pictures were skipped, see above: mend them or leave them out.")
+
+
+def _overlay(image: NDArray[np.uint8], picture: AnnotatedPicture, draw_prompts: bool) -> Any:
+    prompts = [thing.prompt or {} for thing in picture.things if draw_prompts]
+    points = [point for prompt in prompts for point in prompt.get("points", [])]
+    labels = [label for prompt in prompts for label in prompt.get("labels", [])]
+    boxes = [prompt["box"] for prompt in prompts if "box" in prompt]
+    return draw_masks(
+        image,
+        picture.masks(),
+        points=np.array(points) if points else None,
+        labels=np.array(labels) if points else None,
+        box=np.array(boxes) if boxes else None,
+    )
+
+
+def _describe(picture: AnnotatedPicture) -> str:
+    if not picture.things:
+        return "no mask"
+    covered = np.zeros(picture.size, dtype=bool)
+    for mask in picture.masks():
+        covered |= mask
+    scores = sorted(thing.score for thing in picture.things)
+    many = len(scores) > 1
+    masks = f"{len(scores)} masks" if many else "a mask"
+    score = f"{scores[0]:.2f} to {scores[-1]:.2f}" if many else f"{scores[0]:.2f}"
+    return f"{masks} over {100 * covered.mean():.1f} % of the picture, predicted IoU {score}"
+
+
+def _summary(picture: AnnotatedPicture, files: list[str]) -> dict[str, Any]:
+    things = [
+        {
+            "category": thing.category,
+            "score": round(thing.score, 4),
+            "area": int(np.count_nonzero(decode_rle(thing.mask))),
+            "prompt": thing.prompt,
+        }
+        for thing in picture.things
+    ]
+    return {"picture": str(picture.path), "size": list(picture.size), "things": things, "files": files}
+
+
+def _png(image: Any) -> bytes:
+    data = io.BytesIO()
+    image.save(data, format="PNG")
+    return data.getvalue()
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content) + "\n").encode()

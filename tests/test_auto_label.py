@@ -1,0 +1,48 @@
+"""examples/auto_label.py, run as a person would; what it writes is read by supervision."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import supervision as sv
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def label(monkeypatch, source, output, *more):
+    arguments = [str(source), "--output", str(output), "--image-size", "256", "--grid", "3", "--category", "part", *more]
+    monkeypatch.setattr(sys, "argv", ["auto_label.py", *arguments])
+    runpy.run_path(str(EXAMPLES / "auto_label.py"), run_name="__main__")
+    coco = sv.DetectionDataset.from_coco(str(output), str(output / "annotations.json"), force_masks=True)
+    (output / "annotations.json").rename(output.parent / "annotations.json")
+    return coco, sv.DetectionDataset.from_labelme(str(output), str(output), force_masks=True)
+
+
+def test_a_picture(monkeypatch, tmp_path):
+    coco, labelme = label(
+        monkeypatch, EXAMPLES / "coffee.jpg", tmp_path / "out", "--least-score", "0.6", "--least-stability", "0.6"
+    )
+    assert np.array_equal(Image.open(tmp_path / "out" / "coffee.png"), Image.open(EXAMPLES / "coffee.jpg"))
+    ((_, _, masks),) = coco
+    ((_, _, polygons),) = labelme
+    assert coco.classes == labelme.classes == ["part"]
+    assert len(masks) == len(polygons) > 0
+    for mask, polygon in zip(masks.mask, polygons.mask, strict=True):
+        assert (mask & polygon).sum() / (mask | polygon).sum() > 0.9
+
+
+def test_a_video(monkeypatch, tmp_path, capsys):
+    """Frames 0 and 2 of three, under their numbers."""
+    writer = cv2.VideoWriter(str(tmp_path / "line.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (120, 90))
+    for gray in (60, 120, 180):
+        writer.write(np.full((90, 120, 3), gray, np.uint8))
+    writer.release()
+    label(monkeypatch, tmp_path / "line.avi", tmp_path / "out", "--every", "2")
+    assert [path.name for path in sorted((tmp_path / "out").glob("*.png"))] == ["line_000000.png", "line_000002.png"]
+    for name, gray in (("line_000000", 60), ("line_000002", 180)):
+        assert np.asarray(Image.open(tmp_path / "out" / f"{name}.png")).mean() == pytest.approx(gray, abs=4)
+    assert "2 x picture and LabelMe file" in capsys.readouterr().out
