@@ -1,9 +1,10 @@
-# `make demo` segments a photo with the default weights; `make test` checks everything. Each makes what it needs in .venv.
+# `make demo` segments a photo with the default weights; `make test` checks everything;
+# `make docs` makes the site, docs/_build/html/index.html. Each makes what it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test format clean
+.PHONY: demo test docs format clean
 
 demo: $(VENV)/installed
 	$(BIN)/groupmix-sam segment examples/coffee.jpg --box 170,16,420,312 --output coffee_box.png
@@ -13,9 +14,13 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) docs
 	$(BIN)/pytest --ignore=tests/deploy
 	# In a process of its own: distilling after OpenVINO or ONNX Runtime has run in the same process was seen to crash it.
 	$(BIN)/pytest tests/deploy
+
+docs: $(VENV)/installed-dev
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
@@ -31,4 +36,4 @@ $(VENV)/installed-dev: setup.cfg $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info coffee_box.png coffee_point.png
+	rm -rf $(VENV) build dist docs/_build *.egg-info coffee_box.png coffee_point.png

@@ -84,10 +84,16 @@ def evaluate(
     if reference and reference.endswith(".json"):
         evaluation.load_result(reference)  # what is wrong with it is told before the work
     model = evaluation.load_model(checkpoint, encoder=encoder, image_size=image_size, resize=protocol.resize)
-    output = output or Path("runs/evaluate") / f"{data.resolve().name}-{model.label}.json"
+    # Evaluations that differ in what is asked go to different files, so that one does not stop at the other's.
+    asked = [] if preset == "sam" else [preset]
+    asked += [
+        part for part in (prompts_file and prompts_file.stem, grid and f"grid{grid}", detections and detections.stem) if part
+    ]
+    stem = "-".join([data.resolve().name, *asked])
+    output = output or Path("runs/evaluate") / f"{stem}-{model.label}.json"
     if reference and not reference.endswith(".json"):
         other = evaluation.load_model(reference, resize=protocol.resize)
-        reference = str(output.with_name(f"{data.resolve().name}-{other.label}.json"))
+        reference = str(output.with_name(f"{stem}-{other.label}.json"))
         evaluation.evaluate(task, other, reference)
     result = evaluation.evaluate(task, model, output)
     if result is None:

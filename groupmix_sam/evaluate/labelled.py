@@ -33,7 +33,7 @@ class Labelled:
 
     Args:
         annotations: The file.
-        pictures: The folder that its `file_name`s are relative to.
+        pictures: The folder that each `file_name` is relative to.
         protocol: How to evaluate.
         limit: Take the first pictures only.
 

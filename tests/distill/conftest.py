@@ -52,7 +52,11 @@ def cached(photos, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def mobile_sam(tmp_path_factory):
-    """An untrained MobileSAM under MobileSAM's names, so that this runs without the real one."""
+    return save_mobile_sam(tmp_path_factory.mktemp("teacher") / "mobile_sam.pt")
+
+
+def save_mobile_sam(path):
+    """Write an untrained MobileSAM under MobileSAM's names, so that this runs without the real one."""
     torch.manual_seed(0)
     sam = build_sam_groupmix(None, encoder="sam_tiny_vit_5m")
     back = {"stages.0.": "layers.0.", "patch_embed.conv1.": "patch_embed.seq.0.", "patch_embed.conv2.": "patch_embed.seq.2."}
@@ -66,6 +70,5 @@ def mobile_sam(tmp_path_factory):
             ours = next(o for o in back if name.startswith(o))
             key = "image_encoder." + name.replace(ours, back[ours], 1).replace(".conv.weight", ".c.weight")
         state_dict[key] = value
-    path = tmp_path_factory.mktemp("teacher") / "mobile_sam.pt"
     torch.save(state_dict, path)
     return path

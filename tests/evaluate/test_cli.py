@@ -49,7 +49,7 @@ def test_labels_elsewhere_a_reference_and_a_comparison(data, weights, tmp_path):
         *(*args, "--checkpoint", weights / "a.safetensors", "--reference", weights / "b.safetensors"),
         *("--output", tmp_path / "a.json"),
     )
-    a, (b,) = tmp_path / "a.json", tmp_path.glob("images-gmf_sam_test-*.json")
+    a, (b,) = tmp_path / "a.json", tmp_path.glob("images-nanosam-gmf_sam_test-*.json")
     comparison = compare_text(load_result(b), load_result(a))
     assert out == f"{summary_text(load_result(a), load_result(b))}\n{comparison}\nwrote {a}\n"
     assert run("evaluate", "--compare", b, a) == comparison + "\n"

@@ -1,0 +1,254 @@
+"""Every command and every Python block of README and docs, as a reader would run them: a wrong or renamed option fails here.
+
+A page's commands run one after the other in a folder that has what they name: photos, a table of prompts, a video, weights.
+They run as they stand, with the arguments of `SMALL` after them, so that they take seconds; of an option that is
+given twice the last one counts. `PARSED` are those that cannot run here: the command line reads them whole, and stops.
+"""
+
+import argparse
+import configparser
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+
+import cv2
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+import groupmix_sam.distill  # noqa: F401
+from groupmix_sam import build_sam_groupmix
+from groupmix_sam.cli import app
+from groupmix_sam.weights import save_pretrained, save_weights
+
+from .distill.conftest import save_mobile_sam
+from .documents import PAGES, ROOT, code_spans, commands, name, options, python
+from .evaluate.pictures import draw_dataset
+from .hub import COMMIT, running_hub
+
+COFFEE = ROOT / "examples" / "coffee.jpg"
+OURS = typer.main.get_command(app).commands
+
+# What makes a command small. The files are untrained weights of `gmf_sam_test`.
+TINY = ["--encoder", "gmf_sam_test", "--checkpoint", "tiny.safetensors"]
+SMALL = {
+    "adapt": [*TINY, "--minutes", "0.001", "--cache", "teacher"],
+    "distill": ["--encoder", "gmf_sam_test", "--minutes", "0.001", "--cache", "teacher"],
+    "encoders": ["--encoder", "resnet18", "--epochs", "1", "--image-size", "64", "--batch-size", "4", "--workers", "0"],
+    "evaluate": [*TINY, "--image-size", "256", "--limit", "1"],
+    "profile": ["gmf_sam_test", "--image-size", "64", "--rounds", "0"],
+    "stream": ["--image-size", "256", "--limit", "2"],
+}
+# More for those that have an option already.
+ALSO = {
+    "--reference": ["--reference", "other.safetensors"],
+    "--grid": ["--grid", "2", "--confidence", "0"],
+    "runs/mine/weights": ["--encoder", "gmf_sam_test"],
+    "runs/line/weights": ["--encoder", "gmf_sam_test"],
+}
+# Commands that are read and not run, as patterns, and why.
+PARSED = {
+    r"^groupmix-sam export": "takes half a minute, or a GPU; tests/deploy exports, in a process of its own",
+    r"^groupmix-sam stream (0|rtsp:)": "needs a camera",
+    r"^groupmix-sam profile$": "looks at all encoders; the same with --stages runs",
+    r"^groupmix-sam encoders DATA": "is `encoders CLASSES`, which runs, on other pictures",
+    r"^groupmix-sam evaluate --compare": "needs two whole results; tests/evaluate compares some",
+    r"^torchrun ": "needs several processes or machines; tests/distill starts two",
+}
+# What is not ours to test, by first words, and why.
+OTHERS = {
+    "git clone": "needs this repository's address",
+    "cd groupmix-sam": "goes with it",
+    "make": "the target is looked up in the Makefile",
+    "pip install": "our extras are looked up in setup.cfg",
+    "python benchmarks/": "takes minutes; its arguments are read",
+    "python3 -m venv": "for a Jetson",
+    ". env/bin/activate": "for a Jetson",
+    "sudo": "for a Jetson",
+}
+# Options in the text that are no command's of ours.
+FOREIGN = {"--no-python": "torchrun", "--work": "benchmarks/deploy.py"}
+
+# What a page's Python takes as given, and what it cannot have here.
+GIVEN = {
+    "docs/deploy.md": (
+        "import numpy as np; from groupmix_sam.images import read_image; image = read_image('photo.jpg'); "
+        "box = np.array([170, 16, 420, 312]); find_boxes = lambda frame: np.array([[10, 10, 60, 50]]); act_on = np.shape"
+    ),
+    "docs/evaluate.md": (
+        "from segment_anything import SamPredictor; from groupmix_sam import build_sam_groupmix; "
+        "my_predictor = SamPredictor(build_sam_groupmix(None, encoder='gmf_sam_test', image_size=256))"
+    ),
+}
+REPLACED = {
+    'Frames("0")': 'Frames("line.mp4")',  # a camera
+    'Predictor("exported/")': "Predictor(__import__('groupmix_sam').build_sam_groupmix())",  # tests/deploy loads folders
+}
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with all that the pages name."""
+    desk = tmp_path_factory.mktemp("desk")
+    (desk / "examples").mkdir()
+    for place in ("examples/coffee.jpg", "photo.jpg", "frame.jpg"):
+        shutil.copy(COFFEE, desk / place)
+    draw_dataset(desk / "DATA", pictures=2)
+    for folder in ("my_photos", "my_frames", "photos"):
+        shutil.copytree(desk / "DATA" / "images", desk / folder)
+    for kind in ("nuts", "bolts"):
+        shutil.copytree(desk / "DATA" / "images", desk / "CLASSES" / kind)
+    shutil.copytree(desk / "CLASSES", desk / "DATA" / "train")
+    shutil.copytree(desk / "CLASSES", desk / "DATA" / "val")
+    (desk / "hands.csv").write_text("picture,x,y\n0.png,20,20\n1.png,64,30\n")
+    (desk / "prompts.json").write_text('{"boxes": [[10, 10, 60, 50]]}')
+    video = cv2.VideoWriter(str(desk / "line.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (600, 400))
+    for _ in range(2):
+        video.write(cv2.imread(str(COFFEE)))
+    video.release()
+    save_mobile_sam(desk / "mobile_sam.pt")
+    for weights in ("tiny", "other"):
+        save_weights(build_sam_groupmix(None, encoder="gmf_sam_test"), desk / f"{weights}.safetensors")
+    save_pretrained(build_sam_groupmix(), desk / "my_weights", half=True)
+    for result in ("A.json", "B.json"):
+        run(desk, ["groupmix-sam", "evaluate", "DATA", "--output", result])
+    return desk
+
+
+@pytest.fixture
+def hub(desk, monkeypatch):
+    with running_hub() as hub:
+        hub.files = {path.name: path.read_bytes() for path in (desk / "my_weights").iterdir()}
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_HOME", str(desk / "cache"))
+        yield hub
+
+
+DONE: set[tuple[str, ...]] = set()
+
+
+def run(desk, words):
+    """Run a command of ours at the desk, made small; once."""
+    arguments = [*words[1:], *SMALL.get(words[1], [])]
+    for given, more in ALSO.items():
+        if given in words:
+            arguments += more
+            if given.startswith("runs/"):
+                arguments += ["--checkpoint", given]
+    if tuple(arguments) in DONE:
+        return
+    DONE.add(tuple(arguments))
+    if "hf-hub:" in " ".join(words):  # its client reads the Hub's address once, when it is imported
+        child(desk, "-m", "groupmix_sam", *arguments)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(desk)
+        patch.setattr(sys.modules["groupmix_sam.distill.adapt"], "POINTS", 1)  # to measure the agreement by
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, f"{words}: {done.output}"
+
+
+def child(desk, *arguments):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *arguments], cwd=desk, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
+
+
+def parse(words):
+    """Have the command line read its arguments and stop; what it does not know raises click's UsageError."""
+    command, *arguments = words
+    assert command in OURS, f"there is no command {command}"
+    OURS[command].make_context(command, arguments)
+
+
+def parse_script(path, arguments):
+    """The same of a script with argparse, which exits."""
+
+    class ParsedError(Exception):
+        pass
+
+    read = argparse.ArgumentParser.parse_args
+
+    def read_and_stop(self, *args, **kwargs):
+        read(self, *args, **kwargs)
+        raise ParsedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", read_and_stop)
+        patch.setattr(sys, "argv", [str(path), *arguments])
+        patch.syspath_prepend(str(path.parent))
+        with pytest.raises(ParsedError):
+            runpy.run_path(str(path), run_name="__main__")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name)
+def test_commands(page, desk, hub):
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    for line, words in commands(page):
+        text = " ".join(words)
+        where = f"{name(page)}:{line}: {text}"
+        if "groupmix_sam" in words:  # after torchrun or accelerate
+            words = ["groupmix-sam", *words[words.index("groupmix_sam") + 1 :]]
+        if words[0] == "groupmix-sam":
+            try:
+                parse(words[1:])
+            except Exception as e:
+                raise AssertionError(f"{where}: {e}") from e
+            if not any(re.search(pattern, text) for pattern in PARSED):
+                run(desk, words)
+            continue
+        assert any(text.startswith(start) for start in OTHERS), f"{where}: run it, or say in OTHERS why not"
+        if text.startswith("make"):
+            assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), where
+        for extras in re.findall(r"groupmix-sam\[(.*?)\]", text):
+            assert set(extras.split(",")) <= set(config["options.extras_require"]), where
+        if text.startswith("python benchmarks/"):
+            parse_script(ROOT / words[1], words[2:])
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python(page)], ids=name)
+def test_python(page, desk, hub, monkeypatch):
+    script = GIVEN.get(name(page), "") + python(page)  # on the first line, where no page has Python
+    for here, there in REPLACED.items():
+        script = script.replace(here, there)
+    if "hub" in script:
+        child(desk, "-c", script)
+    else:
+        monkeypatch.chdir(desk)
+        exec(compile(script, name(page), "exec"), {"__name__": "__main__"})
+    if "push_to_hub(sam" in script:
+        assert set(hub.uploads) == {"README.md", "config.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_options_and_commands_in_the_text(page):
+    known = {option for command in OURS.values() for p in command.params for option in (*p.opts, *p.secondary_opts)}
+    assert options(page) <= known | set(FOREIGN)
+    for span in code_spans(page):
+        words = span.split()
+        if words[:1] == ["groupmix-sam"] and len(words) > 1 and not words[1].startswith("-"):
+            assert words[1] in OURS, f"there is no command {words[1]}"
+            own = {option for p in OURS[words[1]].params for option in (*p.opts, *p.secondary_opts)}
+            assert {word for word in words if word.startswith("--")} <= own, span
+
+
+def test_a_renamed_option_is_found():
+    with pytest.raises(Exception, match="No such option"):
+        parse(["segment", "photo.jpg", "--pont", "1,2"])
+    with pytest.raises(Exception, match="Missing"):
+        parse(["distill", "my_photos/"])
+
+
+def test_no_pattern_is_left_over():
+    every = [" ".join(words) for page in PAGES for _, words in commands(page)]
+    assert [pattern for pattern in PARSED if not any(re.search(pattern, text) for text in every)] == []
+    assert [start for start in OTHERS if not any(text.startswith(start) for text in every)] == []
+    assert set(FOREIGN) <= {option for page in PAGES for option in options(page)}
+
+
+def test_the_pinned_commit_is_the_servers():
+    assert COMMIT in python(ROOT / "docs" / "how" / "hub.md")
