@@ -60,8 +60,9 @@ def everything(
         left -= 1
         if left == len(named) - 1:
             took = time.perf_counter() - start
-            rest = f", about {took * left / 60:.1f} min for the other {left}" if left else ""
-            typer.echo(f"the first took {took:.1f} s{rest}", err=True)
+            rest = took * left
+            ahead = f", about {f'{rest:.0f} s' if rest < 120 else f'{rest / 60:.0f} min'} for the other {left}" if left else ""
+            typer.echo(f"the first took {took:.1f} s{ahead}", err=True)
         return things
 
     annotate(named, timed, outputs)
