@@ -55,7 +55,9 @@ def decode_image(data: bytes, name: object) -> NDArray[np.uint8]:
                 return np.array(image.convert("RGB"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise ImageReadError(f"{name} is too large ({e}): scale it down first.") from e
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
+    except UnidentifiedImageError as e:  # whose text has an address in memory
+        raise ImageReadError(f"{name} is no picture of a known format: convert it to PNG or JPEG.") from e
+    except (OSError, SyntaxError, ValueError) as e:
         raise ImageReadError(f"{name} cannot be read as a picture ({e}): convert it to PNG or JPEG.") from e
 
 
