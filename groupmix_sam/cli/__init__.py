@@ -6,6 +6,7 @@ import typer
 
 from ..errors import GroupMixSamError
 from .adapt import adapt
+from .batch import batch
 from .compare import compare
 from .distill import distill
 from .encoders import encoders
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 
 # The order is that of --help.
-for command in (segment, distill, adapt, evaluate, compare, profile, encoders, export, stream, info):
+for command in (segment, distill, adapt, evaluate, compare, profile, encoders, export, stream, batch, info):
     app.command()(command)
 
 
