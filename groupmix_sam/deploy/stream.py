@@ -13,10 +13,9 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from segment_anything.utils.amg import mask_to_rle_pytorch
 
+from ..annotations import encode_rle
 from ..errors import ImageReadError, InvalidInputError, MissingExtraError
 from ..images import draw_masks
 from .predictor import Predictor
@@ -203,7 +202,7 @@ class _Output(ABC):
 
 
 class MaskFile(_Output):
-    """Masks as JSON, a line a frame: its number, seconds, scores and COCO's uncompressed run lengths."""
+    """Masks as JSON, a line a frame: its number, seconds, scores and COCO's compressed run lengths."""
 
     def __init__(self, path: str | PathLike[str]) -> None:
         super().__init__(path)
@@ -215,7 +214,7 @@ class MaskFile(_Output):
             "frame": result.number,
             "seconds": round(result.seconds, 4),
             "scores": [round(float(score), 4) for score in result.scores],
-            "masks": mask_to_rle_pytorch(torch.from_numpy(result.masks)),
+            "masks": [encode_rle(mask) for mask in result.masks],
         }
         self._file.write(json.dumps(record) + "\n")
 

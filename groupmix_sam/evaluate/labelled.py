@@ -3,13 +3,13 @@
 import contextlib
 import io
 import json
-import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..annotations import decode_rle, encode_rle
 from ..errors import InvalidInputError, MissingExtraError
 from ..images import read_image
 from ..weights import sha256
@@ -17,7 +17,6 @@ from .metrics import Mask, boundary_iou, filled_box, iou, tight_box
 from .protocol import Answer, Prompt, Protocol, ask, click, prompt_for
 
 try:
-    from pycocotools import mask as rle
     from pycocotools.coco import COCO
 except ImportError as e:
     raise MissingExtraError.of("pycocotools", "eval") from e
@@ -109,7 +108,7 @@ class Labelled:
         masks = []
         for a in counted:
             try:
-                masks.append((a, _decode(self.coco.annToRLE(a))))
+                masks.append((a, decode_rle(self.coco.annToRLE(a))))
             except Exception as e:  # pycocotools raises whatever its C code trips over
                 raise InvalidInputError(f"annotation {a['id']} of {self.file} has no readable mask ({e!r}): mend it.") from e
         return [(a, mask) for a, mask in masks if np.count_nonzero(mask) >= self.protocol.least_area]
@@ -132,18 +131,12 @@ def measure(kind: str, prompt: Prompt, answer: Answer, truth: Mask, box: Any) ->
 
 def encode(mask: Mask) -> str:
     """Return a mask as the `counts` of COCO's compressed RLE."""
-    return str(rle.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii"))
+    return encode_rle(mask)["counts"]
 
 
 def decode(row: Row, which: str) -> Mask:
     """Return a row's "mask" or "truth", H x W."""
-    return _decode({"size": row["size"], "counts": row[which]})
-
-
-def _decode(encoded: dict[str, Any]) -> Mask:
-    with warnings.catch_warnings():  # pycocotools has not heard of NumPy 2's copy=
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return rle.decode(encoded).astype(bool)
+    return decode_rle({"size": row["size"], "counts": row[which]})
 
 
 def load_coco(path: str | PathLike[str]) -> COCO:
