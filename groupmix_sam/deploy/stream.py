@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from ..annotations import encode_rle
 from ..errors import ImageReadError, InvalidInputError, MissingExtraError
 from ..images import draw_masks
+from ..prompts import EVERY
+from ..prompts import read_prompts as read_prompts_file
 from .predictor import Predictor
 
 __all__ = ["Clock", "Frames", "MaskFile", "Overlay", "Prompts", "Result", "read_prompts", "stream"]
@@ -251,17 +253,15 @@ class Overlay(_Output):
 
 
 def read_prompts(path: str | PathLike[str]) -> Prompts:
-    """Read prompts from JSON: "boxes", P x 4, or "points", P x N x 2, with "labels", P x N, or both."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        boxes, points, labels = (None if values.get(k) is None else np.array(values[k]) for k in ("boxes", "points", "labels"))
-    except (OSError, ValueError, AttributeError) as e:
-        raise InvalidInputError(f'{path} holds no prompts ({e}): write {{"boxes": [[left, top, right, bottom]]}}.') from e
-    if boxes is None and points is None:
-        raise InvalidInputError(f'{path} has neither "boxes" nor "points": write {{"boxes": [[left, top, right, bottom]]}}.')
-    if points is not None and labels is None:
-        labels = np.ones(points.shape[:2], dtype=np.int64)
-    return Prompts(boxes, points, labels)
+    """Read prompts for every frame: JSON, `boxes`, P x 4, or `points`, P x N x 2, with `labels`, P x N, or both."""
+    prompts = read_prompts_file(path).get(EVERY, [])
+    boxes = [prompt.box for prompt in prompts if prompt.box is not None]
+    if not prompts or len(boxes) not in (0, len(prompts)):
+        raise InvalidInputError(f'{path} holds no prompts for all frames: write {{"boxes": [[left, top, right, bottom]]}}.')
+    most = max(len(prompt.points) for prompt in prompts)
+    points = np.array([prompt.points + [[0, 0]] * (most - len(prompt.points)) for prompt in prompts], dtype=np.float64)
+    labels = np.array([prompt.labels + [-1] * (most - len(prompt.labels)) for prompt in prompts])
+    return Prompts(np.array(boxes) if boxes else None, *((points, labels) if most else (None, None)))
 
 
 def _opencv() -> Any:

@@ -1,9 +1,10 @@
 """Evaluation: masks against labels or against a reference model, by a protocol that the result names in full."""
 
-from .agreement import Agreement, read_prompts
+from ..prompts import Prompt, read_prompts
+from .agreement import Agreement
 from .labelled import Labelled
 from .models import Model, load_model
-from .protocol import PRESETS, Prompt, Protocol, preset
+from .protocol import PRESETS, Protocol, preset
 from .results import Result, Task, evaluate, load_result
 from .summary import Comparison, Figure, compare, compare_text, summarize, summary_text
 

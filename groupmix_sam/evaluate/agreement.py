@@ -1,7 +1,5 @@
 """Pictures without labels: how far a model's masks are a reference's, the protocol of the paper's Table 3."""
 
-import csv
-import json
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -9,15 +7,16 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidInputError
-from ..images import as_box, as_points, read_image
+from ..images import read_image
 from ..pictures import SUFFIXES
+from ..prompts import EVERY, Prompt, read_prompts
 from ..weights import sha256
 from .labelled import Row, measure
 from .metrics import tight_box
 from .models import Model
-from .protocol import Prompt, Protocol, ask
+from .protocol import Protocol, ask
 
-__all__ = ["Agreement", "read_prompts"]
+__all__ = ["Agreement"]
 
 
 class Agreement:
@@ -64,6 +63,8 @@ class Agreement:
             file = Path(prompts)  # type: ignore[arg-type]  # an int is a grid
             self.prompts = read_prompts(file)
             names = list(self.prompts)
+            if EVERY in self.prompts:
+                raise InvalidInputError(f"{file} has prompts for no picture: give a list, each with its picture.")
             self._record = {"prompts": str(file), "sha256": sha256(file)}
             for name in names:
                 if not (self.folder / name).is_file():
@@ -86,7 +87,7 @@ class Agreement:
         prompts = self.prompts[picture] if self.grid is None else _grid(size, self.grid)
         for prompt in prompts:
             try:
-                _check(prompt, size)
+                prompt.check(size)
             except InvalidInputError as e:
                 raise InvalidInputError(f"{picture}: {e}") from e
         self.reference.predictor.set_image(image)
@@ -105,59 +106,6 @@ class Agreement:
             row = {"picture": picture, "id": i, "area": float(area)}
             rows.append(row | measure(prompt.kind, prompt, answer, truth.mask, box))
         return rows
-
-
-def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
-    """Read prompts, in pixels, for pictures by name.
-
-    A CSV has a line a prompt and the columns `picture`, then `x` and `y`, or `left`, `top`, `right` and `bottom`. JSON is a
-    list of objects with the same keys, or with `points` (pairs of x and y), `labels` (1 foreground, 0 background) and `box`.
-
-    Raises:
-        InvalidInputError: it is neither, or a prompt is not whole.
-    """
-    path = Path(path)
-    try:
-        if path.suffix.lower() == ".json":
-            entries = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                entries = list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error) as e:
-        raise InvalidInputError(f"the prompts {path} cannot be read ({e}): give a CSV or a JSON file.") from e
-    if not isinstance(entries, list) or not entries:
-        raise InvalidInputError(f"{path} holds no list of prompts: see the docs of read_prompts.")
-    prompts: dict[str, list[Prompt]] = {}
-    for number, entry in enumerate(entries, 1):
-        try:
-            prompts.setdefault(str(entry["picture"]), []).append(_prompt(entry))
-        except (KeyError, TypeError, ValueError) as e:
-            raise InvalidInputError(
-                f"prompt {number} of {path} is {entry!r}: give picture, and x and y or left, top, right and bottom."
-            ) from e
-    return prompts
-
-
-def _prompt(entry: dict[str, Any]) -> Prompt:
-    points = [[float(x), float(y)] for x, y in entry.get("points", [])]
-    if entry.get("x") not in (None, ""):
-        points.append([float(entry["x"]), float(entry["y"])])
-    box = entry.get("box")
-    if entry.get("left") not in (None, ""):
-        box = [entry[side] for side in ("left", "top", "right", "bottom")]
-    if not points and not box:
-        raise KeyError("x")
-    labels = [int(label) for label in entry.get("labels", [1] * len(points))]
-    if len(labels) != len(points):
-        raise ValueError("labels")
-    return Prompt(points, labels, [float(v) for v in box] if box else None)
-
-
-def _check(prompt: Prompt, size: tuple[int, int]) -> None:
-    if prompt.points:
-        as_points(prompt.points, prompt.labels, size)
-    if prompt.box is not None:
-        as_box(prompt.box, size)
 
 
 def _grid(size: tuple[int, int], side: int) -> list[Prompt]:

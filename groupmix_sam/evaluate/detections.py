@@ -9,9 +9,10 @@ from typing import Any
 
 from ..errors import InvalidInputError, MissingExtraError
 from ..images import read_image
+from ..prompts import Prompt
 from ..weights import sha256
 from .labelled import Row, encode, load_coco
-from .protocol import Prompt, Protocol, ask
+from .protocol import Protocol, ask
 from .results import Result
 
 try:

@@ -12,9 +12,10 @@ import numpy as np
 from ..annotations import decode_rle, encode_rle
 from ..errors import InvalidInputError, MissingExtraError
 from ..images import read_image
+from ..prompts import Prompt
 from ..weights import sha256
 from .metrics import Mask, boundary_iou, filled_box, iou, tight_box
-from .protocol import Answer, Prompt, Protocol, ask, click, prompt_for
+from .protocol import Answer, Protocol, ask, click, prompt_for
 
 try:
     from pycocotools.coco import COCO

@@ -1,6 +1,6 @@
 """What exactly is measured: which prompts, which mask of those that SAM offers, which annotations."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from segment_anything.utils.amg import calculate_stability_score
 
 from ..errors import InvalidInputError, UnknownNameError
+from ..prompts import Prompt
 from .metrics import Mask, innermost_pixel, iou, next_click, random_pixel
 
-__all__ = ["CHOICES", "PRESETS", "Answer", "Prompt", "Protocol", "ask", "click", "preset", "prompt_for"]
+__all__ = ["CHOICES", "PRESETS", "Answer", "Protocol", "ask", "click", "preset", "prompt_for"]
 
 CHOICES = {
     "single": "the mask that SAM gives when asked for one",
@@ -77,31 +78,6 @@ def preset(name: str) -> Protocol:
     if name not in PRESETS:
         raise UnknownNameError.near("preset", name, PRESETS)
     return PRESETS[name]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is asked with: N x 2 points with N labels, a box (left, top, right, bottom), or both; in pixels."""
-
-    points: list[list[float]] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    box: list[float] | None = None
-
-    @property
-    def kind(self) -> str:
-        return "box" if self.box is not None else "point"
-
-    def arrays(self) -> dict[str, Any]:
-        """Return it as `SamPredictor.predict` takes it."""
-        return {
-            "point_coords": np.array(self.points, dtype=np.float64) if self.points else None,
-            "point_labels": np.array(self.labels) if self.points else None,
-            "box": None if self.box is None else np.array(self.box, dtype=np.float64),
-        }
-
-    def record(self) -> dict[str, Any]:
-        """Return what is not empty, as JSON has it."""
-        return {key: value for key, value in asdict(self).items() if value}
 
 
 @dataclass(frozen=True)

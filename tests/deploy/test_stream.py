@@ -175,11 +175,16 @@ def test_prompt_files(tmp_path):
     prompts = read_prompts(path)
     assert prompts.boxes is None
     assert prompts.labels.tolist() == [[1], [1]]
-    for text in ("no json", "[]", "{}", '{"boxes": [[1], [1, 2]]}'):
+    path.write_text(json.dumps({"points": [[[3, 4]], [[5, 6], [7, 8]]], "boxes": [[1, 2, 9, 9], [1, 2, 9, 8]]}))
+    prompts = read_prompts(path)
+    assert prompts.boxes.tolist() == [[1, 2, 9, 9], [1, 2, 9, 8]]
+    assert prompts.points.tolist() == [[[3, 4], [0, 0]], [[5, 6], [7, 8]]]
+    assert prompts.labels.tolist() == [[1, -1], [1, 1]], "-1 is no point"
+    for text in ("no json", "[]", "{}", '{"boxes": [[1], [1, 2]]}', '[{"picture": "a.jpg", "x": 1, "y": 2}]'):
         path.write_text(text)
         with pytest.raises(InvalidInputError, match=r"a\.json"):
             read_prompts(path)
-    with pytest.raises(InvalidInputError, match="holds no prompts"):
+    with pytest.raises(InvalidInputError, match="cannot be read"):
         read_prompts(tmp_path / "none.json")
 
 

@@ -1,9 +1,7 @@
-import json
-
 import pytest
 
 from groupmix_sam.errors import InvalidInputError
-from groupmix_sam.evaluate import Agreement, Model, Prompt, Protocol, evaluate, read_prompts
+from groupmix_sam.evaluate import Agreement, Model, Protocol, evaluate
 
 from .pictures import PlainPredictor, draw_dataset
 
@@ -49,37 +47,6 @@ def test_grid_keeps_what_the_reference_is_sure_of(pictures, tmp_path):
     assert [row["given"]["points"] for row in rows[:4]] == [[[24, 16]], [[72, 16]], [[24, 48]], [[72, 48]]]
     assert task.measure(plain.predictor, "0.png") == rows[:4]
     assert Agreement(pictures, Protocol(), plain, 2, confidence=0.95).measure(plain.predictor, "0.png") == []
-
-
-def test_prompts_from_json(tmp_path):
-    entries = [
-        {"picture": "a.jpg", "points": [[1, 2], [3, 4]], "labels": [1, 0]},
-        {"picture": "b.jpg", "box": [1, 2, 3, 4]},
-        {"picture": "a.jpg", "x": 5, "y": 6},
-    ]
-    (tmp_path / "p.json").write_text(json.dumps(entries))
-    assert read_prompts(tmp_path / "p.json") == {
-        "a.jpg": [Prompt([[1.0, 2.0], [3.0, 4.0]], [1, 0]), Prompt([[5.0, 6.0]], [1])],
-        "b.jpg": [Prompt(box=[1.0, 2.0, 3.0, 4.0])],
-    }
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("p.csv", "picture,x,y\n", "no list of prompts"),
-        ("p.csv", "file,x,y\na.jpg,1,2\n", "prompt 1 of"),
-        ("p.csv", "picture,x,y\na.jpg,1,2\na.jpg,1,z\n", "prompt 2 of"),
-        ("p.csv", "picture,left,top,right,bottom\na.jpg,1,2,3,\n", "prompt 1 of"),
-        ("p.json", "{", "cannot be read"),
-        ("p.json", '[{"picture": "a.jpg"}]', "prompt 1 of"),
-        ("p.json", '[{"picture": "a.jpg", "points": [[1, 2]], "labels": []}]', "prompt 1 of"),
-    ],
-)
-def test_bad_prompts(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InvalidInputError, match=message):
-        read_prompts(tmp_path / name)
 
 
 def test_prompts_that_do_not_fit(pictures, tmp_path):

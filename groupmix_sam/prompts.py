@@ -1,0 +1,119 @@
+"""What to segment: points and boxes, and the files that people keep them in."""
+
+import csv
+import json
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InvalidInputError
+from .images import as_box, as_points
+
+__all__ = ["EVERY", "Prompt", "read_prompts"]
+
+# What prompts that are for every picture are kept under.
+EVERY = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked with: N x 2 points with N labels, a box (left, top, right, bottom), or both; in pixels.
+
+    `category` is the name of what it shows, if that is known.
+    """
+
+    points: list[list[float]] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    box: list[float] | None = None
+    category: str | None = None
+
+    @property
+    def kind(self) -> str:
+        return "box" if self.box is not None else "point"
+
+    def arrays(self) -> dict[str, Any]:
+        """Return it as `SamPredictor.predict` takes it."""
+        return {
+            "point_coords": np.array(self.points, dtype=np.float64) if self.points else None,
+            "point_labels": np.array(self.labels) if self.points else None,
+            "box": None if self.box is None else np.array(self.box, dtype=np.float64),
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Return what is not empty, as JSON has it."""
+        return {key: value for key, value in asdict(self).items() if value}
+
+    def check(self, size: tuple[int, int]) -> None:
+        """Raise InvalidInputError if it cannot be asked of a picture of that height and width."""
+        if self.points:
+            as_points(self.points, self.labels, size)
+        if self.box is not None:
+            as_box(self.box, size)
+
+
+def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
+    """Read prompts, in pixels, for pictures by name.
+
+    A CSV has a line a prompt and the columns `picture`, then `x` and `y`, or `left`, `top`, `right` and `bottom`; `category`
+    if that is known. JSON is a list of objects with the same keys, or with `points` (pairs of x and y), `labels` (1 foreground,
+    0 background) and `box`. Or it is one object, for every picture: `boxes`, P x 4, or `points`, P x N x 2, with `labels`,
+    P x N, or both, and `categories`, P; those stand under `EVERY`.
+
+    Raises:
+        InvalidInputError: it is neither, or a prompt is not whole.
+    """
+    path = Path(path)
+    try:
+        if path.suffix.lower() == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                content = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as e:
+        raise InvalidInputError(f"the prompts {path} cannot be read ({e}): give a CSV or a JSON file.") from e
+    entries = _for_every_picture(content, path) if isinstance(content, dict) else content
+    if not isinstance(entries, list) or not entries:
+        raise InvalidInputError(f"{path} holds no list of prompts: see the docs of read_prompts.")
+    prompts: dict[str, list[Prompt]] = {}
+    for number, entry in enumerate(entries, 1):
+        try:
+            prompts.setdefault(str(entry["picture"]), []).append(_prompt(entry))
+        except (KeyError, OverflowError, TypeError, ValueError) as e:
+            raise InvalidInputError(
+                f"prompt {number} of {path} is {entry!r}: give picture, and x and y or left, top, right and bottom."
+            ) from e
+    return prompts
+
+
+def _for_every_picture(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Return columns, `boxes`, `points`, `labels` and `categories`, as a list of prompts."""
+    keys = {"boxes": "box", "points": "points", "labels": "labels", "categories": "category"}
+    columns = {keys[name]: values for name, values in content.items() if name in keys and values is not None}
+    if not {"box", "points"} & columns.keys():
+        raise InvalidInputError(f'{path} has neither "boxes" nor "points": write {{"boxes": [[left, top, right, bottom]]}}.')
+    try:
+        rows = list(zip(*columns.values(), strict=True))
+    except (TypeError, ValueError) as e:
+        raise InvalidInputError(f"{path} has lists of different lengths ({e}): give each one value a prompt.") from e
+    return [{"picture": EVERY, **dict(zip(columns, row, strict=True))} for row in rows]
+
+
+def _prompt(entry: dict[str, Any]) -> Prompt:
+    points = [[float(x), float(y)] for x, y in entry.get("points", [])]
+    if entry.get("x") not in (None, ""):
+        points.append([float(entry["x"]), float(entry["y"])])
+    box = entry.get("box")
+    if entry.get("left") not in (None, ""):
+        box = [entry[side] for side in ("left", "top", "right", "bottom")]
+    if not points and not box:
+        raise KeyError("x")
+    labels = [int(label) for label in entry.get("labels", [1] * len(points))]
+    if len(labels) != len(points):
+        raise ValueError("labels")
+    if box is not None and len(box) != 4:
+        raise ValueError("box")
+    category = entry.get("category")
+    return Prompt(points, labels, [float(v) for v in box] if box else None, str(category) if category else None)

@@ -1,0 +1,77 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from groupmix_sam.errors import InvalidInputError
+from groupmix_sam.prompts import EVERY, Prompt, read_prompts
+
+
+def test_prompts_from_json(tmp_path):
+    entries = [
+        {"picture": "a.jpg", "points": [[1, 2], [3, 4]], "labels": [1, 0]},
+        {"picture": "b.jpg", "box": [1, 2, 3, 4]},
+        {"picture": "a.jpg", "x": 5, "y": 6},
+    ]
+    (tmp_path / "p.json").write_text(json.dumps(entries))
+    assert read_prompts(tmp_path / "p.json") == {
+        "a.jpg": [Prompt([[1.0, 2.0], [3.0, 4.0]], [1, 0]), Prompt([[5.0, 6.0]], [1])],
+        "b.jpg": [Prompt(box=[1.0, 2.0, 3.0, 4.0])],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", "picture,x,y\n", "no list of prompts"),
+        ("p.csv", "file,x,y\na.jpg,1,2\n", "prompt 1 of"),
+        ("p.csv", "picture,x,y\na.jpg,1,2\na.jpg,1,z\n", "prompt 2 of"),
+        ("p.csv", "picture,left,top,right,bottom\na.jpg,1,2,3,\n", "prompt 1 of"),
+        ("p.json", "{", "cannot be read"),
+        ("p.json", '[{"picture": "a.jpg"}]', "prompt 1 of"),
+        ("p.json", '[{"picture": "a.jpg", "points": [[1, 2]], "labels": []}]', "prompt 1 of"),
+        ("p.json", '[{"picture": "a.jpg", "box": [1, 2, 3]}]', "prompt 1 of"),
+        ("p.json", '{"picture": "a.jpg", "box": [1, 2, 3, 4]}', 'neither "boxes" nor "points"'),
+        ("p.json", '{"boxes": [[1, 2, 3, 4]], "categories": ["a", "b"]}', "lists of different lengths"),
+        ("p.json", '{"boxes": 3}', "lists of different lengths"),
+    ],
+)
+def test_bad_prompts(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InvalidInputError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def test_prompts_for_every_picture(tmp_path):
+    content = {"boxes": [[1, 2, 3, 4], [5, 6, 7, 8]], "points": [[[1, 2]], [[6, 7], [6, 8]]], "labels": [[1], [1, 0]]}
+    (tmp_path / "p.json").write_text(json.dumps(content | {"categories": ["nut", None]}))
+    assert read_prompts(tmp_path / "p.json") == {
+        EVERY: [
+            Prompt([[1.0, 2.0]], [1], [1.0, 2.0, 3.0, 4.0], "nut"),
+            Prompt([[6.0, 7.0], [6.0, 8.0]], [1, 0], [5.0, 6.0, 7.0, 8.0]),
+        ]
+    }
+
+
+def test_categories_of_a_csv(tmp_path):
+    (tmp_path / "p.csv").write_text("picture,x,y,category\na.jpg,1,2,hand\na.jpg,3,4,\n")
+    assert read_prompts(tmp_path / "p.csv") == {"a.jpg": [Prompt([[1.0, 2.0]], [1], None, "hand"), Prompt([[3.0, 4.0]], [1])]}
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.sampled_from(["picture", "box", "boxes", "x"]), values),
+    max_leaves=8,
+)
+
+
+@given(json_values)
+def test_any_json_is_read_or_refused(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("prompts") / "p.json"
+    path.write_text(json.dumps(content))
+    try:
+        prompts = read_prompts(path)
+    except InvalidInputError:
+        return
+    assert all(isinstance(prompt, Prompt) for group in prompts.values() for prompt in group)
