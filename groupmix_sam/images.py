@@ -33,7 +33,7 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
         return decode_image(Path(path).read_bytes(), path)
     except FileNotFoundError as e:
         raise ImageReadError(f"there is no picture {path}: check the path.") from e
-    except OSError as e:
+    except (OSError, ValueError) as e:  # a ValueError of a name that no file can have
         if isinstance(e, ImageReadError):
             raise
         raise ImageReadError(f"{path} cannot be read ({e}): check the path and its permissions.") from e
@@ -47,6 +47,7 @@ def decode_image(data: bytes, name: object) -> NDArray[np.uint8]:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damage beside the pixels, such as in EXIF data
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as file:
                 image = ImageOps.exif_transpose(file)
@@ -57,7 +58,7 @@ def decode_image(data: bytes, name: object) -> NDArray[np.uint8]:
         raise ImageReadError(f"{name} is too large ({e}): scale it down first.") from e
     except UnidentifiedImageError as e:  # whose text has an address in memory
         raise ImageReadError(f"{name} is no picture of a known format: convert it to PNG or JPEG.") from e
-    except (OSError, SyntaxError, ValueError) as e:
+    except Exception as e:  # damaged files make Pillow raise nearly anything
         raise ImageReadError(f"{name} cannot be read as a picture ({e}): convert it to PNG or JPEG.") from e
 
 
