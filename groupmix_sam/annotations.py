@@ -12,6 +12,8 @@ from .errors import InvalidInputError
 __all__ = ["Rle", "decode_rle", "encode_rle"]
 
 Mask = NDArray[np.bool_]
+# Larger pictures are a fault in a file, and would take all memory.
+MOST_PIXELS = 2**31
 
 
 class Rle(TypedDict):
@@ -42,9 +44,9 @@ def decode_rle(rle: Mapping[str, Any]) -> Mask:
     try:
         (height, width), counts = map(int, rle["size"]), rle["counts"]
         runs = _decompress(counts) if isinstance(counts, (str, bytes)) else [int(count) for count in counts]
-        if height < 0 or width < 0 or min(runs, default=0) < 0 or sum(runs) != height * width:
+        if min(height, width, *runs) < 0 or sum(runs) != height * width or sum(runs) > MOST_PIXELS:
             raise ValueError(f"runs of {sum(runs)} pixels for {width} x {height}")
-    except (IndexError, KeyError, TypeError, ValueError) as e:
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError) as e:
         raise InvalidInputError(f"a mask is no RLE ({e!r}): give COCO's size and counts.") from e
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape((height, width), order="F")

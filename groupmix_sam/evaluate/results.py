@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -16,12 +17,16 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import InvalidInputError
-from .labelled import Row
+from ..weights import write_beside
+from .labelled import Row, decode
 from .models import Model
 
 __all__ = ["Result", "Task", "evaluate", "load_result"]
 
 FORMAT = 1
+# What every row of a kind of evaluation has to be summed up.
+FIGURES = ("area", "iou", "boundary_iou", "predicted_iou", "filled_box_iou")
+NUMBERS = {"labelled": FIGURES, "agreement": FIGURES, "detections": ("score", "predicted_iou")}
 
 
 class Task(Protocol):
@@ -71,8 +76,10 @@ def load_result(path: str | PathLike[str]) -> Result:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise KeyError("format")
-        return Result(**content)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as e:
+        result = Result(**content)
+        _check_values(result)
+        return result
+    except (OSError, OverflowError, RecursionError, ValueError, AttributeError, KeyError, TypeError) as e:
         raise InvalidInputError(f"{path} is no result of `groupmix-sam evaluate` ({e}): make one with it.") from e
 
 
@@ -129,6 +136,23 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
     return result
 
 
+def _check_values(result: Result) -> None:
+    """Raise ValueError, KeyError or TypeError for a value that a summary could not use."""
+    reference = result.data["reference"] if result.kind == "agreement" else {"name": ""}
+    names = [result.protocol["name"], result.model["name"], reference["name"], *result.protocol["prompts"].values()]
+    digest = result.model["sha256"]
+    if not all(isinstance(name, str) for name in names) or not isinstance(digest, str | None) or not result.rows:
+        raise ValueError("protocol, model, data or rows")
+    for row in result.rows:
+        values = [row[name] for name in NUMBERS[result.kind]]
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+            raise ValueError(f"values {values} in a row")
+        if not all(isinstance(row[name], str) for name in ("picture", "prompt", "mask")):
+            raise ValueError("a row's picture, prompt or mask")
+        decode(row, "mask")
+        hash(row["id"])
+
+
 def _read_parts(parts: Path, header: dict[str, Any]) -> dict[str, list[Row]]:
     """Return the rows of the pictures that are done; a line that was cut by a kill does not count."""
     done: dict[str, list[Row]] = {}
@@ -168,6 +192,4 @@ def _versions() -> dict[str, str]:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_beside(path, lambda part: part.write_text(text, encoding="utf-8"))
