@@ -41,6 +41,7 @@ __all__ = [
     "checksum",
     "load_prompt_and_decoder",
     "load_weights",
+    "make_folder",
     "push_to_hub",
     "save_pretrained",
     "save_weights",
@@ -252,10 +253,9 @@ def save_pretrained(
     """
     folder = Path(folder)
     card = model_card(sam, str(folder), training)  # first, as it checks what it is given
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as e:
-        raise InvalidInputError(f"{folder} is a file: give a folder to write to.") from e
+    if folder.is_file():
+        raise InvalidInputError(f"{folder} is a file: give a folder to write to.")
+    make_folder(folder)
     encoder = sam.image_encoder
     save_weights(sam, folder / FILE_NAME, training=training, half=half)
     model_args = {"img_size": encoder.img_size}
@@ -369,6 +369,14 @@ def checksum(tensors: dict[str, Tensor]) -> str:
         crc = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), crc)
         crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data, crc)
     return f"{crc:08x}"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise SaveError(f"the folder {folder} cannot be made ({e}): give another place.") from e
 
 
 def write_beside(path: Path, write: Callable[[Path], Any]) -> None:

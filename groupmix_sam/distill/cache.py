@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from ..encoders.config import STRIDE
-from ..errors import ImageReadError, InvalidInputError, SaveError
+from ..errors import ImageReadError, InvalidInputError
 from ..pictures import Picture
-from ..weights import checksum, write_beside
+from ..weights import checksum, make_folder, write_beside
 from .data import CachedPicture, Maps, pad_and_normalize, resize
 from .run import process_state
 from .teacher import Teacher
@@ -47,10 +47,7 @@ def cache_features(
         SaveError: the folder cannot be written to.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise SaveError(f"the cache {folder} cannot be made ({e}): give another folder, or do without one.") from e
+    make_folder(folder)
     state = process_state()
     needed = cache_bytes(pictures, teacher, image_size) - sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     free = shutil.disk_usage(folder).free

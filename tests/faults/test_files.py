@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import struct
 import tarfile
 import warnings
@@ -70,6 +71,11 @@ def folder(tmp_path_factory):
 def sam():
     torch.manual_seed(0)
     return build_sam_groupmix(None, **TINY)
+
+
+@pytest.fixture(scope="module")
+def predictor(sam):
+    return Predictor(sam)
 
 
 @pytest.mark.parametrize("form", PICTURES)
@@ -256,16 +262,16 @@ def test_feature_caches(attempt, folder, data):
 
 @bounded(40)
 @given(data=st.data())
-def test_embeddings(attempt, folder, sam, data):
+def test_embeddings(attempt, folder, predictor, data):
     """What is read is what was saved, to the last bit."""
-    predictor = Predictor(sam)
     predictor.set_image(PICTURE)
+    expected = predictor.get_image_embedding()
     whole = predictor.save_embedding(folder / "e.safetensors").read_bytes()
     (folder / "e.safetensors").write_bytes(data.draw(damaged(whole)))
-    other = Predictor(sam)
-    attempt("embeddings", lambda: other.load_embedding(folder / "e.safetensors"))
-    if other.is_image_set:
-        assert np.array_equal(other.get_image_embedding(), predictor.get_image_embedding())
+    predictor.reset_image()
+    attempt("embeddings", lambda: predictor.load_embedding(folder / "e.safetensors"))
+    if predictor.is_image_set:
+        assert np.array_equal(predictor.get_image_embedding(), expected)
 
 
 @bounded(40)
@@ -323,16 +329,16 @@ def test_prompts(attempt, folder, data):
 
 @bounded(100)
 @given(data=st.data())
-def test_prompts_of_a_stream(attempt, folder, sam, data):
+def test_prompts_of_a_stream(attempt, folder, predictor, data):
     """What is read, the predictor takes or refuses."""
     whole = {"boxes": [[1, 2, 20, 30], [2, 3, 9, 9]], "points": [[[1, 2]], [[3, 4]]], "labels": [[1], [0]]}
     (folder / "s.json").write_text(json.dumps(data.draw(mutated(whole))))
     prompts = attempt("prompts of a stream", lambda: read_stream_prompts(folder / "s.json"))
     if prompts is not None:
-        predictor = Predictor(sam)
         predictor.set_image(PICTURE)
         attempt(
-            "prompts of a stream, asked", lambda: predictor.predict_batch(prompts.points, prompts.labels, prompts.boxes, False)
+            "prompts of a stream, asked",
+            lambda: predictor.predict_batch(prompts.points, prompts.labels, prompts.boxes, multimask_output=False),
         )
 
 
@@ -406,6 +412,26 @@ def test_results(attempt, whole_result, folder, data):
     attempt("results", lambda: load_result(folder / "r.json"))
 
 
+@bounded(60)
+@given(data=st.data())
+def test_what_a_killed_evaluation_left(attempt, dataset, folder, data):
+    """It is gone on with or refused; a cut last line is what a kill leaves."""
+    task = Labelled(dataset / "annotations.json", dataset / "images", Protocol(prompts=("box",)))
+    output, parts = folder / "k.json", folder / "k.json.parts"
+    output.unlink(missing_ok=True)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(task, Model(Interrupted(), "plain"), output)
+    (parts / "0.jsonl").write_bytes(data.draw(damaged((parts / "0.jsonl").read_bytes())))
+    result = attempt("killed evaluations", lambda: evaluate(task, Model(PlainPredictor(), "plain"), output))
+    assert result is None or {row["picture"] for row in result.rows} == {"0.png"}
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+class Interrupted(PlainPredictor):
+    def set_image(self, image):
+        raise KeyboardInterrupt
+
+
 @bounded(200)
 @given(data=st.data())
 def test_run_lengths(attempt, data):
@@ -424,7 +450,8 @@ def test_run_lengths(attempt, data):
 @given(junk=JUNK)
 def test_junk_for_names(attempt, folder, junk):
     """Whatever is given for a path or a name."""
-    for read in (build_sam_groupmix, read_image, lambda name: build_sam_groupmix(None, encoder=name)):
+    by_name = (lambda name: build_sam_groupmix(name, **TINY), lambda name: build_sam_groupmix(None, encoder=name))
+    for read in (*by_name, read_image):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             attempt("names", lambda read=read: read(junk))

@@ -1,5 +1,6 @@
 """Disks that are full, places that cannot be written to, no network, and two processes at the same work."""
 
+import json
 import resource
 import socket
 import subprocess
@@ -14,14 +15,17 @@ from safetensors.torch import load_file
 from groupmix_sam import build_sam_groupmix, save_pretrained
 from groupmix_sam.batch import Folder, Job, Segmenter
 from groupmix_sam.deploy import Predictor
+from groupmix_sam.deploy.stream import MaskFile
+from groupmix_sam.deploy.stream import Result as Stream
 from groupmix_sam.distill import cache_features, find_pictures
 from groupmix_sam.distill.checkpoint import Progress, save_checkpoint
 from groupmix_sam.errors import SaveError, WeightsNotFoundError
-from groupmix_sam.evaluate import Result
+from groupmix_sam.evaluate import Labelled, Model, Protocol, Result, evaluate
 from groupmix_sam.weights import save_weights
 
 from ..deploy.conftest import draw
 from ..distill.conftest import SIZE, PlainTeacher, paint
+from ..evaluate.pictures import PlainPredictor, draw_dataset
 
 TINY = {"encoder": "gmf_sam_test", "image_size": 256}
 
@@ -78,6 +82,29 @@ def test_a_full_disk_keeps_the_cache_and_the_parts(count, tmp_path):
     with full_disk(), pytest.raises(SaveError):
         cache_features(pictures, PlainTeacher(), tmp_path / "cache", SIZE)
     assert [path.read_bytes() for path in (tmp_path / "cache").iterdir()] == [whole]
+    count("full disk")
+
+
+def test_a_full_disk_keeps_what_a_stream_has_seen(count, tmp_path):
+    result = Stream(0, draw(), np.array([draw()[:, :, 0] > 100]), np.array([0.5]), 0.1)
+    with MaskFile(tmp_path / "m.jsonl") as file:
+        file.write(result)
+        room = file.part.stat().st_size + 10
+        with full_disk(room), pytest.raises(SaveError, match="cannot be written"):
+            file.write(result)
+    first, *_ = (tmp_path / "m.jsonl").read_text().split("\n")
+    assert json.loads(first)["frame"] == 0
+    count("full disk")
+
+
+def test_a_full_disk_keeps_what_is_evaluated(count, tmp_path):
+    """And the next start goes on to what would have come of one."""
+    data = draw_dataset(tmp_path / "data")
+    task = Labelled(data / "annotations.json", data / "images", Protocol(prompts=("box",)))
+    whole = evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "whole.json")
+    with full_disk(2000), pytest.raises(SaveError, match="what is done is kept"):
+        evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "again.json")
+    assert evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "again.json") == whole
     count("full disk")
 
 
