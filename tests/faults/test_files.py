@@ -446,7 +446,7 @@ def test_run_lengths(attempt, data):
         assert found.shape == tuple(rle["size"])
 
 
-@bounded(60)
+@bounded(25)
 @given(junk=JUNK)
 def test_junk_for_names(attempt, folder, junk):
     """Whatever is given for a path or a name."""
