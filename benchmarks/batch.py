@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--box", required=True)
     parser.add_argument("--size", type=int, default=1024)
-    parser.add_argument("--count", type=int, default=12, help="pictures a worker")
+    parser.add_argument("--count", type=int, default=8, help="pictures a worker")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=list(range(1, (os.cpu_count() or 1) + 1)))
     args = parser.parse_args()
@@ -83,7 +83,7 @@ def main() -> None:
     for workers in args.workers:
         for other, name in ((0, "the plain process"), (args.workers[0], f"{args.workers[0]} worker")):
             median, low, high = interval([a / b for a, b in zip(rates[workers], rates[other], strict=True)])
-            print(f"{workers} workers to {name}: {median:.3f} ({low:.3f} to {high:.3f})", end="; " if not other else "")
+            print(f"{workers} workers to {name}: {median:.3f} ({low:.3f} to {high:.3f})", end="; ")
         print(f"{statistics.median(rates[workers]):.2f} pictures/s")
     print(
         f"until the first part: {statistics.median(starts):.1f} s; {args.picture.stat().st_size} bytes read a picture, ", end=""
