@@ -56,8 +56,10 @@ def decode_image(data: bytes, name: object) -> NDArray[np.uint8]:
                 return np.array(image.convert("RGB"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise ImageReadError(f"{name} is too large ({e}): scale it down first.") from e
-    except UnidentifiedImageError as e:  # whose text has an address in memory
-        raise ImageReadError(f"{name} is no picture of a known format: convert it to PNG or JPEG.") from e
+    except ImageReadError:
+        raise
+    except UnidentifiedImageError as e:  # which only says where in memory the bytes are
+        raise ImageReadError(f"{name} cannot be read as a picture: convert it to PNG or JPEG.") from e
     except Exception as e:  # damaged files make Pillow raise nearly anything
         raise ImageReadError(f"{name} cannot be read as a picture ({e}): convert it to PNG or JPEG.") from e
 

@@ -58,8 +58,8 @@ class TestReadImage:
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
         (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
         (tmp_path / "empty.png").touch()
-        for name, what in (("text.jpg", "is no picture"), ("cut.png", "cannot be read"), ("empty.png", "is no picture")):
-            with pytest.raises(ImageReadError, match=f"{name} {what}"):
+        for name in ("text.jpg", "cut.png", "empty.png"):
+            with pytest.raises(ImageReadError, match=f"{name} cannot be read as a picture"):
                 read_image(tmp_path / name)
 
     def test_a_bomb(self, tmp_path, monkeypatch):
