@@ -47,7 +47,7 @@ class UnknownNameError(GroupMixSamError, KeyError):
 
 
 class RunStoppedError(GroupMixSamError, InterruptedError):
-    """A run that was told to stop and has saved what it needs to go on."""
+    """A run that was told to stop, or had to, and has saved what it needs to go on."""
 
 
 class SaveError(GroupMixSamError, OSError):

@@ -33,7 +33,7 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
         return decode_image(Path(path).read_bytes(), path)
     except FileNotFoundError as e:
         raise ImageReadError(f"there is no picture {path}: check the path.") from e
-    except OSError as e:
+    except (OSError, ValueError) as e:  # a ValueError of a name that no file can have
         if isinstance(e, ImageReadError):
             raise
         raise ImageReadError(f"{path} cannot be read ({e}): check the path and its permissions.") from e
@@ -47,6 +47,7 @@ def decode_image(data: bytes, name: object) -> NDArray[np.uint8]:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damage beside the pixels, such as in EXIF data
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as file:
                 image = ImageOps.exif_transpose(file)
@@ -55,7 +56,11 @@ def decode_image(data: bytes, name: object) -> NDArray[np.uint8]:
                 return np.array(image.convert("RGB"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise ImageReadError(f"{name} is too large ({e}): scale it down first.") from e
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
+    except ImageReadError:
+        raise
+    except UnidentifiedImageError as e:  # which only says where in memory the bytes are
+        raise ImageReadError(f"{name} cannot be read as a picture: convert it to PNG or JPEG.") from e
+    except Exception as e:  # damaged files make Pillow raise nearly anything
         raise ImageReadError(f"{name} cannot be read as a picture ({e}): convert it to PNG or JPEG.") from e
 
 

@@ -42,7 +42,7 @@ class Picture:
                 return f.read(self.size)
         except FileNotFoundError as e:
             raise ImageReadError(f"there is no picture {self}: check the path.") from e
-        except OSError as e:
+        except (OSError, ValueError) as e:  # a ValueError of a name that no file can have
             raise ImageReadError(f"{self} cannot be read ({e}): check the path and its permissions.") from e
 
     def decode(self) -> NDArray[np.uint8]:
@@ -63,7 +63,10 @@ def find_pictures(source: str | PathLike[str]) -> list[Picture]:
     if source.is_dir():
         files = sorted(p for p in source.rglob("*") if p.suffix.lower() in {*SUFFIXES, ".tar"} and p.is_file())
     elif source.suffix.lower() == ".txt" and source.is_file():
-        lines = source.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = source.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as e:
+            raise InvalidInputError(f"{source} cannot be read as a list ({e}): write a path a line, in UTF-8.") from e
         files = [source.parent / line.strip() for line in lines if line.strip()]
     elif source.suffix.lower() == ".tar" and source.is_file():
         files = [source]

@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 import warnings
+import zlib
 from collections.abc import Callable
 from importlib import import_module
 from os import PathLike
@@ -37,8 +38,10 @@ from .encoders.config import pretrained_file
 from .errors import InvalidInputError, SaveError, WeightsError, WeightsNotFoundError
 
 __all__ = [
+    "checksum",
     "load_prompt_and_decoder",
     "load_weights",
+    "make_folder",
     "push_to_hub",
     "save_pretrained",
     "save_weights",
@@ -88,6 +91,9 @@ def load_weights(sam: Sam, checkpoint: str | PathLike[str]) -> None:
     rename = import_module(type(encoder).__module__).checkpoint_filter_fn
     loaded = {k: v for k, v in state_dict.items() if not k.startswith("image_encoder.")}
     loaded |= {f"image_encoder.{k}": v for k, v in rename(state_dict, encoder).items()}
+    lost = sorted(k for k, v in loaded.items() if v.is_floating_point() and not torch.isfinite(v).all())
+    if lost:
+        raise WeightsError(f"{path} is damaged, {_some('tensors hold values that are not finite', lost)}: download it again.")
     try:
         sam.load_state_dict(loaded, strict=True)
     except RuntimeError as e:
@@ -160,7 +166,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as f:
             return {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118
-    except SafetensorError as e:
+    except (OSError, SafetensorError) as e:
         raise WeightsError(
             f"{path} is not a whole safetensors file ({e}): download or save it again. Pickles are not read under any name."
         ) from e
@@ -247,10 +253,9 @@ def save_pretrained(
     """
     folder = Path(folder)
     card = model_card(sam, str(folder), training)  # first, as it checks what it is given
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as e:
-        raise InvalidInputError(f"{folder} is a file: give a folder to write to.") from e
+    if folder.is_file():
+        raise InvalidInputError(f"{folder} is a file: give a folder to write to.")
+    make_folder(folder)
     encoder = sam.image_encoder
     save_weights(sam, folder / FILE_NAME, training=training, half=half)
     model_args = {"img_size": encoder.img_size}
@@ -354,6 +359,24 @@ def sha256(path: Path) -> str:
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """Return what changes with the tensors' names, types, shapes and values."""
+    crc = 0
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        crc = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), crc)
+        crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, if it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise SaveError(f"the folder {folder} cannot be made ({e}): give another place.") from e
 
 
 def write_beside(path: Path, write: Callable[[Path], Any]) -> None:

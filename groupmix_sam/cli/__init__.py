@@ -8,6 +8,7 @@ import typer
 from .. import __version__
 from ..errors import GroupMixSamError
 from .adapt import adapt
+from .batch import batch
 from .compare import compare
 from .distill import distill
 from .encoders import encoders
@@ -43,7 +44,7 @@ PANELS = {
     "Use": (segment, everything, stream, info),
     "Train": (distill, adapt),
     "Measure": (evaluate, compare, profile, encoders),
-    "Deploy": (export, push),
+    "Deploy": (export, batch, push),
 }
 for panel, commands in PANELS.items():
     for command in commands:

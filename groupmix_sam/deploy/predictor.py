@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from copy import deepcopy
 from os import PathLike
@@ -13,15 +12,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 
+from ..encoders.config import check_img_size
 from ..encoders.groupmixformer import GroupMixFormer
 from ..errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFoundError
 from ..images import as_rgb, check_aspect
 from ..runtimes import Model, OnnxModel, OpenvinoModel, TensorrtModel, TorchModel
-from ..weights import sha256
+from ..weights import checksum, sha256, write_beside
 from .decoder import Decoder, ImageTokens
 from .fuse import fuse
 
@@ -216,19 +216,19 @@ class Predictor:
         return self._features[index]
 
     def save_embedding(self, path: str | PathLike[str]) -> Path:
-        """Write the pictures' embeddings as safetensors, beside and then renamed; return the path."""
+        """Write the pictures' embeddings as safetensors, beside and then renamed; return the path.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
         if not self._features:
             raise NoImageError("an image must be set with set_image() to have an embedding.")
         path = Path(path)
         # safetensors writes an array's memory as it lies, in whatever order.
         features = np.ascontiguousarray(np.concatenate(self._features))
-        tensors: dict[str, NDArray[Any]] = {"features": features, "sizes": np.array(self._sizes, dtype=np.int64)}
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            save_file(tensors, part, {"format_version": str(FORMAT_VERSION), "model_hash": self.model_hash})
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        tensors = {"features": torch.from_numpy(features), "sizes": torch.tensor(self._sizes)}
+        metadata = {"format_version": str(FORMAT_VERSION), "model_hash": self.model_hash, "crc32": checksum(tensors)}
+        write_beside(path, lambda part: save_file(tensors, part, metadata))
         return path
 
     def load_embedding(self, path: str | PathLike[str]) -> None:
@@ -242,17 +242,19 @@ class Predictor:
         if not path.is_file():
             raise WeightsNotFoundError(f"there is no embedding {path}: check the path.")
         try:
-            with safe_open(path, framework="numpy") as f:
+            with safe_open(path, framework="pt") as f:
                 metadata = f.metadata() or {}
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-        except SafetensorError as e:
+        except Exception as e:  # a damaged header makes safetensors raise more than its own error
             raise WeightsError(f"{path} is not a whole safetensors file ({e}): save the embedding again.") from e
         if metadata.get("model_hash") != self.model_hash or tensors.keys() != {"features", "sizes"}:
             raise WeightsError(f"{path} was not computed by this model at this size: set_image() and save it again.")
-        features = tensors["features"]
+        if metadata.get("crc32") != checksum(tensors):
+            raise WeightsError(f"{path} is damaged: save the embedding again.")
+        features = tensors["features"].numpy()
         self.reset_image()
         self._features = [features[i : i + 1] for i in range(len(features))]
-        self._sizes = [(int(height), int(width)) for height, width in tensors["sizes"]]
+        self._sizes = [(int(height), int(width)) for height, width in tensors["sizes"].tolist()]
 
     @property
     def model_hash(self) -> str:
@@ -352,10 +354,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        runtime, version, files = config["runtime"], config["format_version"], dict(config["files"])
+        runtime, version, files = config["runtime"], config["format_version"], config["files"]
+        if version == FORMAT_VERSION and runtime in SUFFIXES:
+            _check_config(config)
     except (FileNotFoundError, NotADirectoryError) as e:
         raise WeightsNotFoundError(f"there is no {path}: give a folder that `groupmix-sam export` wrote.") from e
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as e:
+    except (OSError, OverflowError, RecursionError, ValueError, KeyError, TypeError) as e:
         raise WeightsError(f"{path} is no config of an exported folder ({e!r}): export it again.") from e
     if version != FORMAT_VERSION or runtime not in SUFFIXES:
         raise WeightsError(
@@ -367,6 +371,21 @@ def read_config(folder: Path) -> dict[str, Any]:
         if sha256(folder / name) != digest:
             raise WeightsError(f"{folder / name} is damaged or was changed, its sha256 is not {digest}: export it again.")
     return dict(config)
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    """Raise ValueError, KeyError or TypeError for a value that a Predictor could not use."""
+    check_img_size(config["image_size"])
+    numbers = np.array([*config["mean"], *config["std"], config["mask_threshold"]], dtype=np.float64)
+    if len(config["mean"]) != 3 or numbers.shape != (7,) or not np.isfinite(numbers).all() or (numbers[3:6] <= 0).any():
+        raise ValueError("mean, std or mask_threshold")
+    if not isinstance(config["dynamic_batch"], bool) or not all(
+        isinstance(config[k], str) for k in ("precision", "model_hash")
+    ):
+        raise ValueError("dynamic_batch, precision or model_hash")
+    unknown = {f"{part}{SUFFIXES[config['runtime']]}" for part in PARTS} - config["files"].keys()
+    if unknown or not all(Path(name).name == name for name in config["files"]):
+        raise ValueError("files")
 
 
 def _prompts(

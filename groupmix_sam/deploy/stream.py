@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..annotations import encode_rle
-from ..errors import ImageReadError, InvalidInputError
+from ..errors import ImageReadError, InvalidInputError, SaveError
 from ..extras import import_extra
 from ..images import draw_masks
 from ..prompts import EVERY
@@ -219,10 +220,14 @@ class MaskFile(_Output):
             "scores": [round(float(score), 4) for score in result.scores],
             "masks": [encode_rle(mask) for mask in result.masks],
         }
-        self._file.write(json.dumps(record) + "\n")
+        try:
+            print(json.dumps(record), file=self._file, flush=True)  # so that a disk that is full is told of here
+        except OSError as e:
+            raise SaveError(f"{self.path} cannot be written ({e}): free some space; the frames before are kept.") from e
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take, which has been told of
+            self._file.close()
 
 
 class Overlay(_Output):

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import zlib
 from collections.abc import Sequence
 from functools import partial
 from os import PathLike
@@ -11,13 +10,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from ..encoders.config import STRIDE
 from ..errors import ImageReadError, InvalidInputError
 from ..pictures import Picture
-from ..weights import write_beside
+from ..weights import checksum, make_folder, write_beside
 from .data import CachedPicture, Maps, pad_and_normalize, resize
 from .run import process_state
 from .teacher import Teacher
@@ -25,7 +23,7 @@ from .teacher import Teacher
 __all__ = ["cache_bytes", "cache_features"]
 
 # Goes into the keys: to be changed with what a file holds or how a picture is resized.
-FORMAT = "2"
+FORMAT = "3"
 
 
 def cache_bytes(pictures: Sequence[Picture], teacher: Teacher, image_size: int = 1024) -> int:
@@ -46,9 +44,10 @@ def cache_features(
 
     Raises:
         InvalidInputError: none of the pictures can be used, there is none, or the disk has too little room for them.
+        SaveError: the folder cannot be written to.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     state = process_state()
     needed = cache_bytes(pictures, teacher, image_size) - sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     free = shutil.disk_usage(folder).free
@@ -68,7 +67,7 @@ def cache_features(
         except (ImageReadError, InvalidInputError):
             path.unlink(missing_ok=True)
             continue
-        write_beside(path, partial(save_file, maps, metadata={"crc32": _checksum(maps)}))
+        write_beside(path, partial(save_file, maps, metadata={"crc32": checksum(maps)}))
     state.wait_for_everyone()
     # Told from the files, so that every process comes to the same without a word to the others.
     skipped = [picture for picture, path in zip(pictures, paths, strict=True) if path is None or not path.is_file()]
@@ -102,13 +101,6 @@ def _is_whole(path: Path) -> bool:
     try:
         with safe_open(path, framework="pt") as f:
             maps = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  it is no dict
-            return (f.metadata() or {}).get("crc32") == _checksum(maps)
+            return (f.metadata() or {}).get("crc32") == checksum(maps)
     except (OSError, SafetensorError):
         return False
-
-
-def _checksum(maps: dict[str, Tensor]) -> str:
-    crc = 0
-    for name in sorted(maps):
-        crc = zlib.crc32(maps[name].numpy().tobytes(), zlib.crc32(name.encode(), crc))
-    return f"{crc:08x}"

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from ..weights import write_beside
+from ..weights import checksum, write_beside
 
 __all__ = ["Progress", "load_checkpoint", "save_checkpoint"]
 
@@ -37,7 +37,8 @@ def save_checkpoint(
         tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
     # Clones, as safetensors refuses tensors that share memory.
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    write_beside(path, lambda part: save_file(tensors, part, {"progress": json.dumps(progress)}))
+    metadata = {"progress": json.dumps(progress), "crc32": checksum(tensors)}
+    write_beside(path, lambda part: save_file(tensors, part, metadata))
 
 
 def load_checkpoint(path: Path, student: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
@@ -49,7 +50,10 @@ def load_checkpoint(path: Path, student: nn.Module, average: nn.Module, optimize
     try:
         with safe_open(path, framework="pt") as f:
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  it is no dict
-            progress = Progress(*json.loads((f.metadata() or {})["progress"]))
+            metadata = f.metadata() or {}
+        if metadata.get("crc32") != checksum(tensors):
+            raise ValueError("its checksum is another")
+        progress = Progress(*json.loads(metadata["progress"]))
         student.load_state_dict(_under("student.", tensors))
         average.load_state_dict(_under("average.", tensors))
     except (OSError, SafetensorError, KeyError, RuntimeError, ValueError, TypeError) as e:

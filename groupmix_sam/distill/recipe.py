@@ -142,7 +142,7 @@ def load_recipe(name: str) -> Recipe:
         raise UnknownNameError.near("recipe", name, [*PRESETS, "a .yaml file"])
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+    except (OSError, RecursionError, ValueError, yaml.YAMLError) as e:
         raise InvalidInputError(f"{path} cannot be read as YAML ({e}): give one as a run's recipe.yaml.") from e
     if not isinstance(values, dict):
         raise InvalidInputError(f"{path} holds no recipe: give one as a run's recipe.yaml, `lr: 0.002` and so on.")

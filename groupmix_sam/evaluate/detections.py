@@ -11,7 +11,7 @@ from ..errors import InvalidInputError, MissingExtraError
 from ..images import read_image
 from ..prompts import Prompt
 from ..weights import sha256
-from .labelled import Row, encode, load_coco
+from .labelled import Row, encode, load_coco, picture_names
 from .protocol import Protocol, ask
 from .results import Result
 
@@ -52,7 +52,7 @@ class Detections:
         limit: int | None = None,
     ) -> None:
         self.file, self.annotations, self.folder, self.protocol = Path(detections), Path(annotations), Path(pictures), protocol
-        names = {i: str(image["file_name"]) for i, image in load_coco(annotations).imgs.items()}
+        names = picture_names(load_coco(annotations), Path(annotations))
         self.found: dict[str, list[Row]] = {name: [] for name in list(names.values())[:limit]}
         try:
             for entry in json.loads(self.file.read_text(encoding="utf-8")):
@@ -60,7 +60,7 @@ class Detections:
                 row: Row = {"image_id": entry["image_id"], "category_id": int(entry["category_id"])}
                 row |= {"score": float(entry["score"]), "box": [left, top, left + width, top + height]}
                 self.found.get(names[entry["image_id"]], []).append(row)
-        except (OSError, ValueError, TypeError, KeyError) as e:
+        except (OSError, OverflowError, ValueError, TypeError, KeyError) as e:
             raise InvalidInputError(
                 f"{detections} holds no detections in these pictures ({e!r}): "
                 "give a list of image_id, category_id, bbox and score."

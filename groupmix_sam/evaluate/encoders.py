@@ -27,6 +27,7 @@ import groupmix_sam  # noqa: F401  registers groupmixformer_mobile in timm
 
 from ..errors import InvalidInputError, MissingExtraError, UnknownNameError
 from ..images import read_image
+from ..weights import make_folder
 
 try:
     from vit_pytorch.cait import CaiT
@@ -164,7 +165,7 @@ def train_encoders(names: Sequence[str], data: Path, output: Path, settings: Set
     train, val, classes = _read_folder(data, settings)
     for name in names:
         build_encoder(name, settings.image_size, len(classes))  # an unknown name is told before the first is trained
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     record = {**asdict(settings), "classes": classes, "train": len(train), "val": len(val)}
     file = output / "settings.json"
     if file.exists() and json.loads(file.read_text(encoding="utf-8")) != record:

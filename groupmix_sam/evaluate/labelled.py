@@ -52,7 +52,7 @@ class Labelled:
     ) -> None:
         self.file, self.folder, self.protocol = Path(annotations), Path(pictures), protocol
         self.coco = load_coco(self.file)
-        self.ids = {str(self.coco.imgs[i]["file_name"]): i for i in self.coco.getImgIds()[:limit]}
+        self.ids = {name: i for i, name in list(picture_names(self.coco, self.file).items())[:limit]}
         for picture in self.ids:
             if not (self.folder / picture).is_file():
                 raise InvalidInputError(f"{self.folder / picture}, which {self.file} names, is not there: give its folder.")
@@ -68,33 +68,20 @@ class Labelled:
 
     def measure(self, predictor: Any, picture: str) -> list[Row]:
         """Return a row for every annotation and prompt of a picture; none where nothing in it counts."""
-        things = self._things(self.ids[picture])
-        if not things:
+        counted = self._counted(self.ids[picture])
+        if not counted:
             return []
         image = read_image(self.folder / picture)
-        if image.shape[:2] != things[0][1].shape:
-            height, width = things[0][1].shape
-            raise InvalidInputError(
-                f"{picture} has {image.shape[1]} x {image.shape[0]} pixels, its masks {width} x {height}: "
-                "if its EXIF data turn it, save it upright or without them."
-            )
+        things = self._things(counted, picture, (image.shape[0], image.shape[1]))
+        if not things:
+            return []
         predictor.set_image(image)
         return [self._row(predictor, picture, kind, a, mask) for kind in self.protocol.prompts for a, mask in things]
 
     def _row(self, predictor: Any, picture: str, kind: str, annotation: dict[str, Any], truth: Mask) -> Row:
-        box = [float(v) for v in tight_box(truth)]
-        if annotation.get("bbox"):
-            left, top, width, height = map(float, annotation["bbox"])
-            box = [left, top, left + width, top + height]
+        box = annotation["box"] or [float(v) for v in tight_box(truth)]
         choose = self.protocol.choice(kind)
-        category = self.coco.cats.get(annotation["category_id"], {}).get("name", str(annotation["category_id"]))
-        row = {
-            "picture": picture,
-            "id": annotation["id"],
-            "category": category,
-            "area": float(annotation.get("area", np.count_nonzero(truth))),
-            "crowd": bool(annotation.get("iscrowd", 0)),
-        }
+        row = {"picture": picture, **{name: annotation[name] for name in ("id", "category", "area", "crowd")}}
         if kind.startswith("clicks-"):
             prompt, answers = click(predictor, truth, int(kind.removeprefix("clicks-")), choose)
             row["ious"] = [iou(answer.mask, truth) for answer in answers]
@@ -103,16 +90,53 @@ class Labelled:
             answers = [ask(predictor, prompt, choose, truth)]
         return row | measure(kind, prompt, answers[-1], truth, box)
 
-    def _things(self, image_id: Any) -> list[tuple[dict[str, Any], Mask]]:
+    def _counted(self, image_id: Any) -> list[dict[str, Any]]:
         found = [a for a in self.coco.imgToAnns[image_id] if a.get("segmentation")]
-        counted = [a for a in found if self.protocol.crowds or not a.get("iscrowd", 0)]
+        return [a for a in found if self.protocol.crowds or not a.get("iscrowd", 0)]
+
+    def _things(self, counted: list[dict[str, Any]], picture: str, size: tuple[int, int]) -> list[tuple[dict[str, Any], Mask]]:
         masks = []
         for a in counted:
+            segmentation, image = a["segmentation"], self.coco.imgs[a["image_id"]]
+            rle = isinstance(segmentation, dict)
+            declared = segmentation.get("size") if rle else [image.get("height"), image.get("width")]
+            if declared != list(size):  # before a mask is made of a size that somebody wrote
+                shown = " x ".join(map(str, reversed(declared))) if isinstance(declared, list) else declared
+                raise InvalidInputError(
+                    f"{picture} has {size[1]} x {size[0]} pixels, its masks {shown}: "
+                    "if its EXIF data turn it, save it upright or without them."
+                )
             try:
-                masks.append((a, decode_rle(self.coco.annToRLE(a))))
+                if isinstance(segmentation, list):
+                    _check_polygons(segmentation, size)
+                mask = decode_rle(self.coco.annToRLE(a))
+                masks.append((self._facts(a, mask), mask))
             except Exception as e:  # pycocotools raises whatever its C code trips over
                 raise InvalidInputError(f"annotation {a['id']} of {self.file} has no readable mask ({e!r}): mend it.") from e
         return [(a, mask) for a, mask in masks if np.count_nonzero(mask) >= self.protocol.least_area]
+
+    def _facts(self, annotation: dict[str, Any], mask: Mask) -> dict[str, Any]:
+        """Return what a row says of an annotation, and its own box, left, top, right and bottom, if it has one."""
+        box = None
+        if annotation.get("bbox"):
+            left, top, width, height = map(float, annotation["bbox"])
+            box = [left, top, left + width, top + height]
+        area = float(annotation.get("area", np.count_nonzero(mask)))
+        if not np.isfinite([area, *(box or [])]).all():
+            raise ValueError("area or bbox")
+        if "random-point" in self.protocol.prompts:
+            np.random.default_rng(annotation["id"])  # which draws the point
+        category = self.coco.cats.get(annotation["category_id"], {}).get("name", str(annotation["category_id"]))
+        crowd = bool(annotation.get("iscrowd", 0))
+        return {"id": annotation["id"], "category": category, "area": area, "crowd": crowd, "box": box}
+
+
+def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
+    """Raise ValueError for polygons that reach far out of the picture: pycocotools takes memory for all of their outline."""
+    for polygon in polygons:
+        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        if not (np.isfinite(points).all() and (abs(points) <= 2 * max(size)).all()):
+            raise ValueError(f"a polygon reaches out of a picture of {size[1]} x {size[0]} pixels")
 
 
 def measure(kind: str, prompt: Prompt, answer: Answer, truth: Mask, box: Any) -> Row:
@@ -151,8 +175,22 @@ def load_coco(path: str | PathLike[str]) -> COCO:
         raise InvalidInputError(f"{path} has no 'images' and 'annotations': give a COCO-format annotation file.")
     coco = COCO()
     coco.dataset = dataset
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco.createIndex()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+    except (AttributeError, KeyError, TypeError) as e:
+        raise InvalidInputError(f"{path} is not in COCO's format ({e!r}): mend it.") from e
     if not coco.anns:
         raise InvalidInputError(f"{path} has no annotation: there is nothing to compare masks with.")
     return coco
+
+
+def picture_names(coco: COCO, path: Path) -> dict[Any, str]:
+    """Return the pictures' file names by their ids, in the file's order."""
+    try:
+        names = {i: coco.imgs[i]["file_name"] for i in coco.getImgIds()}
+        if not all(isinstance(name, str) for name in names.values()):
+            raise TypeError("file_name")
+    except (KeyError, TypeError) as e:
+        raise InvalidInputError(f"{path} has a picture without a file_name ({e!r}): mend it.") from e
+    return names

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -15,13 +16,17 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from .. import __version__
-from ..errors import InvalidInputError
-from .labelled import Row
+from ..errors import InvalidInputError, SaveError
+from ..weights import make_folder, write_beside
+from .labelled import Row, decode
 from .models import Model
 
 __all__ = ["Result", "Task", "evaluate", "load_result"]
 
 FORMAT = 1
+# What every row of a kind of evaluation has to be summed up.
+FIGURES = ("area", "iou", "boundary_iou", "predicted_iou", "filled_box_iou")
+NUMBERS = {"labelled": FIGURES, "agreement": FIGURES, "detections": ("score", "predicted_iou")}
 
 
 class Task(Protocol):
@@ -71,8 +76,10 @@ def load_result(path: str | PathLike[str]) -> Result:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
             raise KeyError("format")
-        return Result(**content)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as e:
+        result = Result(**content)
+        _check_values(result)
+        return result
+    except (OSError, OverflowError, RecursionError, ValueError, AttributeError, KeyError, TypeError) as e:
         raise InvalidInputError(f"{path} is no result of `groupmix-sam evaluate` ({e}): make one with it.") from e
 
 
@@ -92,7 +99,8 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
         The result, or None if other processes have still to finish.
 
     Raises:
-        InvalidInputError: `output` or its parts are of another evaluation.
+        InvalidInputError: `output` or its parts are of another evaluation, or damaged.
+        SaveError: they cannot be written; what is done is kept.
     """
     output = Path(output)
     header = {"kind": task.kind, "protocol": task.protocol.record(), "model": model.record(), "data": task.record()}
@@ -102,18 +110,17 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
         _check_same(header, asdict(result), output)
         return result
     parts = output.with_name(f"{output.name}.parts")
-    parts.mkdir(parents=True, exist_ok=True)
+    make_folder(parts)
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     pictures = task.pictures()
     done = _read_parts(parts, header)
     mine = [picture for picture in pictures[rank::processes] if picture not in done]
     part = parts / f"{rank}.jsonl"
     _drop_cut_line(part)
-    with part.open("a", encoding="utf-8") as file:
-        if not file.tell():
-            print(json.dumps(header), file=file, flush=True)
-        for picture in tqdm(mine, desc=model.name, unit="picture", disable=True if rank else None):
-            print(json.dumps({"picture": picture, "rows": task.measure(model.predictor, picture)}), file=file, flush=True)
+    if not part.exists():
+        _append(part, header)
+    for picture in tqdm(mine, desc=model.name, unit="picture", disable=True if rank else None):
+        _append(part, {"picture": picture, "rows": task.measure(model.predictor, picture)})
     try:
         done = _read_parts(parts, header)
     except FileNotFoundError:  # another process finished at the same time and has put the parts together
@@ -129,21 +136,56 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
     return result
 
 
+def _check_values(result: Result) -> None:
+    """Raise ValueError, KeyError or TypeError for a value that a summary could not use."""
+    reference = result.data["reference"] if result.kind == "agreement" else {"name": ""}
+    names = [result.protocol["name"], result.model["name"], reference["name"], *result.protocol["prompts"].values()]
+    digest = result.model["sha256"]
+    if not all(isinstance(name, str) for name in names) or not isinstance(digest, str | None) or not result.rows:
+        raise ValueError("protocol, model, data or rows")
+    for row in result.rows:
+        values = [row[name] for name in NUMBERS[result.kind]]
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+            raise ValueError(f"values {values} in a row")
+        if not all(isinstance(row[name], str) for name in ("picture", "prompt", "mask")):
+            raise ValueError("a row's picture, prompt or mask")
+        decode(row, "mask")
+        hash(row["id"])
+
+
 def _read_parts(parts: Path, header: dict[str, Any]) -> dict[str, list[Row]]:
     """Return the rows of the pictures that are done; a line that was cut by a kill does not count."""
     done: dict[str, list[Row]] = {}
     for part in sorted(parts.glob("*.jsonl")):
-        first, *lines = part.read_text(encoding="utf-8").split("\n")
-        if lines:
-            _check_same(header, json.loads(first), parts)
-        done |= {entry["picture"]: entry["rows"] for entry in map(json.loads, lines[:-1])}
+        content = part.read_bytes()
+        try:
+            first, *lines = content.decode().split("\n")
+            if lines:
+                _check_same(header, dict(json.loads(first)), parts)
+            for entry in map(json.loads, lines[:-1]):
+                done[entry["picture"]] = list(entry["rows"])
+        except (KeyError, TypeError, ValueError) as e:
+            if isinstance(e, InvalidInputError):
+                raise
+            raise InvalidInputError(f"{part} is damaged ({e!r}): delete it, and its pictures are done again.") from e
     return done
+
+
+def _append(part: Path, entry: dict[str, Any]) -> None:
+    """Write a line. Opened for each, so that a disk that is full is told of here and not when the file is closed."""
+    try:
+        with part.open("a", encoding="utf-8") as file:
+            print(json.dumps(entry), file=file)
+    except OSError as e:
+        raise SaveError(f"{part} cannot be written ({e}): free some space and start again; what is done is kept.") from e
 
 
 def _drop_cut_line(part: Path) -> None:
     if part.exists():
         content = part.read_bytes()
         part.write_bytes(content[: content.rfind(b"\n") + 1])
+        if not part.stat().st_size:
+            part.unlink()
 
 
 def _check_same(header: dict[str, Any], found: dict[str, Any], path: Path) -> None:
@@ -168,6 +210,4 @@ def _versions() -> dict[str, str]:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_beside(path, lambda part: part.write_text(text, encoding="utf-8"))

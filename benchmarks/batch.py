@@ -1,0 +1,95 @@
+"""Pictures a second of `groupmix-sam batch` by number of workers, against one plain process, by turns in one run.
+
+    pip install 'groupmix-sam[ray]'
+    python benchmarks/batch.py examples/coffee.jpg --box 170,16,420,312
+
+Copies of one picture and one box, so that nothing but the number of workers differs. A rate is taken from the first part of the
+last worker that begins to the last part of all, so that starting Ray and loading models do not count: they are printed apart.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine import describe, interval
+
+from groupmix_sam.batch import batch
+from groupmix_sam.deploy import Predictor
+from groupmix_sam.images import read_image
+from groupmix_sam.sam import build_sam_groupmix
+
+
+def plain(picture: Path, box: list[float], size: int, count: int) -> float:
+    """Return the pictures a second of a loop in this process."""
+    predictor = Predictor(build_sam_groupmix(image_size=size))
+
+    def once() -> None:
+        predictor.set_image(read_image(picture))
+        predictor.predict(box=np.array(box), multimask_output=False)
+
+    once()
+    start = time.perf_counter()
+    for _ in range(count):
+        once()
+    return count / (time.perf_counter() - start)
+
+
+def engine(folder: Path, prompts: Path, size: int, workers: int) -> tuple[float, float, int]:
+    """Return the pictures a second of a run, the seconds to its first part, and the bytes it wrote a picture."""
+    with tempfile.TemporaryDirectory() as out:
+        start = time.time()
+        batch(folder, out, prompts, image_size=size, batch_size=1, workers=workers)
+        parts = sorted(path.stat().st_mtime for path in Path(out, "masks").iterdir())
+        total = sum(path.stat().st_size for path in Path(out, "masks").iterdir())
+        rate = (len(parts) - workers) / (parts[-1] - parts[workers - 1])
+        return rate, parts[0] - start, total // len(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("picture", type=Path)
+    parser.add_argument("--box", required=True)
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--count", type=int, default=8, help="pictures a worker")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=list(range(1, (os.cpu_count() or 1) + 1)))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{describe()}; {args.size} x {args.size}, {args.rounds} rounds, 1 thread a worker")
+    box = [float(value) for value in args.box.split(",")]
+    rates: dict[int, list[float]] = {workers: [] for workers in (0, *args.workers)}
+    starts, written = [], 0
+    with tempfile.TemporaryDirectory() as temporary:
+        for _ in range(args.rounds):
+            rates[0].append(plain(args.picture, box, args.size, args.count))
+            for workers in args.workers:
+                folder = Path(temporary, str(workers))
+                folder.mkdir(exist_ok=True)
+                names = [f"{i}{args.picture.suffix}" for i in range(args.count * workers)]
+                for name in names:
+                    shutil.copyfile(args.picture, folder / name)
+                prompts = folder / "prompts.csv"
+                prompts.write_text("path,left,top,right,bottom\n" + "".join(f"{name},{args.box}\n" for name in names))
+                rate, start, written = engine(folder, prompts, args.size, workers)
+                rates[workers].append(rate)
+                starts.append(start)
+    print(f"one plain process: {statistics.median(rates[0]):.2f} pictures/s")
+    for workers in args.workers:
+        for other, name in ((0, "the plain process"), (args.workers[0], f"{args.workers[0]} worker")):
+            median, low, high = interval([a / b for a, b in zip(rates[workers], rates[other], strict=True)])
+            print(f"{workers} workers to {name}: {median:.3f} ({low:.3f} to {high:.3f})", end="; ")
+        print(f"{statistics.median(rates[workers]):.2f} pictures/s")
+    print(
+        f"until the first part: {statistics.median(starts):.1f} s; {args.picture.stat().st_size} bytes read a picture, ", end=""
+    )
+    print(f"{written} written, in files of one")
+
+
+if __name__ == "__main__":
+    main()

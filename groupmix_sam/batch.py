@@ -1,0 +1,516 @@
+"""Masks of pictures by the million: a folder or object storage in, Parquet out, on Ray Data.
+
+The list of pictures is written once, when a run begins, and cut into parts of a few pictures. A part's masks are one file,
+written beside its name, which it then takes: a file that is there is whole and says that its part is done. A part that is done
+twice, as after a kill, gives the same file again: nothing is lost and nothing comes twice.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.modeling import Sam
+from tqdm import tqdm
+
+from .annotations import encode_rle
+from .deploy.predictor import Predictor, model_hash, read_config
+from .errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError, SaveError
+from .images import as_box, as_points, check_aspect, decode_image
+from .pictures import SUFFIXES
+from .sam import build_sam_groupmix
+from .weights import FILE_NAME
+
+try:
+    import pyarrow as pa
+    from pyarrow import csv, fs, parquet
+except ImportError as e:
+    raise MissingExtraError.of("pyarrow", "ray") from e
+
+__all__ = ["MASKS", "Totals", "batch", "read_prompts"]
+
+FORMAT_VERSION = 1
+# One prompt: points in pixels, x before y; their labels, 1 or 0; left, top, right and bottom of a box, or null.
+PROMPT = pa.struct({"points": pa.list_(pa.list_(pa.float64())), "labels": pa.list_(pa.int64()), "box": pa.list_(pa.float64())})
+PICTURES = pa.schema({"path": pa.string(), "prompts": pa.list_(PROMPT)})
+# One mask, or with an error what became of a picture or a prompt instead. size and counts are COCO's RLE.
+MASKS = pa.schema(
+    {
+        "path": pa.string(),
+        "prompt": pa.int32(),
+        "size": pa.list_(pa.int32()),
+        "counts": pa.string(),
+        "score": pa.float32(),
+        "error": pa.string(),
+    }
+)
+SIDES = ("left", "top", "right", "bottom")
+# What Ray's own processes, started here and for this run alone, are told before Ray is imported: to report to nobody, to listen
+# on 127.0.0.1 alone (the switch's name is older than its use), and to keep their log to themselves.
+LOCAL_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+# Only the list of pictures goes through Ray's memory: workers read pictures and write masks themselves.
+OBJECT_STORE_BYTES = 128 << 20
+# How often a part is begun. Ray gives a part whose worker died to another, and would do so for ever.
+TRIES = 3
+
+
+class Totals(NamedTuple):
+    """What a call did: pictures, masks, errors that it recorded, and pictures that had been done before."""
+
+    pictures: int = 0
+    masks: int = 0
+    errors: int = 0
+    before: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker has to know; see `batch`."""
+
+    source: str
+    output: str
+    everything: bool
+    checkpoint: str
+    encoder: str
+    image_size: int
+    points_per_side: int
+    pred_iou_thresh: float
+    stability_score_thresh: float
+    batch_size: int
+    threads: int
+
+    def __post_init__(self) -> None:
+        for name in ("points_per_side", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} is {getattr(self, name)}: give 1 or more.")
+
+    @property
+    def exported(self) -> bool:
+        """Whether the checkpoint is a folder that `groupmix-sam export` wrote."""
+        return Path(self.checkpoint).is_dir() and not Path(self.checkpoint, FILE_NAME).is_file()
+
+    def sam(self) -> Sam:
+        """Return the model."""
+        return build_sam_groupmix(self.checkpoint, encoder=self.encoder, image_size=self.image_size)
+
+    def predictor(self) -> Predictor:
+        """Return what answers prompts."""
+        return Predictor(self.checkpoint, threads=self.threads) if self.exported else Predictor(self.sam())
+
+    def model_hash(self) -> str:
+        """Return the hash of the weights, which are looked for and checked."""
+        return str(read_config(Path(self.checkpoint))["model_hash"]) if self.exported else model_hash(self.sam())
+
+
+def batch(
+    source: str | PathLike[str],
+    output: str | PathLike[str],
+    prompts: str | PathLike[str] | None = None,
+    *,
+    checkpoint: str = "default",
+    encoder: str = "gmf_sam_2282",
+    image_size: int = 1024,
+    points_per_side: int = 32,
+    pred_iou_thresh: float = 0.88,
+    stability_score_thresh: float = 0.95,
+    batch_size: int = 16,
+    workers: int | None = None,
+    threads: int = 1,
+) -> Totals:
+    """Segment all pictures of a folder, or those that a table names, and write their masks; go on where a run was stopped.
+
+    The output gets `run.json`, which says what is run; `pictures.parquet`, the list; and `masks/part-*.parquet`, a row a mask,
+    see `MASKS`. Pictures and prompts that cannot be used become rows with an error. Runs on the program's own Ray if it has
+    one, else on the cluster at RAY_ADDRESS, else on one that is started here and ends here.
+
+    Args:
+        source: The pictures' folder: a path, or a URI as pyarrow takes it, such as "s3://bucket/photos" or "fsspec+...://...".
+        output: A folder to write to, alike.
+        prompts: A table, see `read_prompts`; None for masks of everything in all pictures, by `SamAutomaticMaskGenerator`.
+        checkpoint: What `build_sam_groupmix` takes, or a folder that `groupmix-sam export` wrote; each worker reads it.
+        encoder: The registered name of the encoder; not of an exported folder, which says it.
+        image_size: Side in pixels that pictures are resized to; not of an exported folder.
+        points_per_side: Of masks of everything: so many points a side are asked about.
+        pred_iou_thresh: Of masks of everything: those of which the model is less sure are dropped.
+        stability_score_thresh: Of masks of everything: those that change more with the threshold are dropped.
+        batch_size: Pictures a part: what one file holds, and what is done again after a kill.
+        workers: Processes with a model each; by default as many as Ray's CPUs are enough for.
+        threads: CPUs a worker takes.
+
+    Raises:
+        InvalidInputError: the source, the table, the output or a number cannot be used, or the output is of another run.
+        WeightsError: the weights cannot be used.
+        SaveError: the output cannot be written to.
+        RunStoppedError: the workers fail; what is done is kept.
+        MissingExtraError: there is no Ray.
+    """
+    job = Job(
+        source=_absolute(source),
+        output=_absolute(output),
+        everything=prompts is None,
+        checkpoint=_absolute(checkpoint) if Path(checkpoint).exists() else checkpoint,
+        encoder=encoder,
+        image_size=image_size,
+        points_per_side=points_per_side,
+        pred_iou_thresh=pred_iou_thresh,
+        stability_score_thresh=stability_score_thresh,
+        batch_size=batch_size,
+        threads=threads,
+    )
+    if job.everything and job.exported:
+        raise InvalidInputError(f"{checkpoint} is an exported model, which takes prompts alone: give prompts, or weights.")
+    if workers is not None and workers < 1:
+        raise InvalidInputError(f"workers is {workers}: give 1 or more.")
+    place = Folder(job.output)
+    pictures = _begin(job, place, prompts)
+    done = _clean(place)
+    parts = range(-(-len(pictures) // batch_size))
+    left = [part for part in parts if _part_name(part) not in done]
+    tables = [pictures.slice(part * batch_size, batch_size) for part in left]
+    before = len(pictures) - sum(map(len, tables))
+    totals = _run(job, left, tables, workers, before) if left else Totals(before=before)
+    _clean(place)
+    return totals
+
+
+def read_prompts(path: str | PathLike[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return a table's prompts in pixels, by picture: "points", "labels" and "box" each.
+
+    A row is a prompt: `path`, the picture's below its folder; and `x` and `y`, or `left`, `top`, `right` and `bottom`, or all.
+    A Parquet file may have instead `points`, a list of pairs of x and y; `labels`, 1 for foreground and 0 for background, all 1
+    if left out; and `box`.
+
+    Raises:
+        InvalidInputError: it is no CSV or Parquet file, or a prompt is not whole.
+    """
+    place, _, name = _absolute(path).rpartition("/")
+    try:
+        data = pa.BufferReader(Folder(place or "/").read(name))
+        if name.lower().endswith(".parquet"):
+            table = parquet.read_table(data)
+        else:
+            table = csv.read_csv(data, convert_options=csv.ConvertOptions(column_types={"path": pa.string()}))
+        rows = table.to_pylist()
+    except (OSError, pa.ArrowException, ValueError) as e:
+        raise InvalidInputError(f"the prompts {path} cannot be read ({e}): give a CSV or a Parquet file.") from e
+    prompts: dict[str, list[dict[str, Any]]] = {}
+    for number, row in enumerate(rows, 1):
+        try:
+            if not isinstance(row["path"], str):
+                raise TypeError("path")
+            prompts.setdefault(row["path"], []).append(_prompt(row))
+        except (KeyError, TypeError, ValueError) as e:
+            raise InvalidInputError(
+                f"prompt {number} of {path} is {row!r}: give path, and x and y or left, top, right and bottom."
+            ) from e
+    if not prompts:
+        raise InvalidInputError(f"{path} has no prompt in it: write a row a prompt, path,left,top,right,bottom.")
+    return prompts
+
+
+class Folder:
+    """A folder on disk or in object storage, by a path or a URI as pyarrow takes it."""
+
+    def __init__(self, where: str) -> None:
+        try:
+            self.filesystem, self.root = fs.FileSystem.from_uri(_absolute(where))
+        except (OSError, pa.ArrowException, ValueError, ImportError) as e:
+            raise InvalidInputError(f"{where} cannot be opened ({e}): give a path, or a URI such as s3://bucket/folder.") from e
+
+    def names(self, below: str = "") -> set[str]:
+        """Return the files in this folder and those below it, none if it is not there."""
+        base = f"{self.root.rstrip('/')}/{below}".rstrip("/")
+        found = self.filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
+        return {file.path.removeprefix(base).lstrip("/") for file in found if file.is_file}
+
+    def read(self, name: str) -> bytes:
+        """Return a file's content."""
+        with self.filesystem.open_input_file(self._path(name)) as file:
+            return bytes(file.read())
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        return bool(self.filesystem.get_file_info(self._path(name)).is_file)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file beside its name, then rename it: it is there as a whole or not at all."""
+        place, _, last = name.rpartition("/")
+        part = f"{place}/.{last}.{uuid4().hex}".lstrip("/")
+        try:
+            self.filesystem.create_dir(self._path(place).rstrip("/"), recursive=True)
+            with self.filesystem.open_output_stream(self._path(part)) as file:
+                file.write(content)
+            self.filesystem.move(self._path(part), self._path(name))
+        except OSError as e:
+            with suppress(OSError):
+                self.delete(part)
+            raise SaveError(f"{self._path(name)} could not be written ({e}): free some space, or give another output.") from e
+
+    def delete(self, name: str) -> None:
+        """Remove a file if it is there."""
+        with suppress(FileNotFoundError):
+            self.filesystem.delete_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self.root.rstrip('/')}/{name}"
+
+
+class Segmenter:
+    """A worker: the model, and what it does with a part."""
+
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(job.threads)
+        self.job = job
+        self.source, self.output = Folder(job.source), Folder(job.output)
+        self.model: Any = self._generator() if job.everything else job.predictor()
+
+    def _generator(self) -> Any:
+        return SamAutomaticMaskGenerator(
+            self.job.sam(),
+            points_per_side=self.job.points_per_side,
+            pred_iou_thresh=self.job.pred_iou_thresh,
+            stability_score_thresh=self.job.stability_score_thresh,
+        )
+
+    def __call__(self, pictures: pa.Table) -> pa.Table:
+        """Write a part's masks; return how many there were of everything, in one row."""
+        name = _part_name(pictures["part"][0].as_py())
+        begun = [f"masks/.{name}.{number}" for number in range(TRIES)]
+        before = sum(map(self.output.has, begun))
+        if before < TRIES:
+            self.output.write(begun[before], b"")
+            rows = [row for picture in pictures.to_pylist() for row in self.segment(picture["path"], picture["prompts"])]
+        else:
+            error = f"a worker died {TRIES} times of this picture or of another in its part: look for one that is too large."
+            rows = [{"path": path, "error": error} for path in pictures["path"].to_pylist()]
+        self.output.write(f"masks/{name}", _parquet(pa.Table.from_pylist(rows, MASKS)))
+        for marker in begun[: before + 1]:
+            self.output.delete(marker)
+        masks, errors = (sum(row.get(name) is not None for row in rows) for name in ("counts", "error"))
+        return pa.table({"pictures": [len(pictures)], "masks": [masks], "errors": [errors]})
+
+    def segment(self, path: str, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a picture's rows; one without a mask or an error if there is nothing in it."""
+        try:
+            image = self._read(path)
+            found = list(self._everything(image) if self.job.everything else self._prompted(image, prompts))
+        except Exception as e:  # whatever it is, the other pictures do not wait for it
+            return [{"path": path, "error": _describe(e)}]
+        return [{"path": path, "size": list(image.shape[:2]), **row} for row in found or [{}]]
+
+    def _read(self, path: str) -> NDArray[np.uint8]:
+        try:
+            content = self.source.read(path)
+        except FileNotFoundError as e:
+            raise ImageReadError(f"there is no picture {path} in {self.job.source}: check the table's paths.") from e
+        return decode_image(content, path)
+
+    def _prompted(self, image: NDArray[np.uint8], prompts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        self.model.set_image(image)
+        for number, prompt in enumerate(prompts):
+            try:
+                points, labels, box = _checked(prompt, image.shape[:2])
+            except InvalidInputError as e:
+                yield {"prompt": number, "error": _describe(e)}
+                continue
+            # As `groupmix-sam segment` does: one point may mean a part or the whole, more prompts mean one thing.
+            ambiguous = box is None and labels is not None and len(labels) == 1
+            masks, scores, _ = self.model.predict(points, labels, box, multimask_output=ambiguous)
+            best = int(scores.argmax())
+            yield {"prompt": number, "counts": encode_rle(masks[best])["counts"], "score": float(scores[best])}
+
+    def _everything(self, image: NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
+        check_aspect(image.shape[:2], self.job.image_size)
+        for number, found in enumerate(self.model.generate(image)):
+            counts = encode_rle(found["segmentation"].astype(bool))["counts"]
+            yield {"prompt": number, "counts": counts, "score": found["predicted_iou"]}
+
+
+def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.Table:
+    """Return the list of pictures: that of the run that is there, if it is this one, or a new one, which is written."""
+    record = {
+        "format_version": FORMAT_VERSION,
+        "source": job.source,
+        "prompts": None if prompts is None else _prompts_hash(prompts),
+        "model_hash": job.model_hash(),
+        **{name: value for name, value in asdict(job).items() if name not in ("source", "output", "checkpoint", "threads")},
+    }
+    try:
+        there = json.loads(place.read("run.json"))
+    except FileNotFoundError:
+        pictures = _list(job, prompts)
+        place.write("pictures.parquet", _parquet(pictures))
+        place.write("run.json", json.dumps(record, indent=2).encode())
+        return pictures
+    except (OSError, ValueError) as e:
+        raise InvalidInputError(f"{job.output}/run.json cannot be read ({e}): give another output.") from e
+    differ = [name for name, value in record.items() if not isinstance(there, dict) or there.get(name) != value]
+    if differ:
+        raise InvalidInputError(
+            f"{job.output} is of another run, whose {', '.join(differ)} differ: give another output, or what that was run with."
+        )
+    try:
+        return parquet.read_table(pa.BufferReader(place.read("pictures.parquet")), schema=PICTURES)
+    except (OSError, pa.ArrowException) as e:
+        raise InvalidInputError(f"{job.output}/pictures.parquet cannot be read ({e}): begin again with another output.") from e
+
+
+def _clean(place: Folder) -> set[str]:
+    """Remove what killed workers left behind; return the parts that are done."""
+    names = place.names("masks")
+    hidden = {name for name in names if name.startswith(".")}
+    for name in hidden:
+        place.delete(f"masks/{name}")
+    return names - hidden
+
+
+def _list(job: Job, prompts: str | PathLike[str] | None) -> pa.Table:
+    """Return the pictures that a table names, in its order, or all that are in the source, sorted."""
+    if prompts is not None:
+        found = read_prompts(prompts)
+        return pa.table({"path": list(found), "prompts": list(found.values())}, schema=PICTURES)
+    try:
+        names = sorted(name for name in Folder(job.source).names() if Path(name).suffix.lower() in SUFFIXES)
+    except OSError as e:
+        raise InvalidInputError(f"{job.source} cannot be listed ({e}): give a folder, and check the rights to it.") from e
+    if not names:
+        raise InvalidInputError(f"{job.source} has no picture in it: {', '.join(sorted(SUFFIXES))} are looked for.")
+    return pa.table({"path": names, "prompts": [None] * len(names)}, schema=PICTURES)
+
+
+def _run(job: Job, parts: list[int], tables: list[pa.Table], workers: int | None, before: int) -> Totals:
+    """Have the workers do these parts."""
+    blocks = [table.append_column("part", pa.array([part] * len(table))) for part, table in zip(parts, tables, strict=True)]
+    totals = Totals(before=before)
+    with _cluster() as ray, tqdm(desc="pictures", unit="picture", total=sum(map(len, tables)), disable=None) as bar:
+        try:
+            for row in _rows(ray, job, blocks, _workers(ray, workers, job.threads)):
+                totals = Totals(
+                    *(a + b for a, b in zip(totals, (row["pictures"], row["masks"], row["errors"], 0), strict=True))
+                )
+                bar.update(row["pictures"])
+                bar.set_postfix(masks=totals.masks, errors=totals.errors)
+        except ray.exceptions.RayError as e:
+            reason = str(e).strip().splitlines()[-1]
+            raise RunStoppedError(
+                f"the workers failed ({reason}): what is done is kept, mend it and start the same again to go on."
+            ) from e
+    return totals
+
+
+def _rows(ray: Any, job: Job, blocks: list[pa.Table], workers: int) -> Iterator[dict[str, Any]]:
+    """Yield what the workers return, a part a row."""
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with ray.data.DataContext.current(context):
+        done = ray.data.from_arrow(blocks).map_batches(
+            Segmenter,
+            fn_constructor_args=(job,),
+            batch_size=None,  # a block is a part
+            batch_format="pyarrow",
+            num_cpus=job.threads,
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
+        )
+        yield from done.iter_rows()
+
+
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    """Yield Ray, connected: to what the program is connected to, else to RAY_ADDRESS, else to processes that end with this."""
+    local = "RAY_ADDRESS" not in os.environ
+    if local:
+        for name, value in LOCAL_RAY.items():
+            os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError as e:
+        raise MissingExtraError.of("ray", "ray") from e
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        try:
+            if local:
+                ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=folder, **quiet)
+            else:
+                ray.init(**quiet)
+        except (ConnectionError, RuntimeError, ValueError) as e:
+            raise RunStoppedError(f"Ray does not start ({e}): check RAY_ADDRESS, or leave it out for this machine.") from e
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _workers(ray: Any, workers: int | None, threads: int) -> int:
+    """Return how many workers there will be."""
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    wanted = workers or max(1, cpus // threads)
+    if wanted * threads > cpus:
+        raise InvalidInputError(
+            f"{wanted} workers of {threads} CPUs each need {wanted * threads}, and Ray has {cpus}: give fewer, or a cluster "
+            "by RAY_ADDRESS."
+        )
+    return wanted
+
+
+def _prompt(row: dict[str, Any]) -> dict[str, Any]:
+    points = [[float(x), float(y)] for x, y in row.get("points") or []]
+    if row.get("x") is not None:
+        points.append([float(row["x"]), float(row["y"])])
+    box = row.get("box")
+    if row.get("left") is not None:
+        box = [row[side] for side in SIDES]
+    labels = row.get("labels")
+    labels = [1] * len(points) if labels is None else [int(label) for label in labels]
+    if (not points and box is None) or len(labels) != len(points):
+        raise ValueError("neither points nor a box")
+    return {"points": points, "labels": labels, "box": None if box is None else [float(value) for value in box]}
+
+
+def _checked(prompt: dict[str, Any], size: tuple[int, int]) -> tuple[Any, Any, Any]:
+    """Return a prompt's points, labels and box as a predictor takes them."""
+    points = labels = None
+    if prompt["points"]:
+        points, labels = as_points(prompt["points"], prompt["labels"], size)
+    return points, labels, None if prompt["box"] is None else as_box(prompt["box"], size)
+
+
+def _prompts_hash(path: str | PathLike[str]) -> str:
+    """Return what tells a table from another: its prompts, however they are written."""
+    return hashlib.sha256(json.dumps(read_prompts(path)).encode()).hexdigest()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    content = pa.BufferOutputStream()
+    # Statistics and dictionaries would hold run lengths, which nobody searches for, a second time.
+    parquet.write_table(table, content, compression="zstd", write_statistics=["path"], use_dictionary=["path"])
+    return bytes(content.getvalue())
+
+
+def _part_name(part: int) -> str:
+    return f"part-{part:08}.parquet"
+
+
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, GroupMixSamError) else f"{type(error).__name__}: {error}"
+
+
+def _absolute(where: str | PathLike[str]) -> str:
+    """Return a path made absolute, as workers are elsewhere; a URI as it is."""
+    return str(where) if "://" in str(where) else str(Path(where).absolute())

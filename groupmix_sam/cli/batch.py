@@ -1,0 +1,51 @@
+"""`groupmix-sam batch`."""
+
+from typing import Annotated
+
+import typer
+
+from .options import Encoder
+
+
+def batch(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A folder of pictures, or a URI such as s3://bucket/photos.")],
+    output: Annotated[str, typer.Option(help="Folder or URI for the masks, Parquet.")],
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="CSV or Parquet: path, and x,y or left,top,right,bottom. Without it, masks of everything."),
+    ] = None,
+    checkpoint: Annotated[
+        str,
+        typer.Option(help="Weights as for segment, or a folder that `groupmix-sam export` wrote; where each worker finds it."),
+    ] = "default",
+    encoder: Encoder = "gmf_sam_2282",
+    image_size: Annotated[int, typer.Option(help="Side in pixels that pictures are resized to.")] = 1024,
+    points_per_side: Annotated[int, typer.Option(help="Of everything: ask about so many points a side.")] = 32,
+    pred_iou_thresh: Annotated[float, typer.Option(help="Of everything: drop masks of which the model is less sure.")] = 0.88,
+    stability_score_thresh: Annotated[float, typer.Option(help="Of everything: drop masks that are less stable.")] = 0.95,
+    batch_size: Annotated[int, typer.Option(help="Pictures a file, which are done again after a kill.")] = 16,
+    workers: Annotated[int | None, typer.Option(help="Processes with a model each; by default as the CPUs allow.")] = None,
+    threads: Annotated[int, typer.Option(help="CPUs a worker takes.")] = 1,
+) -> None:
+    """Segment pictures by the million, on this machine or on a Ray cluster, into Parquet files of run lengths.
+
+    The same command goes on where a run was stopped. A cluster is taken from RAY_ADDRESS.
+    """
+    from ..batch import batch as run
+
+    totals = run(
+        source,
+        output,
+        prompts,
+        checkpoint=checkpoint,
+        encoder=encoder,
+        image_size=image_size,
+        points_per_side=points_per_side,
+        pred_iou_thresh=pred_iou_thresh,
+        stability_score_thresh=stability_score_thresh,
+        batch_size=batch_size,
+        workers=workers,
+        threads=threads,
+    )
+    before = f", {totals.before} pictures were done before" if totals.before else ""
+    typer.echo(f"{totals.pictures} pictures: {totals.masks} masks and {totals.errors} errors in {output}/masks{before}")
