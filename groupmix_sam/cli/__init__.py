@@ -7,6 +7,7 @@ import typer
 from ..errors import GroupMixSamError
 from .adapt import adapt
 from .compare import compare
+from .demo import demo
 from .distill import distill
 from .encoders import encoders
 from .evaluate import evaluate
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 
 # The order is that of --help.
-for command in (segment, distill, adapt, evaluate, compare, profile, encoders, export, stream, info):
+for command in (segment, demo, distill, adapt, evaluate, compare, profile, encoders, export, stream, info):
     app.command()(command)
 
 
