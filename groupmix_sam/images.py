@@ -39,17 +39,27 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
         raise ImageReadError(f"{path} cannot be read ({e}): check the path and its permissions.") from e
 
 
-def decode_image(data: bytes, name: object) -> NDArray[np.uint8]:
-    """Decode a picture file's bytes as `read_image` does; `name` is what an error calls it.
+def decode_image(data: bytes, name: object, max_pixels: int | None = None) -> NDArray[np.uint8]:
+    """Decode a picture file's bytes as `read_image` does.
+
+    Args:
+        data: The file's bytes.
+        name: What an error calls it.
+        max_pixels: A limit that is lower than Pillow's, checked before the picture is decoded.
 
     Raises:
-        ImageReadError: they are no picture, are cut short or make one that is larger than Pillow's limit.
+        ImageReadError: they are no picture, are cut short or make one that is larger than a limit.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damage beside the pixels, such as in EXIF data
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as file:
+                if max_pixels is not None and file.width * file.height > max_pixels:
+                    raise ImageReadError(
+                        f"{name} has {file.width} x {file.height} pixels, more than {max_pixels / 1e6:g} million: scale it "
+                        "down first."
+                    )
                 image = ImageOps.exif_transpose(file)
                 if image.mode.startswith(("I", "F")):  # deeper than 8 bits, which Pillow would clip rather than scale
                     return as_rgb(_as_uint16(np.asarray(image), name))

@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from groupmix_sam.errors import ImageReadError, InvalidInputError
-from groupmix_sam.images import as_box, as_points, as_rgb, check_aspect, draw_masks, read_image
+from groupmix_sam.images import as_box, as_points, as_rgb, check_aspect, decode_image, draw_masks, read_image
 
 RED = np.full((4, 6, 3), (200, 10, 30), dtype=np.uint8)
 
@@ -184,3 +186,17 @@ def test_prompts_are_drawn():
     assert out[30, 30].tolist() == [40, 200, 40]
     assert out[45, 45].tolist() == [220, 40, 40]
     assert out[5, 20].tolist() == [255, 255, 255]
+
+
+def test_a_limit_of_pixels_is_checked_before_decoding():
+    file = io.BytesIO()
+    Image.new("L", (30, 20)).save(file, "PNG")
+    cut = file.getvalue()[:60]  # the header is whole, the pixels are not
+    with pytest.raises(ImageReadError, match=r"^photo has 30 x 20 pixels, more than 0.0005 million: scale it down first\.$"):
+        decode_image(cut, "photo", max_pixels=500)
+    assert decode_image(file.getvalue(), "photo", max_pixels=600).shape == (20, 30, 3)
+
+
+def test_what_is_no_picture_is_said_without_where_it_lies_in_memory():
+    with pytest.raises(ImageReadError, match=r"^photo cannot be read as a picture: convert it to PNG or JPEG\.$"):
+        decode_image(b"hello", "photo")

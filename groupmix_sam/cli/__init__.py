@@ -10,6 +10,7 @@ from ..errors import GroupMixSamError
 from .adapt import adapt
 from .batch import batch
 from .compare import compare
+from .demo import demo
 from .distill import distill
 from .encoders import encoders
 from .evaluate import evaluate
@@ -41,7 +42,7 @@ app = typer.Typer(
 
 # The order is that of --help.
 PANELS = {
-    "Use": (segment, everything, stream, info),
+    "Use": (segment, everything, demo, stream, info),
     "Train": (distill, adapt),
     "Measure": (evaluate, compare, profile, encoders),
     "Deploy": (export, batch, push),

@@ -1,0 +1,280 @@
+"""What the demo page does, apart from how it looks: a picture, clicks on it, and the masks that models give for them."""
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Lock
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from ..deploy import Predictor
+from ..deploy.parity import mask_iou
+from ..deploy.predictor import read_config
+from ..errors import InvalidInputError, NoImageError, UnknownNameError
+from ..images import as_box, as_points, decode_image, draw_masks
+from ..sam import build_sam_groupmix
+from ..weights import FILE_NAME
+
+__all__ = ["MAX_PIXELS", "REFERENCE", "Answer", "Click", "Demo", "Session", "load_predictor"]
+
+# What a session keeps and computes grows with the picture: this is that of a camera of 6000 x 4000, with some to spare.
+MAX_PIXELS = 25_000_000
+# Longest side in pixels of what the page shows and sends again after each click, of small pictures too: gradio tells where
+# a click was only in pictures that the browser does not enlarge.
+SHOWN_SIDE = 1024
+REFERENCE = "MobileSAM"
+RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
+
+Prompt = tuple[NDArray[np.float64] | None, NDArray[np.int64] | None, NDArray[np.float64] | None]
+
+
+@dataclass(frozen=True)
+class Click:
+    """Where somebody clicked, in the picture's pixels.
+
+    Attributes:
+        kind: "foreground", "background" or "corner", two of which make a box.
+    """
+
+    x: float
+    y: float
+    kind: str = "foreground"
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A model's masks of one prompt, 3 x H x W of bool, their predicted IoUs, and the seconds that the decoder took."""
+
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A model that has seen a picture, and the seconds that its encoder took."""
+
+    predictor: Predictor
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """All that the page knows of one visitor. It is never changed: what happens makes another one.
+
+    Attributes:
+        picture: H x W x 3, RGB; None before there is one.
+        shown: The same at the size that the page shows it at.
+        clicks: All of them, in their order.
+        embeddings: By the model's name.
+        answers: To these clicks, by the model's name.
+        model: The name of the model whose masks are shown.
+        chosen: Which of its three masks, counted from 0.
+    """
+
+    picture: NDArray[np.uint8] | None = None
+    shown: NDArray[np.uint8] | None = None
+    clicks: tuple[Click, ...] = ()
+    embeddings: Mapping[str, Embedding] = field(default_factory=dict)
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    model: str = ""
+    chosen: int = 0
+
+    @classmethod
+    def of(cls, picture: NDArray[np.uint8]) -> "Session":
+        """Return a session with a picture."""
+        size = [max(1, round(side * SHOWN_SIDE / max(picture.shape[:2]))) for side in picture.shape[1::-1]]
+        return cls(picture, np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)))
+
+    def click(self, x: float, y: float, kind: str) -> "Session":
+        """Add a click, in pixels of `shown`.
+
+        Raises:
+            NoImageError: there is no picture.
+            InvalidInputError: an unknown kind, or a box without an area.
+        """
+        if self.picture is None:
+            raise NoImageError("there is no picture to click on, or it was forgotten meanwhile: give it again.")
+        if kind not in ("foreground", "background", "corner"):
+            raise InvalidInputError(f"the click is of kind {kind!r}: use 'foreground', 'background' or 'corner'.")
+        height, width = self.picture.shape[:2]
+        # The middle of a pixel there is the middle of what it shows here; a border pixel's may lie outside.
+        x, y = np.clip((np.array([x, y]) + 0.5) / self._scale() - 0.5, 0, [width - 1, height - 1]).tolist()
+        session = self._with_clicks((*self.clicks, Click(x, y, kind)))
+        session.prompt()  # refuses what makes none
+        return session
+
+    def undo(self) -> "Session":
+        """Take the last click back."""
+        return self._with_clicks(self.clicks[:-1])
+
+    def clear(self) -> "Session":
+        """Take all clicks back."""
+        return self._with_clicks(())
+
+    def choose(self, number: int) -> "Session":
+        """Choose one of the three masks, counted from 0."""
+        return replace(self, chosen=number)
+
+    @property
+    def answer(self) -> Answer | None:
+        return self.answers.get(self.model)
+
+    @property
+    def corner(self) -> Click | None:
+        """The first corner of a box that has no second one yet."""
+        corners = self._corners()
+        return corners[-1] if len(corners) % 2 else None
+
+    def prompt(self) -> Prompt | None:
+        """Return points, labels and the newest box, as `Predictor.predict` takes them; None if there is neither."""
+        assert self.picture is not None
+        size = self.picture.shape[0], self.picture.shape[1]
+        coords = labels = box = None
+        points = [click for click in self.clicks if click.kind != "corner"]
+        if points:
+            kinds = [int(click.kind == "foreground") for click in points]
+            coords, labels = as_points([(click.x, click.y) for click in points], kinds, size)
+        corners = self._corners()
+        if corners and not self.corner:
+            (left, right), (top, bottom) = (sorted(pair) for pair in zip(*((c.x, c.y) for c in corners[-2:]), strict=True))
+            box = as_box((left, top, right, bottom), size)
+        return None if coords is None and box is None else (coords, labels, box)
+
+    def mask(self, model: str | None = None) -> NDArray[np.bool_] | None:
+        """Return the chosen mask, or that of the same number which another model gives."""
+        answer = self.answers.get(self.model if model is None else model)
+        return None if answer is None else answer.masks[self.chosen]
+
+    def agreement(self) -> float | None:
+        """Return the IoU of the chosen mask and the reference's of the same number."""
+        mask, other = self.mask(), self.mask(REFERENCE)
+        return None if mask is None or other is None else mask_iou(mask, other)
+
+    def draw(self, model: str | None = None, *, full: bool = False) -> Image.Image | None:
+        """Return the picture with the mask and the clicks drawn, as large as `shown` or in full."""
+        image = self.picture if full else self.shown
+        if image is None:
+            return None
+        scale = np.ones(2) if full else self._scale()
+        mask = self.mask(model)
+        size = image.shape[1], image.shape[0]
+        masks = [] if mask is None else [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))]
+        coords, labels, box = self.prompt() or (None, None, None)
+        drawn = draw_masks(
+            image,
+            masks,
+            points=None if coords is None else (coords + 0.5) * scale - 0.5,
+            labels=labels,
+            box=None if box is None else (box + 0.5) * np.tile(scale, 2) - 0.5,
+        )
+        if self.corner:
+            _draw_corner(drawn, *(np.array([self.corner.x, self.corner.y]) + 0.5) * scale - 0.5)
+        return drawn
+
+    def _scale(self) -> NDArray[np.float64]:
+        """Return how much wider and higher `shown` is than the picture."""
+        assert self.picture is not None
+        assert self.shown is not None
+        return np.array(self.shown.shape[1::-1]) / self.picture.shape[1::-1]
+
+    def _corners(self) -> list[Click]:
+        return [click for click in self.clicks if click.kind == "corner"]
+
+    def _with_clicks(self, clicks: tuple[Click, ...]) -> "Session":
+        return replace(self, clicks=clicks, answers={})
+
+
+class Demo:
+    """Models that sessions share.
+
+    Args:
+        models: By the name that the page shows.
+        reference: MobileSAM, to compare their masks with.
+    """
+
+    def __init__(self, models: Mapping[str, Predictor], reference: Predictor | None = None) -> None:
+        self.models = tuple(models)
+        self.has_reference = reference is not None
+        self._predictors = dict(models)
+        if reference is not None:
+            self._predictors[REFERENCE] = reference
+        # A runtime is not asked by two threads at once.
+        self._locks = {name: Lock() for name in self._predictors}
+
+    def open(self, path: Path) -> Session:
+        """Return a session with a picture file, whose name is all of the path that an error says.
+
+        Raises:
+            ImageReadError: it is no picture, damaged or too large.
+        """
+        return Session.of(decode_image(path.read_bytes(), path.name, max_pixels=MAX_PIXELS))
+
+    def predict(self, session: Session, model: str, compare: bool) -> Session:
+        """Return the session with what it lacks: the picture's embedding and masks for its clicks.
+
+        The mask that the model gives the highest score is chosen.
+
+        Args:
+            session: Whose.
+            model: One of `models`.
+            compare: Whether the reference is asked as well.
+        """
+        if model not in self.models:
+            raise UnknownNameError.near("model", model, self.models)
+        if session.picture is None:
+            return replace(session, model=model)
+        embeddings, answers = dict(session.embeddings), dict(session.answers)
+        prompt = session.prompt()
+        for name in (model, REFERENCE) if compare and self.has_reference else (model,):
+            if name not in embeddings:
+                embeddings[name] = self._embed(name, session.picture)
+            if prompt and name not in answers:
+                answers[name] = self._answer(name, embeddings[name].predictor, prompt)
+        same = model == session.model and model in session.answers
+        chosen = session.chosen if same or not prompt else int(answers[model].scores.argmax())
+        return replace(session, embeddings=embeddings, answers=answers, model=model, chosen=chosen)
+
+    def _embed(self, name: str, picture: NDArray[np.uint8]) -> Embedding:
+        predictor = copy(self._predictors[name])  # shares the weights, and has embeddings of its own
+        with self._locks[name]:
+            start = perf_counter()
+            predictor.set_image(picture)
+            return Embedding(predictor, perf_counter() - start)
+
+    def _answer(self, name: str, predictor: Predictor, prompt: Prompt) -> Answer:
+        coords, labels, box = prompt
+        with self._locks[name]:
+            start = perf_counter()
+            masks, scores, _ = predictor.predict(coords, labels, box)
+            return Answer(masks, scores, perf_counter() - start)
+
+
+def load_predictor(source: str, *, encoder: str = "gmf_sam_2282", image_size: int = 1024) -> tuple[str, Predictor]:
+    """Return a model and the name that the page shows: weights in PyTorch, an exported folder in its own runtime.
+
+    Args:
+        source: "default", a file, a folder or "hf-hub:org/repo[@revision]"; or a folder that `groupmix-sam export` wrote.
+        encoder: Of weights: a name out of `ENCODERS`.
+        image_size: Of weights: side in pixels that pictures are resized to.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not (folder / FILE_NAME).is_file():
+        predictor, config = Predictor(folder), read_config(folder)
+        runtime, precision = RUNTIMES[config["runtime"]], config["precision"]
+    else:
+        predictor = Predictor(build_sam_groupmix(source, encoder=encoder, image_size=image_size))
+        runtime, precision = "PyTorch", "fp32"
+    return f"{source}: {runtime} {precision}, {predictor.image_size} px", predictor
+
+
+def _draw_corner(picture: Image.Image, x: float, y: float) -> None:
+    """Draw a cross, white on black, that the box may open to any side."""
+    draw, size = ImageDraw.Draw(picture), max(picture.size) / 50
+    for color, width in ((0, 0, 0), 6), ((255, 255, 255), 2):
+        draw.line((x - size, y, x + size, y), fill=color, width=width)
+        draw.line((x, y - size, x, y + size), fill=color, width=width)

@@ -1,0 +1,329 @@
+"""The page in a real browser: Debian's Chromium, without a window, against `groupmix-sam demo` in a process of its own.
+
+With GROUPMIX_SAM_SCREENSHOTS=docs/images the pictures of the docs are written.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+from segment_anything import SamPredictor
+
+from groupmix_sam import build_sam_groupmix
+from groupmix_sam.deploy.parity import mask_iou
+from groupmix_sam.images import COLORS, draw_masks, read_image
+from groupmix_sam.weights import save_weights
+
+from ..conftest import SHARED
+
+pytest.importorskip("gradio", reason="the page needs groupmix-sam[demo]")
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
+
+ROOT = Path(__file__).parents[2]
+COFFEE = ROOT / "examples" / "coffee.jpg"
+SPOON = (365, 290)
+BOX = (170, 16, 420, 312)
+SHOWN = (1024, 683)
+MOBILE_SAM = SHARED / "weights" / "mobile_sam.safetensors"
+PATIENCE = 180_000  # milliseconds that a model may take on a machine that does other things, too
+
+
+def command(*args):
+    return [sys.executable, "-m", "groupmix_sam", *map(str, args)]
+
+
+@pytest.fixture(scope="module")
+def exported(sam, tmp_path_factory):
+    """The tiny Sam for ONNX Runtime, which runs in other processes only, as Makefile says why."""
+    folder = tmp_path_factory.mktemp("demo")
+    weights = save_weights(sam, folder / "tiny.safetensors")
+    model = ("--checkpoint", weights, "--encoder", "gmf_sam_test", "--image-size", 256)
+    pictures = ("--pictures", COFFEE.parent, "--count", 1, "--least-score", 0)
+    subprocess.run(command("export", "onnx", folder / "exported", *model, *pictures), check=True, capture_output=True)
+    return folder / "exported"
+
+
+@pytest.fixture(scope="module")
+def url(exported):
+    """The page's address. Its port is not the one asked for, at which something listens."""
+    reference = ("--reference", MOBILE_SAM) if MOBILE_SAM.is_file() else ()
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        args = command("demo", "--port", port, "--model", "default", "--model", exported, *reference)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(args, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
+            try:
+                assert process.stdout.readline() == f"port {port} is taken\n"
+                found = re.match(r"open (http://127\.0\.0\.1:(\d+)) in a browser", process.stdout.readline())
+                assert int(found[2]) > port
+                yield found[1]
+            finally:
+                process.send_signal(signal.SIGINT)
+                rest = process.communicate(timeout=60)[0]
+    assert "Traceback" not in rest
+    assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+class Visitor:
+    """A tab of its own session."""
+
+    def __init__(self, browser, url, **options):
+        self.requests = []
+        self.page = browser.new_page(**{"viewport": {"width": 1280, "height": 800}, **options})
+        self.page.set_default_timeout(PATIENCE)
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(url)
+        self.says("Start with a picture")
+
+    def says(self, text):
+        sync_api.expect(self.page.locator("#hint")).to_contain_text(text, timeout=PATIENCE)
+
+    def covers(self, mask):
+        """Wait until the page says that the mask covers as much of the picture as this one."""
+        script = """share => {
+            const found = document.querySelector("#hint").innerText.match(/covers ([0-9.]+) %/);
+            return found && Math.abs(found[1] - share) < 0.25;
+        }"""
+        self.page.wait_for_function(script, arg=100 * mask.mean())
+
+    def give(self, path):
+        self.page.set_input_files("#picture input[type=file]", path)
+
+    def sets(self, kind):
+        self.page.locator("#kind").get_by_text(kind).click()
+
+    def click(self, x, y):
+        """Click on a pixel of the coffee, wherever it is on the screen."""
+        image = self.page.locator("#picture img").first
+        box = image.bounding_box()
+        natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+        assert tuple(natural) == SHOWN
+        scale = min(box["width"] / SHOWN[0], box["height"] / SHOWN[1], 1)
+        left, top = box["x"] + (box["width"] - SHOWN[0] * scale) / 2, box["y"] + (box["height"] - SHOWN[1] * scale) / 2
+        self.page.mouse.click(left + (x + 0.5) / 600 * SHOWN[0] * scale, top + (y + 0.5) / 400 * SHOWN[1] * scale)
+
+    def shown(self, name="picture"):
+        """Return the picture that the browser has, as floats."""
+        source = self.page.locator(f"#{name} img").first.get_attribute("src")
+        return np.asarray(Image.open(BytesIO(self.page.request.get(source).body())), dtype=np.float32)
+
+    def saved(self, button):
+        with self.page.expect_download() as download:
+            self.page.locator(f"#{button}").click()
+        assert download.value.suggested_filename == f"{button.removeprefix('save-')}.png"
+        return np.asarray(Image.open(download.value.path()))
+
+    def scored(self, scores):
+        """Wait until the page says these three scores."""
+        script = """scores => {
+            const found = [...document.querySelector("#masks").innerText.matchAll(/[0-9]: ([0-9.]+)/g)].map(match => match[1]);
+            return found.length == 3 && found.every((score, i) => Math.abs(score - scores[i]) < 0.015);
+        }"""
+        self.page.wait_for_function(script, arg=scores.tolist())
+
+    def screenshot(self, name):
+        """Write what the page shows for the docs, in few colours, if they ask for it."""
+        if "GROUPMIX_SAM_SCREENSHOTS" in os.environ:
+            self.page.wait_for_timeout(1000)  # for what fades in and out
+            image = Image.open(BytesIO(self.page.screenshot())).convert("RGB")
+            image = image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+            image.save(Path(os.environ["GROUPMIX_SAM_SCREENSHOTS"]) / f"{name}.png", optimize=True)
+
+    def close(self):
+        """Close the tab, which must have asked this machine alone."""
+        self.page.close()
+        assert {urlsplit(request).hostname for request in self.requests if request.startswith("http")} == {"127.0.0.1"}
+
+
+@pytest.fixture
+def visitor(browser, url):
+    visitor = Visitor(browser, url)
+    yield visitor
+    visitor.close()
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """SamPredictor, which has seen the coffee."""
+    predictor = SamPredictor(build_sam_groupmix())
+    predictor.set_image(read_image(COFFEE))
+    return predictor
+
+
+def best(predictor, **prompt):
+    """Return the mask with the highest score, and all three scores."""
+    masks, scores, _ = predictor.predict(**prompt)
+    return masks[scores.argmax()], scores
+
+
+def drawn_mask(shown, **prompt):
+    """Return the mask that is drawn over the coffee, and where it can be told: not where the prompt is drawn, or near it."""
+    plain = np.asarray(Image.open(COFFEE).resize(SHOWN, Image.Resampling.BILINEAR))
+    tinted = 0.5 * plain + 0.5 * np.array(COLORS[0])
+    mask = np.abs(shown - tinted).sum(2) < np.abs(shown - plain).sum(2)
+    scaled = {name: np.asarray(value, dtype=np.float64) * SHOWN[0] / 600 for name, value in prompt.items()}
+    prompted = (np.asarray(draw_masks(plain, [], **scaled)) != plain).any(2)
+    rows, columns = np.nonzero(prompted)
+    near = np.zeros_like(mask)
+    for y in range(-12, 13, 4):
+        for x in range(-12, 13, 4):
+            near[np.clip(rows + y, 0, SHOWN[1] - 1), np.clip(columns + x, 0, SHOWN[0] - 1)] = True
+    return mask, ~near
+
+
+def same_as_shown(mask, shown, **prompt):
+    found, told = drawn_mask(shown, **prompt)
+    wanted = np.asarray(Image.fromarray(mask).resize(SHOWN, Image.Resampling.NEAREST))
+    return mask_iou(found & told, wanted & told)
+
+
+def test_a_click_shows_what_sam_predictor_says(visitor, expected):
+    visitor.screenshot("demo_start")
+    visitor.give(COFFEE)
+    visitor.says("600 x 400 pixels. Click on what you want.")
+    visitor.click(*SPOON)
+    mask, scores = best(expected, point_coords=np.array([SPOON]), point_labels=np.array([1]))
+    visitor.covers(mask)
+    visitor.scored(scores)
+    saved = visitor.saved("save-mask")
+    assert set(np.unique(saved)) == {0, 255}
+    assert mask_iou(saved == 255, mask) >= 0.99
+    assert same_as_shown(mask, visitor.shown(), points=[SPOON]) >= 0.99
+    overlay = draw_masks(read_image(COFFEE), [saved == 255], points=np.array([SPOON]))
+    assert np.abs(visitor.saved("save-overlay") - np.asarray(overlay, dtype=np.float32)).mean() < 0.5
+    times = visitor.page.locator("#times").inner_text()
+    assert re.search(r"default: PyTorch fp32, 1024 px\s+encoder \d+ ms once a picture, decoder \d+ ms each click", times)
+    visitor.screenshot("demo_point")
+    # Another of the three masks.
+    worst = int(scores.argmin())
+    visitor.page.locator("#masks label").nth(worst).click()
+    other = expected.predict(np.array([SPOON]), np.array([1]))[0][worst]
+    visitor.covers(other)
+    assert mask_iou(visitor.saved("save-mask") == 255, other) >= 0.98
+    # A background point, taken back by undo; then clear.
+    visitor.sets("background")
+    visitor.click(275, 130)
+    coords, labels = np.array([SPOON, (275, 130)]), np.array([1, 0])
+    both, other_scores = best(expected, point_coords=coords, point_labels=labels)
+    visitor.scored(other_scores)
+    visitor.covers(both)
+    assert mask_iou(visitor.saved("save-mask") == 255, both) >= 0.99
+    visitor.page.locator("#undo").click()
+    visitor.scored(scores)
+    assert same_as_shown(mask, visitor.shown(), points=[SPOON]) >= 0.99
+    visitor.page.locator("#clear").click()
+    visitor.says("Click on what you want.")
+    sync_api.expect(visitor.page.locator("#masks")).to_have_count(0)
+    assert visitor.page.locator("#save-mask").is_disabled()
+    assert not drawn_mask(visitor.shown())[0].mean() > 0.005
+    # The picture is taken away.
+    visitor.page.locator("#picture").get_by_label("Remove Image").click()
+    visitor.says("Start with a picture")
+
+
+def test_a_box_is_two_clicks_and_models_are_switched(visitor, expected, sam, exported):
+    visitor.give(COFFEE)
+    visitor.says("Click on what you want.")
+    visitor.sets("box's corner")
+    visitor.click(BOX[2], BOX[1])
+    visitor.says("Corner at")
+    corner = [int(number) for number in re.findall(r"\d+", visitor.page.locator("#hint").inner_text())]
+    assert corner == pytest.approx([BOX[2], BOX[1]], abs=1)
+    visitor.click(BOX[0], BOX[3])
+    mask, scores = best(expected, box=np.array(BOX))
+    visitor.covers(mask)
+    visitor.scored(scores)
+    assert mask_iou(visitor.saved("save-mask") == 255, mask) >= 0.99
+    assert same_as_shown(mask, visitor.shown(), box=BOX) >= 0.99
+    visitor.page.locator("#model input").click()
+    visitor.page.get_by_role("option", name=f"{exported}: ONNX Runtime fp32, 256 px").click()
+    sync_api.expect(visitor.page.locator("#times")).to_contain_text("ONNX Runtime fp32, 256 px", timeout=PATIENCE)
+    tiny = SamPredictor(sam)
+    tiny.set_image(read_image(COFFEE))
+    other, _ = best(tiny, box=np.array(BOX))
+    assert mask_iou(visitor.saved("save-mask") == 255, other) >= 0.95  # its masks are of noise, with long outlines
+
+
+@pytest.mark.skipif(not MOBILE_SAM.is_file(), reason="needs ../shared, the developers' folder of real weights and photos")
+def test_mobile_sam_is_beside(visitor, expected):
+    visitor.give(COFFEE)
+    visitor.says("Click on what you want.")
+    visitor.click(*SPOON)
+    visitor.says("The mask covers")
+    visitor.page.get_by_label("Compare with MobileSAM").check()
+    reference = SamPredictor(build_sam_groupmix(MOBILE_SAM, encoder="sam_tiny_vit_5m"))
+    reference.set_image(read_image(COFFEE))
+    prompt = np.array([SPOON]), np.array([1])
+    ours, scores, _ = expected.predict(*prompt)
+    theirs = reference.predict(*prompt)[0][scores.argmax()]
+    visitor.says("IoU with MobileSAM's: ")
+    told = float(visitor.page.locator("#hint").inner_text().split()[-1])
+    assert told == pytest.approx(mask_iou(ours[scores.argmax()], theirs), abs=0.01)
+    assert same_as_shown(theirs, visitor.shown("beside"), points=[SPOON]) >= 0.98  # small, with much outline
+    visitor.screenshot("demo_compare")
+
+
+def test_broken_and_huge_pictures_are_told_of(visitor, tmp_path):
+    (tmp_path / "cut.jpg").write_bytes(COFFEE.read_bytes()[:20_000])
+    (tmp_path / "text.jpg").write_bytes(b"no picture")
+    Image.new("L", (6000, 5000)).save(tmp_path / "huge.png")
+    (tmp_path / "heavy.png").write_bytes(bytes(41 * 1024 * 1024))
+    messages = {
+        "cut.jpg": "cut.jpg cannot be read as a picture",
+        "text.jpg": "text.jpg cannot be read as a picture: convert it to PNG or JPEG.",
+        "huge.png": "huge.png has 6000 x 5000 pixels, more than 25 million: scale it down first.",
+        "heavy.png": "maximum allowed size of 40",
+    }
+    for name, message in messages.items():
+        visitor.give(tmp_path / name)
+        toast = visitor.page.get_by_test_id("toast-body").filter(has_text=message)
+        sync_api.expect(toast).to_be_visible(timeout=PATIENCE)
+        visitor.says("Start with a picture")
+        sync_api.expect(visitor.page.locator("#picture img")).to_have_count(0)
+    visitor.give(COFFEE)  # nothing of it lasts
+    visitor.says("600 x 400 pixels")
+
+
+def test_two_visitors_at_once_have_prompts_of_their_own(browser, url, expected):
+    prompts = [SPOON, (275, 130)]
+    visitors = [Visitor(browser, url, viewport={"width": 800, "height": 900}) for _ in prompts]
+    for visitor in visitors:
+        visitor.give(COFFEE)
+    for visitor in visitors:
+        visitor.says("Click on what you want.")
+    for visitor, prompt in zip(visitors, prompts, strict=True):
+        visitor.click(*prompt)
+    for visitor, prompt in zip(visitors, prompts, strict=True):
+        visitor.says("The mask covers")
+        mask, _ = best(expected, point_coords=np.array([prompt]), point_labels=np.array([1]))
+        assert mask_iou(visitor.saved("save-mask") == 255, mask) >= 0.99
+        assert visitor.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        visitor.close()
+
+
+def test_the_camera_gives_a_picture(visitor):
+    visitor.page.locator("#picture").get_by_label("Capture from camera").click()
+    visitor.page.get_by_text("Click to Access Webcam").click()
+    visitor.page.locator("#picture").get_by_label("capture photo").click()
+    visitor.says("pixels. Click on what you want.")

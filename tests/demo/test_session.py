@@ -1,0 +1,192 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from segment_anything import SamPredictor
+
+from groupmix_sam.demo import Answer, Demo, Session
+from groupmix_sam.demo.session import REFERENCE, load_predictor
+from groupmix_sam.deploy import Predictor
+from groupmix_sam.errors import ImageReadError, InvalidInputError, NoImageError, UnknownNameError
+from groupmix_sam.images import draw_masks
+from groupmix_sam.weights import save_weights
+
+from ..deploy.conftest import draw
+
+COFFEE = Path(__file__).parents[2] / "examples" / "coffee.jpg"
+
+
+class Stub:
+    """In a Predictor's place: three masks that are given, and lists, shared with its copies, of what it was asked."""
+
+    def __init__(self, masks, scores):
+        self.masks, self.scores = masks, np.array(scores, dtype=np.float32)
+        self.embedded, self.asked = [], []
+
+    def set_image(self, picture):
+        self.embedded.append(picture)
+
+    def predict(self, coords, labels, box):
+        self.asked.append((coords, labels, box))
+        return self.masks, self.scores, None
+
+
+def rows(*numbers):
+    """Return a 4 x 4 mask of whole rows."""
+    mask = np.zeros((4, 4), dtype=bool)
+    mask[list(numbers)] = True
+    return mask
+
+
+@pytest.fixture
+def stubs():
+    ours = Stub(np.stack([rows(0), rows(0, 1), rows(0, 1, 2)]), [0.5, 0.9, 0.7])
+    other = Stub(np.stack([rows(3), rows(1, 2), rows(1)]), [0.9, 0.2, 0.3])
+    return ours, other
+
+
+@pytest.fixture
+def demo(stubs):
+    return Demo({"ours": stubs[0], "again": stubs[0]}, stubs[1])
+
+
+@pytest.fixture
+def small():
+    return Session.of(np.full((4, 4, 3), 100, dtype=np.uint8))
+
+
+def at(session, x, y, kind="foreground"):
+    """Click on the middle of a picture's pixel."""
+    height, width = session.picture.shape[:2]
+    shown_height, shown_width = session.shown.shape[:2]
+    return session.click((x + 0.5) * shown_width / width - 0.5, (y + 0.5) * shown_height / height - 0.5, kind)
+
+
+def test_points_and_boxes_are_what_was_clicked(small):
+    session = at(at(at(small, 1, 2), 3, 0, "background"), 3, 3, "corner")
+    assert (session.corner.x, session.corner.y) == (3, 3)
+    coords, labels, box = session.prompt()
+    assert coords.tolist() == [[1, 2], [3, 0]]
+    assert labels.tolist() == [1, 0]
+    assert box is None
+    session = at(session, 0, 1, "corner")
+    assert session.corner is None
+    assert session.prompt()[2].tolist() == [0, 1, 3, 3]
+
+
+def test_a_third_corner_opens_another_box_and_undo_brings_the_first_back(small):
+    boxed = at(at(small, 0, 0, "corner"), 2, 2, "corner")
+    opened = at(boxed, 3, 3, "corner")
+    assert opened.prompt() is None
+    assert at(opened, 1, 1, "corner").prompt()[2].tolist() == [1, 1, 3, 3]
+    assert opened.undo().prompt()[2].tolist() == [0, 0, 2, 2]
+    assert opened.clear().clicks == ()
+    assert small.undo().clicks == ()
+
+
+def test_a_click_on_the_border_stays_in_the_picture(small):
+    assert (small.click(-1, 2000, "foreground").clicks[0].x, small.click(-1, 2000, "foreground").clicks[0].y) == (0, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20000, 50), (3000, 2000), (60, 40)])
+def test_pictures_of_every_size_are_shown_alike(size):
+    session = Session.of(np.zeros((size[1], size[0], 3), dtype=np.uint8))
+    assert max(session.shown.shape[:2]) == 1024
+    click = at(session, size[0] // 2, size[1] // 2).clicks[0]
+    assert (click.x, click.y) == pytest.approx((size[0] // 2, size[1] // 2), abs=1e-6)
+
+
+def test_the_best_mask_is_chosen_and_another_may_be(demo, stubs, small):
+    session = demo.predict(at(small, 1, 2), "ours", compare=False)
+    coords, labels, box = stubs[0].asked[0]
+    assert (coords.tolist(), labels.tolist(), box) == ([[1, 2]], [1], None)
+    assert np.array_equal(session.mask(), rows(0, 1))
+    assert np.array_equal(session.choose(2).mask(), rows(0, 1, 2))
+    assert np.array_equal(demo.predict(session.choose(2), "ours", compare=True).mask(), rows(0, 1, 2))
+    assert session.agreement() is None
+    assert session.clear().mask() is None
+
+
+def test_the_agreement_is_that_of_the_masks_of_the_same_number(demo, small):
+    session = demo.predict(at(small, 1, 2), "ours", compare=True)
+    assert session.agreement() == pytest.approx(1 / 3)  # rows 0 and 1, rows 1 and 2
+    assert session.choose(0).agreement() == 0
+    assert session.choose(2).agreement() == pytest.approx(1 / 3)  # rows 0, 1 and 2, row 1
+    assert np.array_equal(session.mask(REFERENCE), rows(1, 2))
+
+
+def test_a_model_sees_a_picture_once(demo, stubs, small):
+    session = demo.predict(small, "ours", compare=False)
+    for x in range(3):
+        session = demo.predict(at(session, x, 0), "ours", compare=True)
+    assert [len(stub.embedded) for stub in stubs] == [1, 1]
+    session = demo.predict(session, "again", compare=False)
+    assert set(session.embeddings) == {"ours", "again", REFERENCE}
+    assert demo.predict(Session(), "ours", compare=True).embeddings == {}
+    without = Demo({"ours": stubs[0]})
+    assert set(without.predict(small, "ours", compare=True).embeddings) == {"ours"}
+
+
+def test_what_is_drawn_is_the_mask_and_the_prompt_at_both_sizes(small):
+    mask = rows(0, 1)
+    session = at(small, 1, 2)
+    session = Session(small.picture, small.shown, session.clicks, answers={"m": Answer(mask[None], np.ones(1), 0)}, model="m")
+    expected = draw_masks(small.picture, [mask], points=np.array([[1.0, 2]]), labels=np.array([1]))
+    assert np.array_equal(np.asarray(session.draw(full=True)), np.asarray(expected))
+    large = np.full((1024, 1024, 3), 100, dtype=np.uint8)
+    expected = draw_masks(large, [mask.repeat(256, 0).repeat(256, 1)], points=np.array([[383.5, 639.5]]), labels=np.array([1]))
+    assert np.array_equal(np.asarray(session.draw()), np.asarray(expected))
+    cross = np.asarray(at(small, 1, 2, "corner").draw())
+    assert cross[640, 384].tolist() == [255, 255, 255]
+    assert cross[700, 700].tolist() == [100, 100, 100]
+    assert Session().draw() is None
+
+
+def test_what_cannot_be_is_refused(demo, small, tmp_path):
+    with pytest.raises(NoImageError, match="give it again"):
+        Session().click(1, 1, "foreground")
+    with pytest.raises(InvalidInputError, match="'foreground', 'background' or 'corner'"):
+        small.click(1, 1, "middle")
+    with pytest.raises(InvalidInputError, match="no area"):
+        at(at(small, 1, 1, "corner"), 1, 1, "corner")
+    with pytest.raises(InvalidInputError, match="not finite"):
+        small.click(float("nan"), 1, "foreground")
+    with pytest.raises(UnknownNameError, match="did you mean ours"):
+        demo.predict(small, "our", compare=False)
+    (tmp_path / "cut.jpg").write_bytes(COFFEE.read_bytes()[:9000])
+    with pytest.raises(ImageReadError, match=r"^cut\.jpg cannot be read as a picture"):
+        demo.open(tmp_path / "cut.jpg")
+    Image.new("L", (6000, 5000)).save(tmp_path / "huge.png")
+    with pytest.raises(ImageReadError, match=r"^huge\.png has 6000 x 5000 pixels, more than 25 million"):
+        demo.open(tmp_path / "huge.png")
+
+
+def test_visitors_at_once_get_what_sam_predictor_says_of_their_own_picture(sam):
+    pictures = [draw(), draw()[:, ::-1].copy(), draw(60, 80), draw(120, 90)]
+    demo = Demo({"tiny": Predictor(sam)})
+
+    def visit(picture):
+        session, scores = Session.of(picture), []
+        for x in range(10, 60, 10):
+            session = demo.predict(at(session.clear(), x, 30), "tiny", compare=False)
+            scores.append(session.answer.scores)
+        return scores, session.answer.masks
+
+    with ThreadPoolExecutor(4) as pool:
+        visits = list(pool.map(visit, pictures))
+    predictor = SamPredictor(sam)
+    for picture, (scores, masks) in zip(pictures, visits, strict=True):
+        predictor.set_image(picture)
+        for x, found in zip(range(10, 60, 10), scores, strict=True):
+            expected, truth, _ = predictor.predict(np.array([[x, 30.0]]), np.array([1]))
+            assert found == pytest.approx(truth, abs=1e-3)
+        assert (masks == expected).mean() > 0.98
+
+
+def test_weights_are_named_by_their_source(sam, tmp_path):
+    path = str(save_weights(sam, tmp_path / "tiny.safetensors"))
+    name, predictor = load_predictor(path, encoder="gmf_sam_test", image_size=256)
+    assert name == f"{path}: PyTorch fp32, 256 px"
+    assert predictor.model_hash == Predictor(sam).model_hash
