@@ -15,9 +15,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(MAKE) docs
-	$(BIN)/pytest --ignore=tests/deploy
-	# In a process of its own: distilling after OpenVINO or ONNX Runtime has run in the same process was seen to crash it.
-	$(BIN)/pytest tests/deploy
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 docs: $(VENV)/installed-dev
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html

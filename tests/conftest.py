@@ -1,11 +1,16 @@
 """What all tests share: seeds, and the folder of real weights and pictures that only the developers' machines have."""
 
+import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 import groupmix_sam  # noqa: F401  registers the encoders
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes, one thread each
+    torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -20,3 +25,21 @@ def shared() -> Path:
     if not (SHARED / "weights" / "mobile_sam.safetensors").is_file():
         pytest.skip("needs ../shared, the developers' folder of real weights and photos")
     return SHARED
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus):
+    """Say how many cases `tests/faults` ran."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "teardown":
+                for kind, end, cases in dict(report.user_properties).get("faults", []):
+                    counts[kind, end] += cases
+    if not counts:
+        return
+    terminalreporter.section("faults")
+    for kind in sorted({kind for kind, _ in counts}):
+        refused, well = counts[kind, "refused"], counts[kind, "well"]
+        terminalreporter.line(f"{kind}: {refused + well} cases, {refused} refused by an error of ours, {well} ended well")
+    lost = "nothing was lost" if exitstatus == 0 else "see the failures above"
+    terminalreporter.line(f"{counts.total()} cases in all: {lost}")

@@ -1,4 +1,4 @@
-"""Counts the cases, and says in the end how many there were and what became of them."""
+"""Counts the cases; `tests/conftest.py` says in the end how many there were and what became of them."""
 
 from collections import Counter
 
@@ -35,12 +35,9 @@ def count():
     return add
 
 
-def pytest_terminal_summary(terminalreporter, exitstatus):
-    if not COUNTS:
-        return
-    terminalreporter.section("faults")
-    for kind in sorted({kind for kind, _ in COUNTS}):
-        refused, well = COUNTS[kind, "refused"], COUNTS[kind, "well"]
-        terminalreporter.line(f"{kind}: {refused + well} cases, {refused} refused by an error of ours, {well} ended well")
-    lost = "nothing was lost" if exitstatus == 0 else "see the failures above"
-    terminalreporter.line(f"{sum(COUNTS.values())} cases in all: {lost}")
+@pytest.fixture(autouse=True)
+def _tell(record_property):
+    """Have a test's report say what it counted, as tests run in several processes."""
+    before = COUNTS.copy()
+    yield
+    record_property("faults", [(*key, n) for key, n in (COUNTS - before).items()])
