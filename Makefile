@@ -13,9 +13,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --ignore=tests/deploy
-	# In a process of its own: distilling after OpenVINO or ONNX Runtime has run in the same process was seen to crash it.
-	$(BIN)/pytest tests/deploy
+	$(BIN)/pytest
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -239,6 +240,23 @@ def test_other_sizes_are_refused(exported):
         OnnxModel(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
     with pytest.raises(InvalidInputError, match=r"refuses inputs of \(1, 256, 9, 9\)"):
         OpenvinoModel(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
+
+
+def test_signals_after_openvino(exported):
+    """Models that go in the order in which they came leave a thread that can handle signals, as training with workers must."""
+    code = """
+import signal, sys
+from pathlib import Path
+from groupmix_sam.runtimes import OpenvinoModel
+
+models = [OpenvinoModel(Path(sys.argv[1])) for _ in range(3)]
+while models:
+    del models[0]
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", code, exported / "masks.onnx"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_not_a_model(tmp_path):
