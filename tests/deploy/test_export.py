@@ -107,6 +107,32 @@ def test_lower_precision_in_openvino(sam, quick, tmp_path, precision):
     assert "FakeQuantize" not in (folder / "decoder.xml").read_text()
 
 
+def test_int8_in_onnx_runtime(sam, exported, tmp_path):
+    """All products with weights are in INT8, those within the attention are not; from graphs that are there already."""
+    folder = tmp_path / "int8"
+    export(
+        sam,
+        folder,
+        [draw()],
+        precision="int8",
+        thresholds=Thresholds(0, 0, -10),
+        calibration=[draw(90 + i, 120 - i) for i in range(8)],
+        dynamic_batch=True,
+        graphs=exported,
+    )
+    low, exact = Predictor(folder), Predictor(sam)
+    low.set_image(draw())
+    exact.set_image(draw())
+    error = np.abs(low.get_image_embedding() - exact.get_image_embedding()).mean() / np.abs(exact.get_image_embedding()).mean()
+    assert 1e-3 < error < 0.2
+    nodes = onnx.load(folder / "encoder.onnx").graph.node
+    makers = {output: node.op_type for node in nodes for output in node.output}
+    exact_products = [n for n in nodes if n.op_type in {"Conv", "Gemm", "MatMul"} and makers[n.input[1]] != "DequantizeLinear"]
+    # Four segments a block attend, by two products each.
+    assert len(exact_products) == 8 * sum(len(stage.blocks) for stage in sam.image_encoder.stages)
+    assert not any(node.op_type == "QuantizeLinear" for node in onnx.load(folder / "decoder.onnx").graph.node)
+
+
 def test_what_a_folder_holds(sam, exported):
     config, parity = (json.loads((exported / name).read_text()) for name in ("config.json", "parity.json"))
     assert {path.name for path in exported.iterdir()} == {*config["files"], "config.json", "parity.json"}
