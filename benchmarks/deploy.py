@@ -159,7 +159,7 @@ def plot(results: dict[str, dict[str, list[float]]], size: int, path: Path) -> N
         axes.bar(places, [statistics.median(t) for _, t in found], width, label=name)
     axes.set_xticks(range(len(results)), list(results))
     axes.set_ylabel(f"picture to mask at {size}, s")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(names), frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 

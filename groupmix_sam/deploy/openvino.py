@@ -43,8 +43,8 @@ def _quantize(model: Any, inputs: list[NDArray[np.float32]]) -> Any:
     except ImportError as e:
         raise MissingExtraError.of("nncf", "openvino") from e
     logging.getLogger("nncf").setLevel(logging.WARNING)
-    # Depthwise convolutions in INT8 cost the features most, and gain no time; the attention's products are left out as in ONNX
-    # Runtime's. Not every encoder has them.
+    # Convolutions in INT8 cost the masks most, and gain no time; the attention's products are left out as in ONNX Runtime's.
+    # Not every encoder has them all.
     products = (op for op in model.get_ops() if op.get_type_name() == "MatMul")
     attention = [op.get_friendly_name() for op in products if not any(_is_constant(value) for value in op.input_values())]
     return nncf.quantize(
@@ -53,7 +53,7 @@ def _quantize(model: Any, inputs: list[NDArray[np.float32]]) -> Any:
         model_type=nncf.ModelType.TRANSFORMER,
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(inputs),
-        ignored_scope=nncf.IgnoredScope(names=attention, types=["GroupConvolution"], validate=False),
+        ignored_scope=nncf.IgnoredScope(names=attention, types=["Convolution", "GroupConvolution"], validate=False),
     )
 
 
