@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 
 from .. import __version__
+from ..encoders.groupmixformer import GroupMixFormer
 from ..errors import GroupMixSamError, InvalidInputError
 from ..runtimes import import_tensorrt
 from ..weights import encoder_name, sha256
@@ -91,10 +92,12 @@ def export(
             for path in graphs.glob("*.onnx"):
                 shutil.copy(path, part)
         inputs = (exact.preprocess(picture)[None] for picture in calibration)
+        # In INT8, GroupMixFormer's convolutions cost its masks most, and nearly all its work is products with weights.
+        convolutions = not isinstance(sam.image_encoder, GroupMixFormer)
         if runtime == "onnx" and precision == "int8":
-            quantize(part / "encoder.onnx", inputs)
+            quantize(part / "encoder.onnx", inputs, convolutions)
         if runtime == "openvino":
-            convert(part, precision, inputs)
+            convert(part, precision, inputs, convolutions)
         if runtime == "tensorrt":
             from .tensorrt import build_plans
 

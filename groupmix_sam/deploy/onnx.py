@@ -138,12 +138,13 @@ class _Pictures:
         return next(self.feeds, None)
 
 
-def quantize(path: Path, calibration: Iterable[NDArray[np.float32]]) -> None:
+def quantize(path: Path, calibration: Iterable[NDArray[np.float32]], convolutions: bool = True) -> None:
     """Turn an ONNX file into one in INT8: its convolutions and its products with weights, by ONNX Runtime's static QDQ.
 
     Args:
         path: The file, which is replaced.
         calibration: What goes into its only input.
+        convolutions: Whether convolutions are in INT8 too, or products with weights alone.
 
     Raises:
         MissingExtraError: there is no onnxruntime.
@@ -158,13 +159,14 @@ def quantize(path: Path, calibration: Iterable[NDArray[np.float32]]) -> None:
     quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
     graph = onnx.load(path).graph
     weights = {tensor.name for tensor in graph.initializer}
+    kinds = {"Gemm", "MatMul", "Conv"} if convolutions else {"Gemm", "MatMul"}
     quantize_static(
         str(path),
         str(path),
         _Pictures(graph.input[0].name, calibration),
         quant_format=QuantFormat.QDQ,
         # Not the attention's products, both of whose factors depend on the picture.
-        nodes_to_quantize=[n.name for n in graph.node if n.op_type in {"Conv", "Gemm", "MatMul"} and weights & {*n.input}],
+        nodes_to_quantize=[n.name for n in graph.node if n.op_type in kinds and weights & {*n.input}],
         per_channel=True,
         activation_type=QuantType.QUInt8,  # with signed weights, what VNNI multiplies
         weight_type=QuantType.QInt8,

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from groupmix_sam import build_sam_groupmix
 from groupmix_sam.cli import app
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.export import export
@@ -107,8 +109,26 @@ def test_lower_precision_in_openvino(sam, quick, tmp_path, precision):
     assert "FakeQuantize" not in (folder / "decoder.xml").read_text()
 
 
+def onnx_low(folder):
+    """Return the encoder's nodes whose second factor is in INT8."""
+    nodes = onnx.load(folder / "encoder.onnx").graph.node
+    low = {output for node in nodes if node.op_type == "DequantizeLinear" for output in node.output}
+    return [node for node in nodes if node.op_type in {"Conv", "Gemm", "MatMul"} and node.input[1] in low]
+
+
+def openvino_low(folder):
+    """Return the types of the encoder's operations with an input in INT8."""
+    edges, types = [], {}
+    for element in ElementTree.parse(folder / "encoder.xml").iter():
+        if element.tag == "layer":
+            types[element.get("id")] = element.get("type")
+        elif element.tag == "edge":
+            edges.append((element.get("from-layer"), element.get("to-layer")))
+    return [types[end] for start, end in edges if types[start] == "FakeQuantize"]
+
+
 def test_int8_in_onnx_runtime(sam, exported, tmp_path):
-    """All products with weights are in INT8, those within the attention are not; from graphs that are there already."""
+    """Products with weights are in INT8, those within the attention and convolutions are not; from graphs that are there."""
     folder = tmp_path / "int8"
     export(
         sam,
@@ -126,11 +146,31 @@ def test_int8_in_onnx_runtime(sam, exported, tmp_path):
     error = np.abs(low.get_image_embedding() - exact.get_image_embedding()).mean() / np.abs(exact.get_image_embedding()).mean()
     assert 1e-3 < error < 0.2
     nodes = onnx.load(folder / "encoder.onnx").graph.node
-    makers = {output: node.op_type for node in nodes for output in node.output}
-    exact_products = [n for n in nodes if n.op_type in {"Conv", "Gemm", "MatMul"} and makers[n.input[1]] != "DequantizeLinear"]
+    low_nodes = onnx_low(folder)
+    assert not any(node.op_type == "Conv" for node in low_nodes)
+    exact_products = [node for node in nodes if node.op_type in {"Gemm", "MatMul"} and node not in low_nodes]
     # Four segments a block attend, by two products each.
     assert len(exact_products) == 8 * sum(len(stage.blocks) for stage in sam.image_encoder.stages)
     assert not any(node.op_type == "QuantizeLinear" for node in onnx.load(folder / "decoder.onnx").graph.node)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+@pytest.mark.parametrize("encoder", ["gmf_sam_test", "sam_resnet18"])
+def test_convolutions_are_in_int8_of_others_than_groupmixformer(exported, tmp_path, runtime, encoder):
+    """The graphs are the same ones, and of no matter."""
+    export(
+        build_sam_groupmix(None, encoder=encoder, image_size=256),
+        tmp_path / "int8",
+        [draw()],
+        runtime=runtime,
+        precision="int8",
+        thresholds=Thresholds(0, 0, -10),
+        calibration=[draw(90 + i, 120 - i) for i in range(8)],
+        graphs=exported,
+    )
+    low = [n.op_type for n in onnx_low(tmp_path / "int8")] if runtime == "onnx" else openvino_low(tmp_path / "int8")
+    assert "MatMul" in low
+    assert any("Conv" in kind for kind in low) == (encoder == "sam_resnet18")
 
 
 def test_what_a_folder_holds(sam, exported):
