@@ -34,7 +34,6 @@ from timm.utils import reparameterize_model
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.export import export
-from groupmix_sam.deploy.onnx import write_graphs
 from groupmix_sam.deploy.parity import Thresholds, measure_parity
 from groupmix_sam.pictures import find_pictures
 
@@ -75,27 +74,27 @@ def load(runtime: str, precision: str, name: str, size: int, threads: int, folde
 
 
 def export_all(args: argparse.Namespace, folder: Path, judged: list[np.ndarray], calibration: list[np.ndarray]) -> None:
-    """Export what is not there yet; each encoder is traced once."""
-    for name in ENCODERS:
+    """Export what is not there yet; each encoder is traced once. The others' INT8 need not be good, and takes 8 pictures."""
+    for name in args.encoders:
         missing = [(r, p) for r, p in SETTINGS if r != "torch" and not (folder / f"{name}-{r}-{p}").exists()]
         if not missing:
             continue
         sam = build(name, args.size)
-        with tempfile.TemporaryDirectory() as graphs:
-            write_graphs(sam, Path(graphs))
-            for runtime, precision in missing:
-                start = time.perf_counter()
-                export(
-                    sam,
-                    folder / f"{name}-{runtime}-{precision}",
-                    judged if name == OURS else judged[:1],
-                    runtime=runtime,
-                    precision=precision,
-                    thresholds=LOOSE if name == OURS else TIMED,
-                    calibration=calibration if precision == "int8" else (),
-                    graphs=Path(graphs),
-                )
-                print(f"exported {name} for {runtime} in {precision}, {time.perf_counter() - start:.0f} s", flush=True)
+        # The first of them, in ONNX and fp32, is the graphs of all others.
+        graphs = folder / f"{name}-onnx-fp32"
+        for runtime, precision in missing:
+            start = time.perf_counter()
+            export(
+                sam,
+                folder / f"{name}-{runtime}-{precision}",
+                judged if name == OURS else judged[:1],
+                runtime=runtime,
+                precision=precision,
+                thresholds=LOOSE if name == OURS else TIMED,
+                calibration=(calibration if name == OURS else calibration[:8]) if precision == "int8" else (),
+                graphs=graphs if graphs.exists() else None,
+            )
+            print(f"exported {name} for {runtime} in {precision}, {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def measure(predictor: Predictor | SamPredictor, picture: np.ndarray) -> tuple[float, float]:
@@ -125,8 +124,8 @@ def spread(ours: list[float], theirs: list[float]) -> str:
 def compare(setting: tuple[str, str], args: argparse.Namespace, folder: Path, picture: np.ndarray) -> dict[str, list[float]]:
     """Measure a runtime and precision, print its table, return every model's end-to-end times."""
     runtime, precision = setting
-    models = {name: load(runtime, precision, name, args.size, args.threads, folder) for name in ENCODERS}
-    if setting == ("torch", "fp32"):
+    models = {name: load(runtime, precision, name, args.size, args.threads, folder) for name in args.encoders}
+    if setting == ("torch", "fp32") and MOBILE in args.encoders:
         models[STOCK] = SamPredictor(build(MOBILE, args.size))
     for predictor in models.values():  # for warming up
         measure(predictor, picture)
@@ -151,7 +150,7 @@ def plot(results: dict[str, dict[str, list[float]]], size: int, path: Path) -> N
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(10, 4), layout="constrained")
-    names = (*ENCODERS, STOCK)
+    names = list(dict.fromkeys(name for times in results.values() for name in times))
     width = 0.8 / len(names)
     for i, name in enumerate(names):
         found = [(x, values[name]) for x, values in enumerate(results.values()) if name in values]
@@ -168,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calibrate", type=int, default=32, help="pictures for INT8")
@@ -175,6 +175,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--peak", nargs=3, metavar=("RUNTIME", "PRECISION", "ENCODER"), help="print one's peak memory and stop")
     args = parser.parse_args()
+    if args.rounds and OURS not in args.encoders:
+        parser.error(f"the others are compared with {OURS}: name it too.")
     torch.set_num_threads(args.threads)
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     if args.peak:
