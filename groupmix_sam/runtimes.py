@@ -5,6 +5,7 @@ Each runtime is imported where it is used. What a runtime would do silently, suc
 
 import ctypes
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -96,15 +97,15 @@ class OpenvinoModel:
     """
 
     def __init__(self, path: Path, device: str = "CPU", precision: str = "f32", threads: int | None = None) -> None:
-        ov = _import("openvino", "openvino")
+        core = _openvino_core()
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
         try:
-            self.model = ov.Core().compile_model(str(path), device, settings)
+            self.model = core.compile_model(str(path), device, settings)
         except RuntimeError as e:
             raise RuntimeUnavailableError(
-                f"OpenVINO does not load {path} on {device} ({e}): its devices are {', '.join(ov.Core().available_devices)}; "
+                f"OpenVINO does not load {path} on {device} ({e}): its devices are {', '.join(core.available_devices)}; "
                 "check the name, or export again."
             ) from e
 
@@ -169,6 +170,17 @@ def import_tensorrt() -> Any:
     if not found:
         raise RuntimeUnavailableError("there is no NVIDIA driver with a GPU here: TensorRT builds and runs plans on one only.")
     return _import("tensorrt", "tensorrt")
+
+
+@cache
+def _openvino_core() -> Any:
+    """Return the process's one core.
+
+    Each that has loaded the CPU plugin gives the thread another alternate signal stack, and puts back the one before when it
+    goes. Of several that go in the order in which they came, the last one puts back memory that is freed, and the next signal
+    with a handler in Python, as when a DataLoader's worker ends, kills the process.
+    """
+    return _import("openvino", "openvino").Core()
 
 
 def _import(module: str, extra: str) -> Any:

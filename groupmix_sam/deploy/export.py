@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 
 from .. import __version__
+from ..encoders.groupmixformer import GroupMixFormer
 from ..errors import GroupMixSamError, InvalidInputError
 from ..runtimes import import_tensorrt
 from ..weights import encoder_name, sha256
-from .onnx import write_graphs
+from .onnx import quantize, write_graphs
 from .openvino import convert
 from .parity import DEFAULTS, Thresholds, check_parity, measure_parity
 from .predictor import FORMAT_VERSION, Predictor, model_hash
 
 __all__ = ["PRECISIONS", "export"]
 
-PRECISIONS = {"onnx": ("fp32", "fp16"), "openvino": ("fp32", "fp16", "bf16", "int8"), "tensorrt": ("fp32", "fp16")}
+PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "openvino": ("fp32", "fp16", "bf16", "int8"), "tensorrt": ("fp32", "fp16")}
 # Fewer do not show an encoder what it will see.
 LEAST_CALIBRATION = 8
 
@@ -40,6 +41,7 @@ def export(
     thresholds: Thresholds = DEFAULTS,
     calibration: Sequence[NDArray[np.uint8]] = (),
     timing_cache: Path | None = None,
+    graphs: Path | None = None,
 ) -> dict[str, Any]:
     """Write a model for a runtime to a new folder, if its masks hold; return the parity report.
 
@@ -54,6 +56,8 @@ def export(
         thresholds: What the masks' IoU must reach, and of which masks.
         calibration: Pictures for "int8", 8 or more, and none of `pictures`.
         timing_cache: A file in which TensorRT keeps what it measured, for the next export.
+        graphs: A folder in which `write_graphs` has written this Sam in the encoder's precision, which takes a minute or more:
+            several exports can share it.
 
     Raises:
         InvalidInputError: the folder is there, or an argument cannot be used.
@@ -82,9 +86,18 @@ def export(
     try:
         part.mkdir()
         in_graph = precision == "fp16" and runtime != "openvino"
-        write_graphs(sam, part, torch.float16 if in_graph else torch.float32, dynamic_batch)
+        if graphs is None:
+            write_graphs(sam, part, torch.float16 if in_graph else torch.float32, dynamic_batch)
+        else:
+            for path in graphs.glob("*.onnx"):
+                shutil.copy(path, part)
+        inputs = (exact.preprocess(picture)[None] for picture in calibration)
+        # In INT8, GroupMixFormer's convolutions cost its masks most, and nearly all its work is products with weights.
+        convolutions = not isinstance(sam.image_encoder, GroupMixFormer)
+        if runtime == "onnx" and precision == "int8":
+            quantize(part / "encoder.onnx", inputs, convolutions)
         if runtime == "openvino":
-            convert(part, precision, (exact.preprocess(picture)[None] for picture in calibration))
+            convert(part, precision, inputs, convolutions)
         if runtime == "tensorrt":
             from .tensorrt import build_plans
 

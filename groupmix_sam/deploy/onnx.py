@@ -6,10 +6,13 @@ prompts and of points is free, and resizing to the picture is the host's.
 """
 
 import warnings
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
@@ -19,7 +22,7 @@ from ..errors import MissingExtraError
 from .decoder import Decoder, ImageTokens
 from .fuse import fuse
 
-__all__ = ["write_graphs"]
+__all__ = ["quantize", "write_graphs"]
 
 OPSET = 18  # the exporter's own; 17 would be converted
 TOKENS = ["tokens", "keys", "values", "queries"]
@@ -123,3 +126,48 @@ def write_graphs(sam: Sam, folder: Path, dtype: torch.dtype = torch.float32, dyn
             )
         assert program is not None
         onnx.save(onnxslim.slim(program.model_proto), str(folder / f"{name}.onnx"))
+
+
+class _Pictures:
+    """Inputs one by one, as ONNX Runtime's calibration asks for them."""
+
+    def __init__(self, name: str, inputs: Iterable[NDArray[np.float32]]) -> None:
+        self.feeds = ({name: x} for x in inputs)
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        return next(self.feeds, None)
+
+
+def quantize(path: Path, calibration: Iterable[NDArray[np.float32]], convolutions: bool = True) -> None:
+    """Turn an ONNX file into one in INT8: its convolutions and its products with weights, by ONNX Runtime's static QDQ.
+
+    Args:
+        path: The file, which is replaced.
+        calibration: What goes into its only input.
+        convolutions: Whether convolutions are in INT8 too, or products with weights alone.
+
+    Raises:
+        MissingExtraError: there is no onnxruntime.
+    """
+    import onnx
+
+    try:
+        from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as e:
+        raise MissingExtraError.of(e.name or "onnxruntime", "onnx") from e
+    quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
+    graph = onnx.load(path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    kinds = {"Gemm", "MatMul", "Conv"} if convolutions else {"Gemm", "MatMul"}
+    quantize_static(
+        str(path),
+        str(path),
+        _Pictures(graph.input[0].name, calibration),
+        quant_format=QuantFormat.QDQ,
+        # Not the attention's products, both of whose factors depend on the picture.
+        nodes_to_quantize=[n.name for n in graph.node if n.op_type in kinds and weights & {*n.input}],
+        per_channel=True,
+        activation_type=QuantType.QUInt8,  # with signed weights, what VNNI multiplies
+        weight_type=QuantType.QInt8,
+    )

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import subprocess
 import sys
+from xml.etree import ElementTree
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from groupmix_sam import build_sam_groupmix
 from groupmix_sam.cli import app
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.export import export
@@ -104,6 +107,70 @@ def test_lower_precision_in_openvino(sam, quick, tmp_path, precision):
     assert 1e-6 < error < 0.2
     assert ("FakeQuantize" in (folder / "encoder.xml").read_text()) == (precision == "int8")
     assert "FakeQuantize" not in (folder / "decoder.xml").read_text()
+
+
+def onnx_low(folder):
+    """Return the encoder's nodes whose second factor is in INT8."""
+    nodes = onnx.load(folder / "encoder.onnx").graph.node
+    low = {output for node in nodes if node.op_type == "DequantizeLinear" for output in node.output}
+    return [node for node in nodes if node.op_type in {"Conv", "Gemm", "MatMul"} and node.input[1] in low]
+
+
+def openvino_low(folder):
+    """Return the types of the encoder's operations with an input in INT8."""
+    edges, types = [], {}
+    for element in ElementTree.parse(folder / "encoder.xml").iter():
+        if element.tag == "layer":
+            types[element.get("id")] = element.get("type")
+        elif element.tag == "edge":
+            edges.append((element.get("from-layer"), element.get("to-layer")))
+    return [types[end] for start, end in edges if types[start] == "FakeQuantize"]
+
+
+def test_int8_in_onnx_runtime(sam, exported, tmp_path):
+    """Products with weights are in INT8, those within the attention and convolutions are not; from graphs that are there."""
+    folder = tmp_path / "int8"
+    export(
+        sam,
+        folder,
+        [draw()],
+        precision="int8",
+        thresholds=Thresholds(0, 0, -10),
+        calibration=[draw(90 + i, 120 - i) for i in range(8)],
+        dynamic_batch=True,
+        graphs=exported,
+    )
+    low, exact = Predictor(folder), Predictor(sam)
+    low.set_image(draw())
+    exact.set_image(draw())
+    error = np.abs(low.get_image_embedding() - exact.get_image_embedding()).mean() / np.abs(exact.get_image_embedding()).mean()
+    assert 1e-3 < error < 0.2
+    nodes = onnx.load(folder / "encoder.onnx").graph.node
+    low_nodes = onnx_low(folder)
+    assert not any(node.op_type == "Conv" for node in low_nodes)
+    exact_products = [node for node in nodes if node.op_type in {"Gemm", "MatMul"} and node not in low_nodes]
+    # Four segments a block attend, by two products each.
+    assert len(exact_products) == 8 * sum(len(stage.blocks) for stage in sam.image_encoder.stages)
+    assert not any(node.op_type == "QuantizeLinear" for node in onnx.load(folder / "decoder.onnx").graph.node)
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+@pytest.mark.parametrize("encoder", ["gmf_sam_test", "sam_resnet18"])
+def test_convolutions_are_in_int8_of_others_than_groupmixformer(exported, tmp_path, runtime, encoder):
+    """The graphs are the same ones, and of no matter."""
+    export(
+        build_sam_groupmix(None, encoder=encoder, image_size=256),
+        tmp_path / "int8",
+        [draw()],
+        runtime=runtime,
+        precision="int8",
+        thresholds=Thresholds(0, 0, -10),
+        calibration=[draw(90 + i, 120 - i) for i in range(8)],
+        graphs=exported,
+    )
+    low = [n.op_type for n in onnx_low(tmp_path / "int8")] if runtime == "onnx" else openvino_low(tmp_path / "int8")
+    assert "MatMul" in low
+    assert any("Conv" in kind for kind in low) == (encoder == "sam_resnet18")
 
 
 def test_what_a_folder_holds(sam, exported):
@@ -239,6 +306,23 @@ def test_other_sizes_are_refused(exported):
         OnnxModel(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
     with pytest.raises(InvalidInputError, match=r"refuses inputs of \(1, 256, 9, 9\)"):
         OpenvinoModel(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
+
+
+def test_signals_after_openvino(exported):
+    """Models that go in the order in which they came leave a thread that can handle signals, as training with workers must."""
+    code = """
+import signal, sys
+from pathlib import Path
+from groupmix_sam.runtimes import OpenvinoModel
+
+models = [OpenvinoModel(Path(sys.argv[1])) for _ in range(3)]
+while models:
+    del models[0]
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+    done = subprocess.run([sys.executable, "-c", code, exported / "masks.onnx"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_not_a_model(tmp_path):
