@@ -75,7 +75,7 @@ def main() -> None:
                 for name in names:
                     shutil.copyfile(args.picture, folder / name)
                 prompts = folder / "prompts.csv"
-                prompts.write_text("path,left,top,right,bottom\n" + "".join(f"{name},{args.box}\n" for name in names))
+                prompts.write_text("picture,left,top,right,bottom\n" + "".join(f"{name},{args.box}\n" for name in names))
                 rate, start, written = engine(folder, prompts, args.size, workers)
                 rates[workers].append(rate)
                 starts.append(start)

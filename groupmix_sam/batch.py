@@ -21,16 +21,16 @@ from uuid import uuid4
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 from tqdm import tqdm
 
-from .annotations import encode_rle
 from .deploy.predictor import Predictor, model_hash, read_config
 from .errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError, SaveError
-from .images import as_box, as_points, check_aspect, decode_image
+from .images import decode_image
 from .pictures import SUFFIXES
+from .prompts import Prompt
 from .sam import build_sam_groupmix
+from .segment import everything, segment
 from .weights import FILE_NAME
 
 try:
@@ -44,11 +44,11 @@ __all__ = ["MASKS", "Totals", "batch", "read_prompts"]
 FORMAT_VERSION = 1
 # One prompt: points in pixels, x before y; their labels, 1 or 0; left, top, right and bottom of a box, or null.
 PROMPT = pa.struct({"points": pa.list_(pa.list_(pa.float64())), "labels": pa.list_(pa.int64()), "box": pa.list_(pa.float64())})
-PICTURES = pa.schema({"path": pa.string(), "prompts": pa.list_(PROMPT)})
+PICTURES = pa.schema({"picture": pa.string(), "prompts": pa.list_(PROMPT)})
 # One mask, or with an error what became of a picture or a prompt instead. size and counts are COCO's RLE.
 MASKS = pa.schema(
     {
-        "path": pa.string(),
+        "picture": pa.string(),
         "prompt": pa.int32(),
         "size": pa.list_(pa.int32()),
         "counts": pa.string(),
@@ -85,14 +85,14 @@ class Job:
     checkpoint: str
     encoder: str
     image_size: int
-    points_per_side: int
-    pred_iou_thresh: float
-    stability_score_thresh: float
+    grid: int
+    least_score: float
+    least_stability: float
     batch_size: int
     threads: int
 
     def __post_init__(self) -> None:
-        for name in ("points_per_side", "batch_size", "threads"):
+        for name in ("grid", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}: give 1 or more.")
 
@@ -122,9 +122,9 @@ def batch(
     checkpoint: str = "default",
     encoder: str = "gmf_sam_2282",
     image_size: int = 1024,
-    points_per_side: int = 32,
-    pred_iou_thresh: float = 0.88,
-    stability_score_thresh: float = 0.95,
+    grid: int = 32,
+    least_score: float = 0.88,
+    least_stability: float = 0.95,
     batch_size: int = 16,
     workers: int | None = None,
     threads: int = 1,
@@ -138,13 +138,13 @@ def batch(
     Args:
         source: The pictures' folder: a path, or a URI as pyarrow takes it, such as "s3://bucket/photos" or "fsspec+...://...".
         output: A folder to write to, alike.
-        prompts: A table, see `read_prompts`; None for masks of everything in all pictures, by `SamAutomaticMaskGenerator`.
+        prompts: A table, see `read_prompts`; None for everything in all pictures, see `segment.everything`.
         checkpoint: What `build_sam_groupmix` takes, or a folder that `groupmix-sam export` wrote; each worker reads it.
         encoder: The registered name of the encoder; not of an exported folder, which says it.
         image_size: Side in pixels that pictures are resized to; not of an exported folder.
-        points_per_side: Of masks of everything: so many points a side are asked about.
-        pred_iou_thresh: Of masks of everything: those of which the model is less sure are dropped.
-        stability_score_thresh: Of masks of everything: those that change more with the threshold are dropped.
+        grid: Of everything: so many points a side are asked about.
+        least_score: Of everything: masks of which the model is less sure are left out.
+        least_stability: Of everything: masks that change more with the threshold are left out.
         batch_size: Pictures a part: what one file holds, and what is done again after a kill.
         workers: Processes with a model each; by default as many as Ray's CPUs are enough for.
         threads: CPUs a worker takes.
@@ -163,14 +163,12 @@ def batch(
         checkpoint=_absolute(checkpoint) if Path(checkpoint).exists() else checkpoint,
         encoder=encoder,
         image_size=image_size,
-        points_per_side=points_per_side,
-        pred_iou_thresh=pred_iou_thresh,
-        stability_score_thresh=stability_score_thresh,
+        grid=grid,
+        least_score=least_score,
+        least_stability=least_stability,
         batch_size=batch_size,
         threads=threads,
     )
-    if job.everything and job.exported:
-        raise InvalidInputError(f"{checkpoint} is an exported model, which takes prompts alone: give prompts, or weights.")
     if workers is not None and workers < 1:
         raise InvalidInputError(f"workers is {workers}: give 1 or more.")
     place = Folder(job.output)
@@ -188,7 +186,7 @@ def batch(
 def read_prompts(path: str | PathLike[str]) -> dict[str, list[dict[str, Any]]]:
     """Return a table's prompts in pixels, by picture: "points", "labels" and "box" each.
 
-    A row is a prompt: `path`, the picture's below its folder; and `x` and `y`, or `left`, `top`, `right` and `bottom`, or all.
+    A row is a prompt: `picture`, its path below the folder; and `x` and `y`, or `left`, `top`, `right` and `bottom`, or all.
     A Parquet file may have instead `points`, a list of pairs of x and y; `labels`, 1 for foreground and 0 for background, all 1
     if left out; and `box`.
 
@@ -201,22 +199,22 @@ def read_prompts(path: str | PathLike[str]) -> dict[str, list[dict[str, Any]]]:
         if name.lower().endswith(".parquet"):
             table = parquet.read_table(data)
         else:
-            table = csv.read_csv(data, convert_options=csv.ConvertOptions(column_types={"path": pa.string()}))
+            table = csv.read_csv(data, convert_options=csv.ConvertOptions(column_types={"picture": pa.string()}))
         rows = table.to_pylist()
     except (OSError, pa.ArrowException, ValueError) as e:
         raise InvalidInputError(f"the prompts {path} cannot be read ({e}): give a CSV or a Parquet file.") from e
     prompts: dict[str, list[dict[str, Any]]] = {}
     for number, row in enumerate(rows, 1):
         try:
-            if not isinstance(row["path"], str):
-                raise TypeError("path")
-            prompts.setdefault(row["path"], []).append(_prompt(row))
+            if not isinstance(row["picture"], str):
+                raise TypeError("picture")
+            prompts.setdefault(row["picture"], []).append(_prompt(row))
         except (KeyError, TypeError, ValueError) as e:
             raise InvalidInputError(
-                f"prompt {number} of {path} is {row!r}: give path, and x and y or left, top, right and bottom."
+                f"prompt {number} of {path} is {row!r}: give picture, and x and y or left, top, right and bottom."
             ) from e
     if not prompts:
-        raise InvalidInputError(f"{path} has no prompt in it: write a row a prompt, path,left,top,right,bottom.")
+        raise InvalidInputError(f"{path} has no prompt in it: write a row a prompt, picture,left,top,right,bottom.")
     return prompts
 
 
@@ -274,15 +272,7 @@ class Segmenter:
         torch.set_num_threads(job.threads)
         self.job = job
         self.source, self.output = Folder(job.source), Folder(job.output)
-        self.model: Any = self._generator() if job.everything else job.predictor()
-
-    def _generator(self) -> Any:
-        return SamAutomaticMaskGenerator(
-            self.job.sam(),
-            points_per_side=self.job.points_per_side,
-            pred_iou_thresh=self.job.pred_iou_thresh,
-            stability_score_thresh=self.job.stability_score_thresh,
-        )
+        self.predictor = job.predictor()
 
     def __call__(self, pictures: pa.Table) -> pa.Table:
         """Write a part's masks; return how many there were of everything, in one row."""
@@ -291,10 +281,10 @@ class Segmenter:
         before = sum(map(self.output.has, begun))
         if before < TRIES:
             self.output.write(begun[before], b"")
-            rows = [row for picture in pictures.to_pylist() for row in self.segment(picture["path"], picture["prompts"])]
+            rows = [row for picture in pictures.to_pylist() for row in self.segment(picture["picture"], picture["prompts"])]
         else:
             error = f"a worker died {TRIES} times of this picture or of another in its part: look for one that is too large."
-            rows = [{"path": path, "error": error} for path in pictures["path"].to_pylist()]
+            rows = [{"picture": path, "error": error} for path in pictures["picture"].to_pylist()]
         self.output.write(f"masks/{name}", _parquet(pa.Table.from_pylist(rows, MASKS)))
         for marker in begun[: before + 1]:
             self.output.delete(marker)
@@ -307,8 +297,8 @@ class Segmenter:
             image = self._read(path)
             found = list(self._everything(image) if self.job.everything else self._prompted(image, prompts))
         except Exception as e:  # whatever it is, the other pictures do not wait for it
-            return [{"path": path, "error": _describe(e)}]
-        return [{"path": path, "size": list(image.shape[:2]), **row} for row in found or [{}]]
+            return [{"picture": path, "error": _describe(e)}]
+        return [{"picture": path, "size": list(image.shape[:2]), **row} for row in found or [{}]]
 
     def _read(self, path: str) -> NDArray[np.uint8]:
         try:
@@ -317,25 +307,27 @@ class Segmenter:
             raise ImageReadError(f"there is no picture {path} in {self.job.source}: check the table's paths.") from e
         return decode_image(content, path)
 
-    def _prompted(self, image: NDArray[np.uint8], prompts: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        self.model.set_image(image)
-        for number, prompt in enumerate(prompts):
+    def _prompted(self, image: NDArray[np.uint8], prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows: dict[int, dict[str, Any]] = {}
+        asked: dict[int, Prompt] = {}
+        for number, prompt in enumerate(Prompt(**given) for given in prompts):
             try:
-                points, labels, box = _checked(prompt, image.shape[:2])
+                prompt.check((image.shape[0], image.shape[1]))
+                asked[number] = prompt
             except InvalidInputError as e:
-                yield {"prompt": number, "error": _describe(e)}
-                continue
-            # As `groupmix-sam segment` does: one point may mean a part or the whole, more prompts mean one thing.
-            ambiguous = box is None and labels is not None and len(labels) == 1
-            masks, scores, _ = self.model.predict(points, labels, box, multimask_output=ambiguous)
-            best = int(scores.argmax())
-            yield {"prompt": number, "counts": encode_rle(masks[best])["counts"], "score": float(scores[best])}
+                rows[number] = {"prompt": number, "error": _describe(e)}
+        things = segment(self.predictor, image, list(asked.values())) if asked else []
+        for number, thing in zip(asked, things, strict=True):
+            rows[number] = {"prompt": number, "counts": thing.mask["counts"], "score": thing.score}
+        return [rows[number] for number in sorted(rows)]
 
     def _everything(self, image: NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
-        check_aspect(image.shape[:2], self.job.image_size)
-        for number, found in enumerate(self.model.generate(image)):
-            counts = encode_rle(found["segmentation"].astype(bool))["counts"]
-            yield {"prompt": number, "counts": counts, "score": found["predicted_iou"]}
+        job = self.job
+        found = everything(
+            self.predictor, image, grid=job.grid, least_score=job.least_score, least_stability=job.least_stability
+        )
+        for number, thing in enumerate(found):
+            yield {"prompt": number, "counts": thing.mask["counts"], "score": thing.score}
 
 
 def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.Table:
@@ -380,14 +372,14 @@ def _list(job: Job, prompts: str | PathLike[str] | None) -> pa.Table:
     """Return the pictures that a table names, in its order, or all that are in the source, sorted."""
     if prompts is not None:
         found = read_prompts(prompts)
-        return pa.table({"path": list(found), "prompts": list(found.values())}, schema=PICTURES)
+        return pa.table({"picture": list(found), "prompts": list(found.values())}, schema=PICTURES)
     try:
         names = sorted(name for name in Folder(job.source).names() if Path(name).suffix.lower() in SUFFIXES)
     except OSError as e:
         raise InvalidInputError(f"{job.source} cannot be listed ({e}): give a folder, and check the rights to it.") from e
     if not names:
         raise InvalidInputError(f"{job.source} has no picture in it: {', '.join(sorted(SUFFIXES))} are looked for.")
-    return pa.table({"path": names, "prompts": [None] * len(names)}, schema=PICTURES)
+    return pa.table({"picture": names, "prompts": [None] * len(names)}, schema=PICTURES)
 
 
 def _run(job: Job, parts: list[int], tables: list[pa.Table], workers: int | None, before: int) -> Totals:
@@ -483,14 +475,6 @@ def _prompt(row: dict[str, Any]) -> dict[str, Any]:
     return {"points": points, "labels": labels, "box": None if box is None else [float(value) for value in box]}
 
 
-def _checked(prompt: dict[str, Any], size: tuple[int, int]) -> tuple[Any, Any, Any]:
-    """Return a prompt's points, labels and box as a predictor takes them."""
-    points = labels = None
-    if prompt["points"]:
-        points, labels = as_points(prompt["points"], prompt["labels"], size)
-    return points, labels, None if prompt["box"] is None else as_box(prompt["box"], size)
-
-
 def _prompts_hash(path: str | PathLike[str]) -> str:
     """Return what tells a table from another: its prompts, however they are written."""
     return hashlib.sha256(json.dumps(read_prompts(path)).encode()).hexdigest()
@@ -499,7 +483,7 @@ def _prompts_hash(path: str | PathLike[str]) -> str:
 def _parquet(table: pa.Table) -> bytes:
     content = pa.BufferOutputStream()
     # Statistics and dictionaries would hold run lengths, which nobody searches for, a second time.
-    parquet.write_table(table, content, compression="zstd", write_statistics=["path"], use_dictionary=["path"])
+    parquet.write_table(table, content, compression="zstd", write_statistics=["picture"], use_dictionary=["picture"])
     return bytes(content.getvalue())
 
 

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
-from segment_anything import SamAutomaticMaskGenerator
 
 from groupmix_sam import batch as module
 from groupmix_sam.annotations import decode_rle
@@ -24,6 +23,7 @@ from groupmix_sam.deploy import Predictor
 from groupmix_sam.errors import InvalidInputError, MissingExtraError, SaveError, WeightsError, WeightsNotFoundError
 from groupmix_sam.images import read_image
 from groupmix_sam.sam import build_sam_groupmix
+from groupmix_sam.segment import everything
 from groupmix_sam.weights import save_weights
 
 from .deploy.conftest import draw, sam  # noqa: F401  a fixture
@@ -71,7 +71,7 @@ def pictures(tmp_path_factory):
 def prompts(pictures, tmp_path_factory):
     """Two prompts a picture, one that is outside, and a picture that is not there."""
     path = tmp_path_factory.mktemp("prompts") / "prompts.csv"
-    lines = ["path,left,top,right,bottom,x,y", "broken.jpg,1,2,30,40,,", "nowhere.png,,,,,5,6", "00.png,,,,,500,6"]
+    lines = ["picture,left,top,right,bottom,x,y", "broken.jpg,1,2,30,40,,", "nowhere.png,,,,,5,6", "00.png,,,,,500,6"]
     for name in sorted(Folder(str(pictures)).names() - {"broken.jpg"}):
         lines += [f"{name},30,22,60,45,,", f"{name},,,,,45,30"]
     path.write_text("\n".join(lines))
@@ -100,14 +100,14 @@ def expected(weights, pictures, prompts):
 
 def check(rows, found):
     """Every mask is there once and is the one that was expected, and every error is."""
-    assert len(rows) == len({(row["path"], row["prompt"]) for row in rows}) == len(found) + 3
-    errors = {row["path"]: row["error"] for row in rows if row["error"]}
+    assert len(rows) == len({(row["picture"], row["prompt"]) for row in rows}) == len(found) + 3
+    errors = {row["picture"]: row["error"] for row in rows if row["error"]}
     assert "cannot be read as a picture" in errors["broken.jpg"]
     assert "there is no picture nowhere.png" in errors["nowhere.png"]
     assert "the point (500, 6) is outside the picture of 120 x 90" in errors["00.png"]
     for row in rows:
         if not row["error"]:
-            mask, score = found[row["path"], row["prompt"]]
+            mask, score = found[row["picture"], row["prompt"]]
             assert np.array_equal(decode_rle(row), mask)
             assert row["score"] == pytest.approx(score)
     assert len({row["counts"] for row in rows}) > COUNT  # the pictures' masks do differ
@@ -170,31 +170,31 @@ def test_a_killed_command_goes_on(ray, weights, pictures, prompts, tmp_path):
 
 
 def job(pictures, output, weights, **others):
-    values = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "batch_size": 2, "threads": 1}
+    values = {"grid": 4, "least_score": 0.0, "least_stability": 0.0, "batch_size": 2, "threads": 1}
     return Job(**({"source": str(pictures), "output": str(output), "everything": True} | weights | values | others))
 
 
 def table(*names):
-    return pa.table({"path": names, "prompts": [None] * len(names), "part": [0] * len(names)})
+    return pa.table({"picture": names, "prompts": [None] * len(names), "part": [0] * len(names)})
 
 
-def test_masks_of_everything_are_the_generators(sam, weights, tmp_path):  # noqa: F811
+def test_everything_is_what_one_process_finds(weights, tmp_path):
     """And a picture too narrow for the model is an error, and one without a mask is a row without one."""
     (tmp_path / "in").mkdir()
     Image.fromarray(draw()).save(tmp_path / "in" / "a.png")
     Image.new("RGB", (4000, 1)).save(tmp_path / "in" / "line.png")
     done = Segmenter(job(tmp_path / "in", tmp_path, weights))(table("a.png", "line.png")).to_pylist()
     *rows, error = masks_of(tmp_path)
-    generator = SamAutomaticMaskGenerator(sam, points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
-    masks = generator.generate(draw())
-    assert done == [{"pictures": 2, "masks": len(masks), "errors": 1}]
-    assert masks
-    for row, mask in zip(rows, masks, strict=True):
-        assert np.array_equal(decode_rle(row), mask["segmentation"])
-        assert row["score"] == pytest.approx(mask["predicted_iou"])
+    predictor = Predictor(build_sam_groupmix(**weights))
+    things = everything(predictor, draw(), grid=4, least_score=0.0, least_stability=0.0)
+    assert done == [{"pictures": 2, "masks": len(things), "errors": 1}]
+    assert things
+    for row, thing in zip(rows, things, strict=True):
+        assert row["counts"] == thing.mask["counts"]
+        assert row["score"] == pytest.approx(thing.score)
     assert "too narrow" in error["error"]
-    nothing = Segmenter(job(tmp_path / "in", tmp_path, weights, pred_iou_thresh=9.0)).segment("a.png", [])
-    assert nothing == [{"path": "a.png", "size": [90, 120]}]
+    nothing = Segmenter(job(tmp_path / "in", tmp_path, weights, least_score=1.0)).segment("a.png", [])
+    assert nothing == [{"picture": "a.png", "size": [90, 120]}]
 
 
 def test_a_part_that_kills_its_workers_is_given_up(weights, pictures, tmp_path):
@@ -214,11 +214,11 @@ def test_a_uri_is_as_good_as_a_path(weights, pictures, prompts, tmp_path):
 
 
 def test_prompts_of_a_parquet_file_are_those_of_a_csv(tmp_path):
-    (tmp_path / "a.csv").write_text("path,x,y,left,top,right,bottom\n01,1,2,,,,\n01,,,1,2,3,4\n02,5,6,7,8,9,10\n")
+    (tmp_path / "a.csv").write_text("picture,x,y,left,top,right,bottom\n01,1,2,,,,\n01,,,1,2,3,4\n02,5,6,7,8,9,10\n")
     rows = [
-        {"path": "01", "points": [[1, 2]], "labels": [1], "box": None},
-        {"path": "01", "points": [], "labels": [], "box": [1, 2, 3, 4]},
-        {"path": "02", "points": [[5, 6]], "labels": None, "box": [7, 8, 9, 10]},
+        {"picture": "01", "points": [[1, 2]], "labels": [1], "box": None},
+        {"picture": "01", "points": [], "labels": [], "box": [1, 2, 3, 4]},
+        {"picture": "02", "points": [[5, 6]], "labels": None, "box": [7, 8, 9, 10]},
     ]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     from_csv = read_prompts(tmp_path / "a.csv")
@@ -231,13 +231,13 @@ def test_prompts_of_a_parquet_file_are_those_of_a_csv(tmp_path):
     ("content", "match"),
     [
         ("", "cannot be read"),
-        ("path,x,y\n", "has no prompt"),
-        ("picture,x,y\na,1,2\n", "prompt 1 of .*: give path"),
-        ("path,x,y\na,1,\n", "prompt 1"),
-        ("path,left,top\na,1,2\n", "prompt 1"),
-        ("path,x,y\na,1,2\na,b,3\n", "prompt"),
-        ("path\na\n", "prompt 1"),
-        ("path,x,y\na,1\n", "cannot be read"),
+        ("picture,x,y\n", "has no prompt"),
+        ("path,x,y\na,1,2\n", "prompt 1 of .*: give picture"),
+        ("picture,x,y\na,1,\n", "prompt 1"),
+        ("picture,left,top\na,1,2\n", "prompt 1"),
+        ("picture,x,y\na,1,2\na,b,3\n", "prompt"),
+        ("picture\na\n", "prompt 1"),
+        ("picture,x,y\na,1\n", "cannot be read"),
     ],
 )
 def test_tables_refused(tmp_path, content, match):
@@ -258,8 +258,6 @@ def test_what_cannot_be_run(weights, pictures, prompts, tmp_path, monkeypatch):
     with pytest.raises(InvalidInputError, match="gopher://x cannot be opened"):
         batch("gopher://x", tmp_path, **weights)
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InvalidInputError, match="takes prompts alone"):
-        batch(pictures, tmp_path / "out", checkpoint=str(pictures))  # no weights in it: an exported folder
     with pytest.raises(WeightsNotFoundError, match=r"there is no .*config\.json"):
         batch(pictures, tmp_path / "out", prompts, checkpoint=str(pictures))
     with pytest.raises(SaveError, match="could not be written"):
