@@ -89,6 +89,7 @@ def test_another_host_is_warned_of(sam, tmp_path, monkeypatch):
     assert served[0][1] == "0.0.0.0"
     done = CliRunner().invoke(app, args, catch_exceptions=False)
     assert done.stderr == ""
+    assert served[1][1] == "127.0.0.1"
     assert f"open http://127.0.0.1:{served[1][2]}" in done.stdout
 
 
