@@ -48,6 +48,8 @@ def commands(page: Path) -> list[tuple[int, list[str]]]:
         for line, row in enumerate(text.replace("\\\n", " ").splitlines(), start):
             for command in row.removeprefix("$ ").split(" && "):
                 words = shlex.split(command, comments=True)
+                while words and re.match(r"[A-Z_]+=", words[0]):  # what goes into the environment
+                    words = words[1:]
                 if words:
                     found.append((line, words))
     return found

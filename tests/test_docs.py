@@ -209,8 +209,6 @@ def test_commands(page, desk, hub):
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     for line, words in commands(page):
-        while re.match(r"[A-Z_]+=", words[0]):  # what goes into the environment
-            words = words[1:]
         text = " ".join(words)
         where = f"{name(page)}:{line}: {text}"
         if "groupmix_sam" in words:  # after torchrun or accelerate
