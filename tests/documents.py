@@ -50,6 +50,8 @@ def commands(page: Path) -> list[tuple[int, list[str]]]:
                 words = shlex.split(command, comments=True)
                 while words and re.match(r"[A-Z_]+=", words[0]):  # what goes into the environment
                     words = words[1:]
+                if ">" in words:
+                    words = words[: words.index(">")]
                 if words:
                     found.append((line, words))
     return found

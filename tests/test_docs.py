@@ -80,7 +80,7 @@ OTHERS = {
     "sudo": "for a Jetson",
 }
 # Options in the text that are no command's of ours.
-FOREIGN = {"--no-python": "torchrun", "--work": "benchmarks/deploy.py"}
+FOREIGN = {"--no-python": "torchrun"} | dict.fromkeys(["--encoders", "--size", "--work"], "benchmarks/deploy.py")
 
 # What a page's Python takes as given, and what it cannot have here.
 GIVEN = {

@@ -325,5 +325,7 @@ def test_two_visitors_at_once_have_prompts_of_their_own(browser, url, expected):
 def test_the_camera_gives_a_picture(visitor):
     visitor.page.locator("#picture").get_by_label("Capture from camera").click()
     visitor.page.get_by_text("Click to Access Webcam").click()
+    # Gradio's button does nothing, and says nothing, before the first frame.
+    visitor.page.wait_for_function("() => document.querySelector('#picture video')?.videoWidth > 0")
     visitor.page.locator("#picture").get_by_label("capture photo").click()
     visitor.says("pixels. Click on what you want.")

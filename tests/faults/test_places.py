@@ -189,13 +189,13 @@ def test_a_worker_on_a_full_disk_leaves_no_half_part(count, tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(draw()).save(tmp_path / "in" / "a.png")
     weights = save_weights(build_sam_groupmix(None, **TINY), tmp_path / "w.safetensors")
-    values = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "batch_size": 1, "threads": 1}
+    values = {"grid": 2, "least_score": 0.0, "least_stability": 0.0, "batch_size": 1, "threads": 1}
     job = Job(
         source=str(tmp_path / "in"), output=str(tmp_path / "out"), everything=False, checkpoint=str(weights), **TINY, **values
     )
     worker = Segmenter(job)
     prompts = [[{"points": [], "labels": [], "box": [30.0, 22.0, 60.0, 45.0]}]]
-    table = pa.table({"path": ["a.png"], "prompts": prompts, "part": [0]})
+    table = pa.table({"picture": ["a.png"], "prompts": prompts, "part": [0]})
     with full_disk(), pytest.raises(SaveError):
         worker(table)
     assert not list((tmp_path / "out" / "masks").glob("part-*"))
