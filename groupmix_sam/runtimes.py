@@ -4,6 +4,7 @@ Each runtime is imported where it is used. What a runtime would do silently, suc
 """
 
 import ctypes
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
@@ -16,10 +17,19 @@ from numpy.typing import NDArray
 
 from .errors import InvalidInputError, MissingExtraError, RuntimeUnavailableError
 
-__all__ = ["Model", "OnnxModel", "OpenvinoModel", "TensorrtModel", "TorchModel"]
+__all__ = ["Model", "OnnxModel", "OpenvinoModel", "TensorrtModel", "TorchModel", "keep_memory"]
 
 Array = NDArray[np.float32]
 Model = Callable[..., list[Array]]
+
+
+def keep_memory() -> None:
+    """Have glibc keep freed memory: much of a pass goes into giving large tensors back and faulting their pages in again."""
+    if sys.platform == "linux" and not torch.cuda.is_available():
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+        if mallopt is not None:
+            for option, value in ((-4, 0), (-1, -1), (-2, 256 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+                mallopt(option, value)
 
 
 class TorchModel:

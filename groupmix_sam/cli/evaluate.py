@@ -8,6 +8,8 @@ import typer
 from ..errors import InvalidInputError
 from .options import Checkpoint
 
+RESULTS = Path("runs/evaluate")
+
 
 def evaluate(
     data: Annotated[
@@ -77,7 +79,8 @@ def evaluate(
         if not reference:
             raise InvalidInputError("without labels a reference is needed: give --reference, a model's weights.")
         judge = evaluation.load_model(reference, resize=protocol.resize)
-        task = Agreement(data, protocol, judge, prompts_file or grid or 0, confidence, limit)
+        truths = (output.parent if output else RESULTS) / "truths"
+        task = Agreement(data, protocol, judge, prompts_file or grid or 0, confidence, limit, truths)
         reference = None
     else:
         task = Labelled(file, folder, protocol, limit)
@@ -90,7 +93,7 @@ def evaluate(
         part for part in (prompts_file and prompts_file.stem, grid and f"grid{grid}", detections and detections.stem) if part
     ]
     stem = "-".join([data.resolve().name, *asked])
-    output = output or Path("runs/evaluate") / f"{stem}-{model.label}.json"
+    output = output or RESULTS / f"{stem}-{model.label}.json"
     if reference and not reference.endswith(".json"):
         other = evaluation.load_model(reference, resize=protocol.resize)
         reference = str(output.with_name(f"{stem}-{other.label}.json"))

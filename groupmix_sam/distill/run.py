@@ -1,11 +1,9 @@
 """A run around its training: what it is of, its log, how it is stopped, what suits the machine."""
 
 import csv
-import ctypes
 import hashlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +28,6 @@ __all__ = [
     "Log",
     "RunOptions",
     "describe_run",
-    "keep_memory",
     "open_run",
     "process_state",
     "save_run",
@@ -87,15 +84,6 @@ def start_accelerator(precision: str) -> Accelerator:
 def _on_cpu() -> bool:
     # Said outright, as accelerate takes torchrun's processes on a machine without a GPU for so many runs of one process.
     return not torch.cuda.is_available() and not torch.backends.mps.is_available()
-
-
-def keep_memory() -> None:
-    """Have glibc keep freed memory: a fifth of a step goes into giving large tensors back and faulting their pages in again."""
-    if sys.platform == "linux" and not torch.cuda.is_available():
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-        if mallopt is not None:
-            for option, value in ((-4, 0), (-1, -1), (-2, 256 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-                mallopt(option, value)
 
 
 def describe_run(

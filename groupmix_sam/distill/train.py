@@ -35,13 +35,14 @@ from tqdm import tqdm
 from ..encoders.config import STRIDE
 from ..errors import InvalidInputError, RunStoppedError
 from ..pictures import Picture
+from ..runtimes import keep_memory
 from ..weights import write_beside
 from .checkpoint import Progress, load_checkpoint, save_checkpoint
 from .data import CachedPicture, Maps, Samples, Share, sample_loader, whole_pictures
 from .figures import draw_features, stack_pictures
 from .masks import Decoder, boxes_of, draw_points, mask_losses
 from .recipe import Phase, Recipe
-from .run import Log, RunOptions, describe_run, keep_memory, open_run, read_ahead, save_run, start_accelerator, stop_signals
+from .run import Log, RunOptions, describe_run, open_run, read_ahead, save_run, start_accelerator, stop_signals
 from .student import Student, check_student, fit_neck, start_from_teacher
 from .teacher import Teacher, teach
 

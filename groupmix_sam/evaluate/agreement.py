@@ -1,18 +1,23 @@
 """Pictures without labels: how far a model's masks are a reference's, the protocol of the paper's Table 3."""
 
+import hashlib
+import json
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..annotations import decode_rle, encode_rle
 from ..errors import InvalidInputError
 from ..images import read_image
 from ..pictures import SUFFIXES
 from ..prompts import EVERY, Prompt, read_prompts
-from ..weights import sha256
+from ..weights import make_folder, sha256, write_beside
 from .labelled import Row, measure
-from .metrics import tight_box
+from .metrics import Mask, tight_box
 from .models import Model
 from .protocol import Protocol, ask
 
@@ -32,6 +37,7 @@ class Agreement:
         prompts: A CSV or JSON file, see `read_prompts`; or n, for a grid of n x n points over each picture.
         confidence: Of a grid, points are dropped where the reference's predicted IoU is lower.
         limit: Take the first pictures only.
+        truths: Folder to keep the reference's masks in, so that it is asked once however many models are measured by it.
 
     Raises:
         InvalidInputError: the prompts cannot be read, or name a picture that is not there.
@@ -47,8 +53,10 @@ class Agreement:
         prompts: str | PathLike[str] | int,
         confidence: float = 0.88,
         limit: int | None = None,
+        truths: str | PathLike[str] | None = None,
     ) -> None:
         self.folder, self.protocol, self.reference = Path(pictures), protocol, reference
+        self.kept = None if truths is None else Path(truths)
         self.grid = prompts if isinstance(prompts, int) else None
         self.confidence = confidence
         if self.grid is not None:
@@ -90,22 +98,45 @@ class Agreement:
                 prompt.check(size)
             except InvalidInputError as e:
                 raise InvalidInputError(f"{picture}: {e}") from e
-        self.reference.predictor.set_image(image)
+        truths = self._truths(picture, image, prompts)
+        if not truths:
+            return []
         predictor.set_image(image)
         rows = []
+        for i, truth in truths.items():
+            prompt, area = prompts[i], int(np.count_nonzero(truth))
+            answer = ask(predictor, prompt, self.protocol.choice(prompt.kind), truth)
+            row = {"picture": picture, "id": i, "area": float(area)}
+            rows.append(row | measure(prompt.kind, prompt, answer, truth, prompt.box or tight_box(truth)))
+        return rows
+
+    def _truths(self, picture: str, image: NDArray[np.uint8], prompts: Sequence[Prompt]) -> dict[int, Mask]:
+        """Return the reference's masks that count, by the numbers of their prompts: kept ones, or asked for now."""
+        if self.kept is None:
+            return self._ask(image, prompts)
+        # All that a mask depends on; the folder's name and the other pictures are not part of it.
+        asked = [self.reference.record(), self._record.get("confidence"), sha256(self.folder / picture)]
+        asked += [self.protocol.choose, self.protocol.least_area, self.protocol.resize, [prompt.record() for prompt in prompts]]
+        file = self.kept / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}.json"
+        try:
+            return {int(i): decode_rle(rle) for i, rle in json.loads(file.read_text(encoding="utf-8")).items()}
+        except (OSError, ValueError, AttributeError):  # not there, or damaged
+            truths = self._ask(image, prompts)
+        content = json.dumps({i: encode_rle(mask) for i, mask in truths.items()})
+        make_folder(self.kept)
+        write_beside(file, lambda part: part.write_text(content, encoding="utf-8"))
+        return truths
+
+    def _ask(self, image: NDArray[np.uint8], prompts: Sequence[Prompt]) -> dict[int, Mask]:
+        self.reference.predictor.set_image(image)
+        truths = {}
         for i, prompt in enumerate(prompts):
             choose = self.protocol.choice(prompt.kind)
             truth = ask(self.reference.predictor, prompt, "best-of-3" if choose == "oracle" else choose)
-            if self.grid is not None and truth.predicted < self.confidence:
-                continue
-            area = int(np.count_nonzero(truth.mask))
-            if area < max(self.protocol.least_area, 1):
-                continue
-            box = prompt.box or tight_box(truth.mask)
-            answer = ask(predictor, prompt, choose, truth.mask)
-            row = {"picture": picture, "id": i, "area": float(area)}
-            rows.append(row | measure(prompt.kind, prompt, answer, truth.mask, box))
-        return rows
+            sure = self.grid is None or truth.predicted >= self.confidence
+            if sure and np.count_nonzero(truth.mask) >= max(self.protocol.least_area, 1):
+                truths[i] = truth.mask
+        return truths
 
 
 def _grid(size: tuple[int, int], side: int) -> list[Prompt]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..errors import InvalidInputError, SaveError
+from ..runtimes import keep_memory
 from ..weights import make_folder, write_beside
 from .labelled import Row, decode
 from .models import Model
@@ -119,6 +120,7 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
     _drop_cut_line(part)
     if not part.exists():
         _append(part, header)
+    keep_memory()
     for picture in tqdm(mine, desc=model.name, unit="picture", disable=True if rank else None):
         _append(part, {"picture": picture, "rows": task.measure(model.predictor, picture)})
     try:

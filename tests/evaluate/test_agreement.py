@@ -1,4 +1,5 @@
 import pytest
+from PIL import Image
 
 from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.evaluate import Agreement, Model, Protocol, evaluate
@@ -47,6 +48,35 @@ def test_grid_keeps_what_the_reference_is_sure_of(pictures, tmp_path):
     assert [row["given"]["points"] for row in rows[:4]] == [[[24, 16]], [[72, 16]], [[24, 48]], [[72, 48]]]
     assert task.measure(plain.predictor, "0.png") == rows[:4]
     assert Agreement(pictures, Protocol(), plain, 2, confidence=0.95).measure(plain.predictor, "0.png") == []
+
+
+def test_the_reference_is_asked_once(pictures, tmp_path):
+    """Its masks are kept by all that they depend on; what is damaged is asked for anew."""
+    reference, model = Model(Larger(), "larger"), Model(PlainPredictor(), "plain")
+
+    def rows(**options):
+        task = Agreement(pictures, Protocol(), reference, options.pop("grid", 2), **{"truths": tmp_path / "kept", **options})
+        return [row for picture in task.pictures() for row in task.measure(model.predictor, picture)]
+
+    expected = rows(truths=None)
+    assert reference.predictor.pictures == 3
+    assert len(expected) == 12
+    assert rows() == rows() == expected
+    assert reference.predictor.pictures == 6, "once for all three, and then no more"
+    assert rows(limit=1) == expected[:4]
+    assert reference.predictor.pictures == 6
+    kept = sorted((tmp_path / "kept").iterdir())
+    assert len(kept) == 3
+    kept[0].write_text(kept[0].read_text()[:-9])
+    kept[1].write_text('{"0": {"size": [64, 96], "counts": "1"}}')
+    assert rows() == expected
+    assert reference.predictor.pictures == 8
+    assert rows(confidence=0.95) == []
+    assert rows(grid=1) == rows(grid=1, truths=None)
+    assert reference.predictor.pictures == 8 + 3 + 3 + 3
+    Image.new("RGB", (96, 64)).save(pictures / "0.png")
+    assert rows() == expected
+    assert reference.predictor.pictures == 18, "another picture of the same name"
 
 
 def test_prompts_that_do_not_fit(pictures, tmp_path):
