@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..pictures import find_pictures
 from ..weights import write_beside
-from .api import hold_out, prepare_models, train_and_save
+from .api import hold_out, prepare_models, tell_cache, train_and_save
 from .cache import cache_features
 from .data import CachedPicture, whole_pictures
 from .masks import Decoder, draw_points, mask_agreement
@@ -74,6 +74,7 @@ def adapt(
     check_run(sam.image_encoder, own, recipe, process_state().num_processes * options.accumulate)
     check_folder(output, resume=options.resume)
     folder = Path(cache) if cache is not None else output / "cache"
+    tell_cache([*measured, *own, *others], source, folder, image_size)
     held_out, skipped = cache_features(measured, source, folder, image_size)
     training, unusable = cache_features([*own, *others], source, folder, image_size)
     training = [picture for picture in training if picture not in set(held_out)]

@@ -1,5 +1,8 @@
 import csv
+import io
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,9 +17,10 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.distill import Decoder, Phase, Recipe, RunOptions, find_pictures, r2_score, train_student
+from groupmix_sam.distill import Decoder, Phase, Recipe, RunOptions, find_pictures, load_recipe, r2_score, train_student
 from groupmix_sam.distill import train as training
 from groupmix_sam.distill.checkpoint import Progress, load_checkpoint, save_checkpoint
 from groupmix_sam.distill.data import Samples, whole_pictures
@@ -121,6 +125,25 @@ def test_distilling_learns_the_teacher(cached, tmp_path):
     with Image.open(folder / "features.png") as picture:
         assert picture.height > 24 * 100
     assert yaml.safe_load((folder / "run.yaml").read_text())["recipe"]["epochs"] == 24
+
+
+def test_a_run_keeps_its_recipe(cached, tmp_path):
+    """The file is what `--recipe` takes, and gives the same recipe."""
+    run(cached, tmp_path / "run", TINY)
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == TINY
+
+
+def test_progress_shows_loss_r2_images_a_second_and_what_is_left(cached, tmp_path, monkeypatch):
+    """As they stand in the log; the last R2 stays beside later losses."""
+    shown = io.StringIO()
+    monkeypatch.setattr(training, "tqdm", lambda **options: tqdm(**options | {"disable": False, "file": shown}))
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    run(cached, tmp_path / "run", Recipe(epochs=2, phases=(Phase(1.0, 64, 1),)))
+    rows = rows_of(tmp_path / "run")[:-1]
+    loss, score = (float([row[name] for row in rows if row[name]][-1]) for name in ("features", "r2"))
+    last = shown.getvalue().split("\r")[-1]
+    assert re.search(rf"8/8 \[[\d:]+<[\d:]+, +[\d.]+image/s, loss={loss:.3f}, R2={score:.3f}\]", last), last
+    assert not rows[-2]["r2"], "or it would have been shown anew"
 
 
 def test_minutes_set_the_epochs(cached, tmp_path):
@@ -262,6 +285,41 @@ def test_two_processes_give_one_process_losses(cached, tmp_path):
     one, two = ([float(r["features"]) for r in rows_of(tmp_path / name) if r["features"]] for name in ("one", "two"))
     assert len(one) == len(two) == 10
     assert one == pytest.approx(two, abs=1e-5)
+
+
+SHARED = """
+import json, sys
+from pathlib import Path
+from groupmix_sam.distill import cache_features, find_pictures, r2_score
+from groupmix_sam.distill.run import start_accelerator
+from tests.distill.conftest import SIZE, PlainTeacher
+from tests.distill.test_train import tiny_student
+
+accelerator, teacher = start_accelerator("fp32"), PlainTeacher()
+cached, skipped = cache_features(find_pictures(sys.argv[1]), teacher, sys.argv[2], SIZE)
+score = r2_score(tiny_student().eval(), cached, SIZE, accelerator)
+found = [teacher.calls, [str(picture.path.name) for picture in cached], [str(picture) for picture in skipped], score]
+Path(sys.argv[2], f"{accelerator.process_index}.json").write_text(json.dumps(found))
+"""
+
+
+def test_two_processes_share_the_cache_and_r2(photos, cached, tmp_path):
+    """Each asks the teacher for its half of the pictures; both come to what one process comes to."""
+    pictures = shutil.copytree(photos, tmp_path / "photos")
+    (pictures / "below" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "script.py").write_text(SHARED)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(pictures), str(tmp_path / "c")]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=env, cwd=ROOT, check=True, timeout=300)
+    found = [json.loads((tmp_path / "c" / f"{i}.json").read_text()) for i in range(2)]
+    assert found[0][0] + found[1][0] == len(cached) == 6
+    assert min(found[0][0], found[1][0]) >= 2
+    assert found[0][1:] == found[1][1:]
+    _, names, skipped, score = found[0]
+    assert names == [picture.path.name for picture in cached]
+    assert skipped == [str(pictures / "below" / "broken.png")]
+    assert score == pytest.approx(r2_score(tiny_student().eval(), cached, SIZE), abs=1e-5)
 
 
 def test_a_batch_that_cannot_be_shared_out(cached, tmp_path):
