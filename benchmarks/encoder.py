@@ -1,11 +1,12 @@
-"""Time and peak memory of our encoder, as it is and fused, against MobileSAM's, side by side in one run.
+"""What PyTorch takes on a CPU for ours and for MobileSAM: encoder, picture and prompt, 32 prompts; and what was aimed at.
 
     python benchmarks/encoder.py
-    python benchmarks/encoder.py --dtype bfloat16
 
 All run in eager PyTorch, batch 1, at 1024 x 1024, by turns, so that what else the machine does falls on all. Weights are
 random: they do not matter here. "Products" are the matrix products of our linear layers and nothing else, into memory that is
-there. Peak memory is that of a process of its own over one forward pass, less what it held before.
+there. A picture is of 480 x 640, from array to one box's mask in its size: our `Predictor` against the stock `SamPredictor`
+with MobileSAM. The decoders get features and 32 points. Peak memory is that of a process of its own over one forward pass, less
+what it held before. The profile is of one pass of the fused encoder, each operation without those that it calls.
 """
 
 import argparse
@@ -13,16 +14,35 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from machine import describe, interval
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
 
-import groupmix_sam  # noqa: F401  registers the encoders
-from groupmix_sam.deploy import fuse
+from groupmix_sam import build_sam_groupmix
+from groupmix_sam.deploy import Predictor, fuse
+from groupmix_sam.deploy.decoder import Decoder
 
-OURS, FUSED, PRODUCTS, THEIRS = "gmf_sam_2282", "gmf_sam_2282 fused", "its products", "sam_tiny_vit_5m"
+NAME, THEIR_NAME = "gmf_sam_2282", "sam_tiny_vit_5m"
+OURS, FUSED, PRODUCTS, THEIRS = f"{NAME} as it trains", f"{NAME} fused", "its products", THEIR_NAME
+FUSED_BF16, THEIRS_BF16 = f"{FUSED} bf16", f"{THEIRS} bf16"
+WHOLE, STOCK_WHOLE = f"Predictor, {NAME}", f"SamPredictor, {THEIR_NAME}"
+DECODER, STOCK_DECODER = "32 prompts, ours", "32 prompts, stock"
+MODELS = (OURS, FUSED, PRODUCTS, THEIRS, FUSED_BF16, THEIRS_BF16)
+# What was to be reached, of the first to the second: time and peak memory.
+AIMS = (
+    (OURS, THEIRS, None, None),
+    (FUSED, THEIRS, 0.36, 0.5),
+    (FUSED, PRODUCTS, 1.4, None),
+    (FUSED_BF16, THEIRS_BF16, 0.30, 0.5),
+    (WHOLE, STOCK_WHOLE, 0.40, None),
+    (DECODER, STOCK_DECODER, 0.5, None),
+)
 
 
 class Products(torch.nn.Module):
@@ -48,17 +68,43 @@ class Products(torch.nn.Module):
             torch.mm(a, b, out=out)
 
 
-def build(name: str, size: int, dtype: torch.dtype) -> torch.nn.Module:
-    model = timm.create_model(THEIRS if name == THEIRS else OURS).eval().to(dtype)
+def build(name: str, size: int) -> tuple[torch.nn.Module, torch.Tensor]:
+    """Return one of MODELS and an input in its dtype."""
+    dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
+    model = timm.create_model(THEIR_NAME if name.startswith(THEIR_NAME) else NAME).eval().to(dtype)
+    x = torch.randn(1, 3, size, size, dtype=dtype)
     if name == PRODUCTS:
-        return Products(model, torch.randn(1, 3, size, size, dtype=dtype))
-    return fuse(model) if name == FUSED else model
+        return Products(model, x), x
+    return (fuse(model) if name.startswith(FUSED) else model), x
+
+
+def whole(predictor: Predictor | SamPredictor) -> Callable[[], object]:
+    picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+
+    def run() -> None:
+        predictor.set_image(picture)
+        predictor.predict(box=np.array([100.0, 80, 420, 380]), multimask_output=False)
+
+    return run
+
+
+def decoders(sam: Sam, size: int) -> dict[str, Callable[[], object]]:
+    """Return our decoder and the stock one, each from features and 32 points to all masks' logits."""
+    ours, features = Decoder(sam), torch.randn(1, 256, size // 16, size // 16)
+    points, labels = size * torch.rand(32, 1, 2), torch.ones(32, 1)
+    padded = torch.cat([points, torch.zeros(32, 1, 2)], dim=1), torch.cat([labels, -torch.ones(32, 1)], dim=1)
+
+    def stock() -> None:
+        sparse, dense = sam.prompt_encoder(points=(points, labels), boxes=None, masks=None)
+        sam.mask_decoder.predict_masks(features, sam.prompt_encoder.get_dense_pe(), sparse, dense)
+
+    return {DECODER: lambda: ours(ours.image(features), *padded), STOCK_DECODER: stock}
 
 
 @torch.inference_mode()
-def seconds(model: torch.nn.Module, x: torch.Tensor) -> float:
+def seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
-    model(x)
+    run()
     return time.perf_counter() - start
 
 
@@ -69,54 +115,78 @@ def peak_resident_kib() -> int:
 
 
 @torch.inference_mode()
-def peak_mib(name: str, size: int, dtype: torch.dtype) -> float:
+def peak_mib(name: str, size: int) -> float:
     """Return the growth of this process's peak memory over one forward pass, in MiB."""
-    model, x = build(name, size, dtype), torch.randn(1, 3, size, size, dtype=dtype)
+    model, x = build(name, size)
     model(x[:, :, :64, :64])  # what is set up once does not count
     before = peak_resident_kib()
     model(x)
     return (peak_resident_kib() - before) / 1024
 
 
+@torch.inference_mode()
+def profile(name: str, size: int) -> None:
+    model, x = build(name, size)
+    model(x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        model(x)
+    events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    print(f"where the time of {name} goes, {total / 1e6:.3f} s")
+    for event in events[:12]:
+        print(f"  {event.self_cpu_time_total / total:6.1%} {event.key} x {event.count}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--peak", metavar="ENCODER", help="print the peak memory of one encoder and stop")
+    parser.add_argument("--peak", choices=MODELS, help="print the peak memory of one encoder and stop")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    dtype = getattr(torch, args.dtype)
     if args.peak:
-        print(peak_mib(args.peak, args.size, dtype))
+        print(peak_mib(args.peak, args.size))
         return
 
-    models = {name: build(name, args.size, dtype) for name in (OURS, FUSED, PRODUCTS, THEIRS)}
-    x = torch.randn(1, 3, args.size, args.size, dtype=dtype)
-    for model in models.values():
-        seconds(model, x)
-    times: dict[str, list[float]] = {name: [] for name in models}
+    runs: dict[str, Callable[[], object]] = {}
+    for name in MODELS:
+        model, x = build(name, args.size)
+        runs[name] = lambda model=model, x=x: model(x)
+    ours, theirs = (build_sam_groupmix(None, encoder=name, image_size=args.size).eval() for name in (NAME, THEIR_NAME))
+    runs |= {WHOLE: whole(Predictor(ours)), STOCK_WHOLE: whole(SamPredictor(theirs)), **decoders(theirs, args.size)}
+    for run in runs.values():
+        seconds(run)
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(args.rounds):
-        for name, model in models.items():
-            times[name].append(seconds(model, x))
-    command = [sys.executable, __file__, "--size", str(args.size), "--threads", str(args.threads), "--dtype", args.dtype]
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    command = [sys.executable, __file__, "--size", str(args.size), "--threads", str(args.threads)]
     peaks = {
         name: float(subprocess.run([*command, "--peak", name], capture_output=True, text=True, check=True).stdout)
-        for name in (OURS, FUSED, THEIRS)
+        for name in MODELS
+        if name != PRODUCTS
     }
 
     print(describe())
-    print(f"1 x 3 x {args.size} x {args.size}, {args.dtype}, eager, {args.rounds} rounds by turns")
-    for name in models:
+    print(f"{args.size} x {args.size}, eager, {args.rounds} rounds by turns")
+    for name in runs:
         memory = f", {peaks[name]:.0f} MiB peak" if name in peaks else ""
-        print(f"  {name:18} {statistics.median(times[name]):.3f} s median, {min(times[name]):.3f} s least{memory}")
-    for ours, theirs in ((OURS, THEIRS), (FUSED, THEIRS), (FUSED, PRODUCTS)):
-        ratios = [a / b for a, b in zip(times[ours], times[theirs], strict=True)]
-        _, low, high = interval(ratios)
-        print(f"  {ours} to {theirs}: time {statistics.median(ratios):.3f} (95 % interval of the median {low:.3f} to ", end="")
-        print(f"{high:.3f}; of the least times {min(times[ours]) / min(times[theirs]):.3f})", end="")
-        print(f", memory {peaks[ours] / peaks[theirs]:.3f}" if theirs in peaks else "")
+        print(f"  {name:29} {statistics.median(times[name]):.3f} s median, {min(times[name]):.3f} s least{memory}")
+    print("ratios of times with the 95 % interval of the median, and of peak memory")
+    for ours_name, theirs_name, time_aim, memory_aim in AIMS:
+        middle, low, high = interval([a / b for a, b in zip(times[ours_name], times[theirs_name], strict=True)])
+        print(f"  {ours_name} to {theirs_name}: {middle:.3f} ({low:.3f} to {high:.3f}){verdict(middle, time_aim)}", end="")
+        if ours_name in peaks and theirs_name in peaks:
+            memory = peaks[ours_name] / peaks[theirs_name]
+            print(f"; memory {memory:.3f}{verdict(memory, memory_aim)}", end="")
+        print()
+    profile(FUSED, args.size)
+    profile(FUSED_BF16, args.size)
+
+
+def verdict(value: float, aim: float | None) -> str:
+    return "" if aim is None else f", {aim} aimed at: {'reached' if value <= aim else 'not reached'}"
 
 
 if __name__ == "__main__":

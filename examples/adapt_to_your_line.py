@@ -78,9 +78,8 @@ def main() -> None:
         for seed in range(args.count):
             Image.fromarray(draw_frame(seed)[0]).save(frames / f"{seed:02}.png")
 
-    record = adapt(
-        frames, args.teacher, args.output, replace(ADAPT, minutes=args.minutes), start=args.checkpoint, encoder=args.encoder
-    )
+    recipe = replace(ADAPT, minutes=args.minutes)
+    record = adapt(frames, args.teacher, args.output, recipe, checkpoint=args.checkpoint, encoder=args.encoder)
     mean_before, mean_after = record["agreement"]["before"][0], record["agreement"]["after"][0]
     print(f"agreement with the teacher on frames that were held out: {mean_before:.3f} before, {mean_after:.3f} after")
 

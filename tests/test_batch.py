@@ -2,12 +2,12 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -113,13 +113,21 @@ def check(rows, found):
     assert len({row["counts"] for row in rows}) > COUNT  # the pictures' masks do differ
 
 
+def parts(output):
+    return len(list((output / "masks").glob("part-*")))
+
+
 def kill_a_worker(output, killed):
     """Kill the process of an actor once there is a part."""
-    while not list((output / "masks").glob("part-*")):
+    workers = []
+    while not workers:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # it has ended
+                workers += [process] * ("MapWorker" in " ".join(process.cmdline()))
+    while not parts(output):
         time.sleep(0.002)
-    (worker,) = (p for p in psutil.Process().children(recursive=True) if "MapWorker" in " ".join(p.cmdline()))
-    worker.send_signal(signal.SIGKILL)
-    killed.append(len(list((output / "masks").glob("part-*"))))
+    workers[0].kill()
+    killed.append(parts(output))
 
 
 def test_a_killed_worker_loses_nothing_and_masks_are_those_of_one_process(ray, weights, pictures, prompts, tmp_path):
@@ -128,13 +136,23 @@ def test_a_killed_worker_loses_nothing_and_masks_are_those_of_one_process(ray, w
     watcher.start()
     totals = batch(pictures, tmp_path, prompts, batch_size=1, workers=1, **weights)
     watcher.join()
-    assert 0 < killed[0] < COUNT
+    assert 0 < killed[0] < COUNT + 2
     found = expected(weights, pictures, prompts)
     check(masks_of(tmp_path), found)
     assert totals == Totals(COUNT + 2, 2 * COUNT, 3, 0)
     assert len(list((tmp_path / "masks").iterdir())) == COUNT + 2  # nothing half written
     again = batch(pictures, tmp_path, prompts, batch_size=1, workers=1, **weights)
     assert again == Totals(before=COUNT + 2)
+
+
+def each(processes, action):
+    """Do something to every process that has not ended; return those."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            action(process)
+            found.append(process)
+    return found
 
 
 def test_a_killed_command_goes_on(ray, weights, pictures, prompts, tmp_path):
@@ -144,24 +162,23 @@ def test_a_killed_command_goes_on(ray, weights, pictures, prompts, tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | dict([NOT_NICE])
     temporary = tempfile.mkdtemp(prefix="t-")  # a short name, as the names of sockets may not be long
     driver = subprocess.Popen(command, env=environment | {"TMPDIR": temporary})
-    while not list((tmp_path / "masks").glob("part-*")):
+    while not parts(tmp_path):
         assert driver.poll() is None
         time.sleep(0.002)
-    family = psutil.Process(driver.pid).children(recursive=True)
+    family = {p: p.name() for p in each(psutil.Process(driver.pid).children(recursive=True), psutil.Process.suspend)}
+    assert 0 < parts(tmp_path) < COUNT + 2  # and nothing more is done while we look around
     listening = [c.laddr.ip for p in family for c in p.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     driver.kill()
     driver.wait()
-    done = len(list((tmp_path / "masks").glob("part-*")))
-    assert 0 < done < COUNT + 2
+    each(family, psutil.Process.resume)
     assert listening
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
-    agents = [p for p in family if "Agent" in p.name()]  # which wait for minutes for their dead head
-    _, alive = psutil.wait_procs([p for p in family if p not in agents], timeout=60)
+    agents = [p for p in family if "Agent" in family[p]]  # which wait for minutes for their dead head
+    _, alive = psutil.wait_procs([p for p in family if p not in agents], timeout=180)
     assert alive == []  # Ray's processes end with their driver
-    for agent in agents:
-        agent.kill()
+    psutil.wait_procs(each(agents, psutil.Process.kill))
     shutil.rmtree(temporary)
-    before = len(list((tmp_path / "masks").glob("part-*")))
+    before = parts(tmp_path)
     totals = batch(pictures, tmp_path, prompts, batch_size=1, workers=1, **weights)
     assert totals.before == before
     assert totals.pictures == COUNT + 2 - before

@@ -2,6 +2,7 @@ import hashlib
 import inspect
 import json
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from huggingface_hub import HfApi
 from PIL import Image
 from segment_anything import SamPredictor
@@ -18,8 +20,17 @@ from typer.testing import CliRunner
 import groupmix_sam
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.annotations import from_coco, from_contours, from_labelme
+from groupmix_sam.batch import batch
 from groupmix_sam.cli import app, main
+from groupmix_sam.demo.session import load_predictor
 from groupmix_sam.deploy import Predictor
+from groupmix_sam.deploy.export import export
+from groupmix_sam.deploy.parity import Thresholds
+from groupmix_sam.distill import ADAPT, RunOptions, adapt, distill, load_recipe
+from groupmix_sam.evaluate import Agreement, load_model, preset
+from groupmix_sam.evaluate.complexity import measure_costs
+from groupmix_sam.evaluate.encoders import Settings, train_encoders
+from groupmix_sam.evaluate.figures import pick_pictures
 from groupmix_sam.images import draw_masks, read_image
 from groupmix_sam.segment import everything, segment
 from groupmix_sam.weights import push_to_hub, save_weights
@@ -311,11 +322,39 @@ def test_everything_is_the_function(tiny, line, tmp_path):
 def test_defaults_are_the_functions():
     """What the command line and Python both have by one name has one default."""
     commands = {command.callback.__name__: command.callback for command in app.registered_commands}
-    for name, function in {"everything": everything, "segment": segment, "push": push_to_hub}.items():
-        ours, theirs = inspect.signature(commands[name]).parameters, inspect.signature(function).parameters
-        shared = [key for key in ours if key in theirs and theirs[key].default is not inspect.Parameter.empty]
-        assert shared
-        assert [ours[key].default for key in shared] == [theirs[key].default for key in shared]
+    functions = {
+        "adapt": (adapt, RunOptions),
+        "batch": (batch,),
+        "compare": (pick_pictures,),
+        "demo": (load_predictor,),
+        "distill": (distill, RunOptions),
+        "encoders": (train_encoders, Settings),
+        "evaluate": (load_model, Agreement),
+        "everything": (everything, build_sam_groupmix),
+        "export": (export, build_sam_groupmix),
+        "profile": (measure_costs,),
+        "push": (push_to_hub,),
+        "segment": (segment, build_sam_groupmix),
+        "stream": (build_sam_groupmix,),
+    }
+    assert {*functions, "info"} == set(commands)
+    for name, theirs in functions.items():
+        ours = defaults(commands[name])
+        if "recipe" in ours:
+            ours["recipe"] = load_recipe(ours["recipe"])
+        if "preset" in ours:
+            ours["resize"] = preset(ours["preset"]).resize
+        for function in theirs:
+            shared = ours.keys() & defaults(function).keys()
+            assert shared, f"{name} and {function.__name__} have nothing in common"
+            assert {key: ours[key] for key in shared} == {key: defaults(function)[key] for key in shared}, name
+    assert defaults(commands["adapt"])["minutes"] == ADAPT.minutes
+    assert [defaults(commands["export"])[name] for name in ("mean_iou", "least_iou", "least_score")] == list(Thresholds())
+
+
+def defaults(function):
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 def test_push(tiny, monkeypatch, tmp_path):
@@ -342,6 +381,24 @@ def test_help_has_every_command_in_a_panel():
         assert f" {command.callback.__name__} " in text
         assert run(command.callback.__name__, "--help").exit_code == 0
     assert "Exit codes: 0" in text
+
+
+@pytest.mark.parametrize("name", ["", *(command.callback.__name__ for command in app.registered_commands)])
+def test_help_has_every_word_and_examples_that_can_be_run(name, monkeypatch):
+    """Rich takes what is in brackets for its own, so that it must not be there."""
+    monkeypatch.setenv("COLUMNS", "400")
+    text = run(*name.split(), "--help").stdout
+    whole = typer.main.get_command(app)
+    command = whole.commands[name] if name else whole
+    for parameter in command.params:
+        assert parameter.help in text
+    examples = [line for line in map(str.strip, command.help.splitlines()) if line.startswith("groupmix-sam")]
+    assert examples
+    for example in examples:
+        assert f"{example}\n" in re.sub(" +\n", "\n", text), "on a line of its own"
+        _, used, *words = shlex.split(example.partition(" > ")[0])
+        assert used == name or not name
+        whole.commands[used].make_context(used, words)  # which fails at what it does not know
 
 
 def test_version_and_wrong_usage():

@@ -73,6 +73,8 @@ OTHERS = {
     "make": "the target is looked up in the Makefile",
     "pip install": "our extras are looked up in setup.cfg",
     "pytest": "is how these tests are run",
+    "bandit": "is no dependency, and ruff has its rules",
+    "pip-audit": "needs a database of advisories",
     "python examples/": "tests/test_examples.py runs them",
     "python benchmarks/": "takes minutes; its arguments are read",
     "python3 -m venv": "for a Jetson",

@@ -26,9 +26,14 @@ __all__ = ["app", "main"]
 
 HELP = """Segment Anything on the industrial PC: masks of what a point or a box shows.
 
-    groupmix-sam segment photo.jpg --point 365,290
+groupmix-sam segment photo.jpg --point 365,290
+groupmix-sam demo photo.jpg
+groupmix-sam adapt my_frames/ --teacher mobile_sam.pt --output runs/line
+groupmix-sam export openvino exported/ --pictures my_frames/ --checkpoint runs/line/weights
+groupmix-sam segment photos/ --prompts prompts.csv --format labelme --model exported/
 
-Weights come with the package. Progress goes to the terminal alone, results to stdout, what went wrong to stderr.
+Weights come with the package. Each command has examples of its own: groupmix-sam segment --help.
+Progress goes to the terminal alone, results to stdout, what went wrong to stderr.
 """
 EPILOG = "Exit codes: 0 done; 1 an error, which is told in one line, or pictures that were skipped; 2 wrong usage."
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .distill import Cache, Provider, Resume, SaveMinutes, Teacher
-from .options import Checkpoint, Encoder
+from .options import Checkpoint, Encoder, ImageSize
 
 
 def adapt(
@@ -17,12 +17,16 @@ def adapt(
     general: Annotated[Path | None, typer.Option(help="Pictures of other things, some of which are mixed in.")] = None,
     checkpoint: Checkpoint = "default",
     encoder: Encoder = "gmf_sam_2282",
+    image_size: ImageSize = 1024,
     cache: Cache = None,
     provider: Provider = None,
     resume: Resume = False,
     save_minutes: SaveMinutes = 5.0,
 ) -> None:
-    """Train on from weights that are trained already, on unlabelled frames of your own line."""
+    """Train on from weights that are trained already, on unlabelled frames of your own line.
+
+    groupmix-sam adapt my_frames/ --teacher mobile_sam.pt --minutes 20 --output runs/line
+    """
     from dataclasses import replace
 
     from ..distill import ADAPT, RunOptions
@@ -34,9 +38,10 @@ def adapt(
         output,
         replace(ADAPT, minutes=minutes),
         RunOptions(resume=resume, save_minutes=save_minutes),
-        start=checkpoint,
+        checkpoint=checkpoint,
         encoder=encoder,
         general=general,
         cache=cache,
         providers=provider or ["CPUExecutionProvider"],
+        image_size=image_size,
     )

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Encoder
+from .options import Encoder, ImageSize
 
 
 def batch(
@@ -19,7 +19,7 @@ def batch(
         typer.Option(help="Weights as for segment, or a folder that `groupmix-sam export` wrote; where each worker finds it."),
     ] = "default",
     encoder: Encoder = "gmf_sam_2282",
-    image_size: Annotated[int, typer.Option(help="Side in pixels that pictures are resized to.")] = 1024,
+    image_size: ImageSize = 1024,
     grid: Annotated[int, typer.Option(help="Of everything: points a side.")] = 32,
     least_score: Annotated[float, typer.Option(help="Of everything: drop masks of which the model is less sure.")] = 0.88,
     least_stability: Annotated[float, typer.Option(help="Of everything: drop masks that are less stable.")] = 0.95,
@@ -30,6 +30,8 @@ def batch(
     """Segment pictures by the million, on this machine or on a Ray cluster, into Parquet files of run lengths.
 
     The same command goes on where a run was stopped. A cluster is taken from RAY_ADDRESS.
+
+        groupmix-sam batch photos/ --prompts prompts.csv --output masks/
     """
     from ..batch import batch as run
 

@@ -18,7 +18,11 @@ def compare(
     seed: Annotated[int, typer.Option(help="Of random pictures.")] = 0,
     output: Annotated[Path, typer.Option(help="PNG to write; a page of HTML goes beside it.")] = Path("compare.png"),
 ) -> None:
-    """Draw what models make of the same prompts: rows of pictures, columns of models."""
+    """Draw what models make of the same prompts: rows of pictures, columns of models.
+
+    groupmix-sam compare A.json B.json
+    groupmix-sam compare mobile_sam.pt default --pictures photos/ --prompts-file prompts.csv
+    """
     from ..evaluate import load_model, load_result
     from ..evaluate.figures import draw_cells, pick_pictures, predict_results, save_html, save_png
 

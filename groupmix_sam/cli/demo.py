@@ -22,7 +22,11 @@ def demo(
     encoder: Encoder = "gmf_sam_2282",
     image_size: Annotated[int, typer.Option(help="Of weights: side in pixels that the picture is resized to.")] = 1024,
 ) -> None:
-    """Open a page to try models in a browser: click on a picture, see the masks, until Ctrl-C."""
+    """Open a page to try models in a browser: click on a picture, see the masks, until Ctrl-C.
+
+    groupmix-sam demo photo.jpg
+    groupmix-sam demo --model default --model runs/line/weights --reference mobile_sam.pt
+    """
     from ..demo.page import build, free_port, serve
     from ..demo.session import Demo, load_predictor
     from ..deploy import Predictor

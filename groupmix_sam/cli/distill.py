@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .options import Encoder
+from .options import Encoder, ImageSize
 
 Teacher = Annotated[
     str, typer.Option(help="MobileSAM's mobile_sam.pt, segment-anything's sam_vit_*.pth, an ONNX file or a TensorRT engine.")
@@ -27,6 +27,7 @@ def distill(
     minutes: Annotated[float | None, typer.Option(help="Time to train, beside the teacher's, instead of epochs.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often to see each picture, instead of the recipe's.")] = None,
     encoder: Encoder = "gmf_sam_2282",
+    image_size: ImageSize = 1024,
     start: Annotated[str | None, typer.Option(help="Weights to start from, like --checkpoint; none if left out.")] = None,
     cache: Cache = None,
     use_cache: Annotated[bool, typer.Option("--cache-features/--no-cache", help="Keep what the teacher says on disk.")] = True,
@@ -39,7 +40,11 @@ def distill(
     save_minutes: SaveMinutes = 5.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
 ) -> None:
-    """Train an encoder to see as a SAM's does, on your own unlabelled pictures."""
+    """Train an encoder to see as a SAM's does, on your own unlabelled pictures.
+
+    groupmix-sam distill my_photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine
+    groupmix-sam distill my_photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine --resume
+    """
     from dataclasses import replace
 
     from ..distill import RunOptions, load_recipe
@@ -66,4 +71,5 @@ def distill(
         cache=cache,
         use_cache=use_cache,
         providers=provider or ["CPUExecutionProvider"],
+        image_size=image_size,
     )

@@ -22,6 +22,8 @@ def encoders(
     """Train and test image encoders as classifiers, all alike, and set them beside the paper's Table 1.
 
     A run that was cut off goes on with the encoders that are left.
+
+        groupmix-sam encoders CLASSES --encoder groupmixformer_mobile
     """
     from ..evaluate.encoders import PAPER, Settings, encoder_table, plot, train_encoders
     from ..evaluate.tables import table

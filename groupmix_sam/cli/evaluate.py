@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .options import Checkpoint
+from .options import Checkpoint, ImageSize
 
 RESULTS = Path("runs/evaluate")
 
@@ -20,7 +20,7 @@ def evaluate(
     encoder: Annotated[
         str | None, typer.Option(help="A registered encoder, or vit_b, vit_l, vit_h; else what the weights say.")
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Side in pixels that pictures are resized to.")] = 1024,
+    image_size: ImageSize = 1024,
     preset: Annotated[str, typer.Option(help="'sam', or 'nanosam': as NanoSAM's and the paper's figures are made.")] = "sam",
     prompt: Annotated[
         list[str] | None, typer.Option(help="box, point, random-point or clicks-N; may be given again. Replaces the preset's.")
@@ -52,6 +52,10 @@ def evaluate(
     """Measure a model's masks on COCO-format labels, or against a reference model's on pictures without labels.
 
     A run that was killed goes on when started again. Several processes: accelerate launch $(which groupmix-sam) evaluate ...
+
+        groupmix-sam evaluate DATA --reference mobile_sam.pt
+        groupmix-sam evaluate photos/ --reference mobile_sam.pt --grid 16
+        groupmix-sam evaluate --compare A.json B.json
     """
     from dataclasses import replace
 

@@ -30,7 +30,11 @@ def everything(
     encoder: Encoder = "gmf_sam_2282",
     image_size: ImageSize = 1024,
 ) -> None:
-    """Segment everything in pictures, by a grid of points, and write masks: drawn over the picture, or for other programs."""
+    """Segment everything in pictures, by a grid of points, and write masks: drawn over the picture, or for other programs.
+
+    groupmix-sam everything photo.jpg --grid 16
+    groupmix-sam everything photos/ --format labelme --output labelled/
+    """
     from ..deploy import Predictor
     from ..pictures import name_pictures
     from ..segment import everything as find

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ImageReadError, InvalidInputError
-from .options import Checkpoint, Encoder
+from .options import Checkpoint, Encoder, ImageSize
 
 
 def export(
@@ -16,15 +16,19 @@ def export(
     precision: Annotated[str, typer.Option(help="fp32; fp16; for onnx and openvino int8; for openvino bf16.")] = "fp32",
     checkpoint: Checkpoint = "default",
     encoder: Encoder = "gmf_sam_2282",
-    image_size: Annotated[int, typer.Option(help="Side in pixels that pictures are resized to.")] = 1024,
-    dynamic_batch: Annotated[bool, typer.Option(help="Let the encoder take several pictures at once.")] = False,
+    image_size: ImageSize = 1024,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Let the encoder take several pictures.")] = False,
     count: Annotated[int, typer.Option(help="Pictures to compare masks on; for int8 four times as many calibrate.")] = 8,
     mean_iou: Annotated[float, typer.Option(help="What the masks' IoU to the fp32 model's must reach in the mean.")] = 0.97,
     least_iou: Annotated[float, typer.Option(help="What the least of them must reach.")] = 0.8,
     least_score: Annotated[float, typer.Option(help="Masks of which the fp32 model is less sure are not compared.")] = 0.5,
     timing_cache: Annotated[Path | None, typer.Option(help="A file that makes TensorRT's next build quick.")] = None,
 ) -> None:
-    """Write a model for another runtime, and hold its masks against those of the model that it was made from."""
+    """Write a model for another runtime, and hold its masks against those of the model that it was made from.
+
+    groupmix-sam export openvino exported/ --pictures my_photos/
+    groupmix-sam export onnx exported_int8/ --pictures my_photos/ --precision int8 --image-size 512
+    """
     from ..deploy.export import export as write
     from ..deploy.parity import Thresholds
     from ..images import check_aspect

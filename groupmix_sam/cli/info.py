@@ -15,7 +15,10 @@ PACKAGES = ("torch", "torchvision", "timm", "segment-anything", "segment-anythin
 
 
 def info(as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False) -> None:
-    """Show versions, devices, runtimes, extras and the weights that ship with the package."""
+    """Show versions, devices, runtimes, extras and the weights that ship with the package.
+
+    groupmix-sam info --json
+    """
     found = gather()
     typer.echo(json.dumps(found, indent=2) if as_json else _text(found))
 

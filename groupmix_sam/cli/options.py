@@ -10,7 +10,7 @@ from ..errors import InvalidInputError
 
 __all__ = ["Checkpoint", "Encoder", "Exported", "ImageSize", "load_predictor", "numbers"]
 
-Checkpoint = Annotated[str, typer.Option(help="Weights: 'default', a file, a folder, or 'hf-hub:org/repo[@revision]'.")]
+Checkpoint = Annotated[str, typer.Option(help="Weights: 'default', a file, a folder, or 'hf-hub:org/repo@revision'.")]
 Encoder = Annotated[str, typer.Option(help="The registered name of the encoder.")]
 
 ImageSize = Annotated[int, typer.Option(help="Side in pixels that pictures are resized to.")]

@@ -15,7 +15,10 @@ def profile(
     form: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
     output: Annotated[Path | None, typer.Option(help="File to write the table to; by default it is printed.")] = None,
 ) -> None:
-    """Count an encoder's parameters and operations, and measure its memory and time on this machine."""
+    """Count an encoder's parameters and operations, and measure its memory and time on this machine.
+
+    groupmix-sam profile gmf_sam_2282 --stages
+    """
     from ..evaluate.complexity import cost_table, measure_costs
     from ..evaluate.tables import table
     from ..sam import ENCODERS

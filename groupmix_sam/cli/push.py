@@ -9,7 +9,7 @@ from .options import ImageSize
 
 
 def push(
-    checkpoint: Annotated[str, typer.Argument(help="Weights: 'default', a file, a folder, or 'hf-hub:org/repo[@revision]'.")],
+    checkpoint: Annotated[str, typer.Argument(help="Weights: 'default', a file, a folder, or 'hf-hub:org/repo@revision'.")],
     repo: Annotated[str, typer.Argument(help="The Hub repository, org/repo; made if need be.")],
     private: Annotated[bool, typer.Option("--private", help="Make it private, if it is new.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Store the large tensors as fp16.")] = False,
@@ -20,6 +20,8 @@ def push(
     """Share weights on the Hugging Face Hub, with a config for timm and a card that has their training record.
 
     Log in before with `hf auth login`, or set HF_TOKEN.
+
+        groupmix-sam push runs/line/weights org/repo --private
     """
     from ..sam import build_sam_groupmix
     from ..weights import find_weights, push_to_hub, read_weights

@@ -32,7 +32,12 @@ def segment(
     encoder: Encoder = "gmf_sam_2282",
     image_size: ImageSize = 1024,
 ) -> None:
-    """Segment things in pictures, by points, boxes or both, and write masks: drawn over the picture, or for other programs."""
+    """Segment things in pictures, by points, boxes or both, and write masks: drawn over the picture, or for other programs.
+
+    groupmix-sam segment photo.jpg --point 365,290
+    groupmix-sam segment photos/ --prompts prompts.csv --format coco --output masks/
+    groupmix-sam segment photo.jpg --box 170,16,420,312 --format mask --output - > mask.png
+    """
     from segment_anything import SamPredictor
 
     from ..pictures import name_pictures

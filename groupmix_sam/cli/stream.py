@@ -6,21 +6,27 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidInputError
-from .options import numbers
+from .options import Checkpoint, Encoder, Exported, ImageSize, load_predictor, numbers
 
 
 def stream(
     source: Annotated[str, typer.Argument(help="A camera's index, a URL such as rtsp://..., or a video file.")],
-    model: Annotated[str, typer.Option(help="A folder that `groupmix-sam export` wrote; by default PyTorch.")] = "default",
     box: Annotated[list[str] | None, typer.Option(help="left,top,right,bottom in pixels; once for each thing.")] = None,
     point: Annotated[list[str] | None, typer.Option(help="x,y in pixels; once for each thing.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="The same as JSON: boxes, or points with labels.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Write masks, a line of JSON a frame, as run lengths.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a video with the masks drawn, .mp4 or .avi.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after so many frames.")] = None,
-    image_size: Annotated[int, typer.Option(help="Of PyTorch: side in pixels that frames are resized to.")] = 1024,
+    model: Exported = None,
+    checkpoint: Checkpoint = "default",
+    encoder: Encoder = "gmf_sam_2282",
+    image_size: ImageSize = 1024,
 ) -> None:
-    """Segment what a camera or a video shows, the newest frame first, until it ends or Ctrl-C."""
+    """Segment what a camera or a video shows, the newest frame first, until it ends or Ctrl-C.
+
+    groupmix-sam stream 0 --box 170,16,420,312 --masks masks.jsonl
+    groupmix-sam stream rtsp://camera/1 --model exported/ --prompts prompts.json --overlay seen.mp4
+    """
     import time
     from contextlib import ExitStack
 
@@ -29,7 +35,6 @@ def stream(
     from ..deploy.predictor import Predictor
     from ..deploy.stream import Clock, Frames, MaskFile, Overlay, Prompts, read_prompts
     from ..deploy.stream import stream as run
-    from ..sam import build_sam_groupmix
 
     if (box is not None) + (point is not None) + (prompts is not None) != 1:
         raise InvalidInputError("say what to segment by one of --box, --point and --prompts.")
@@ -41,7 +46,7 @@ def stream(
         points = np.array([[numbers(text, 2, "x,y")] for text in point or []])
         wanted = Prompts(points=points, labels=np.ones(points.shape[:2], dtype=np.int64))
     frames = Frames(source)
-    predictor = Predictor(build_sam_groupmix(image_size=image_size) if model == "default" else model)
+    predictor = load_predictor(model, checkpoint, encoder, image_size, Predictor)
     clock, told, count = Clock(), time.monotonic(), 0
     with ExitStack() as stack:
         outputs = [stack.enter_context(kind(path)) for kind, path in ((MaskFile, masks), (Overlay, overlay)) if path]

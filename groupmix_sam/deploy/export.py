@@ -92,12 +92,12 @@ def export(
             for path in graphs.glob("*.onnx"):
                 shutil.copy(path, part)
         inputs = (exact.preprocess(picture)[None] for picture in calibration)
-        # In INT8, GroupMixFormer's convolutions cost its masks most, and nearly all its work is products with weights.
-        convolutions = not isinstance(sam.image_encoder, GroupMixFormer)
+        # In INT8, GroupMixFormer's depthwise convolutions cost its masks most, and nearly all its work is products.
+        products_only = isinstance(sam.image_encoder, GroupMixFormer)
         if runtime == "onnx" and precision == "int8":
-            quantize(part / "encoder.onnx", inputs, convolutions)
+            quantize(part / "encoder.onnx", inputs, products_only)
         if runtime == "openvino":
-            convert(part, precision, inputs, convolutions)
+            convert(part, precision, inputs, products_only)
         if runtime == "tensorrt":
             from .tensorrt import build_plans
 

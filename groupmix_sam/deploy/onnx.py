@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..encoders.config import EMBED_DIM
 from ..encoders.groupmixformer import GroupMixFormer
 from ..errors import MissingExtraError
+from .convolutions import as_convolutions
 from .decoder import Decoder, ImageTokens
 from .fuse import fuse
 
@@ -34,7 +35,8 @@ class _Encoder(nn.Module):
     def __init__(self, sam: Sam, dtype: torch.dtype) -> None:
         super().__init__()
         encoder = sam.image_encoder
-        self.encoder = (fuse(encoder) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()).to(dtype)
+        fused = as_convolutions(fuse(encoder)) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()
+        self.encoder = fused.to(dtype)
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
@@ -138,13 +140,14 @@ class _Pictures:
         return next(self.feeds, None)
 
 
-def quantize(path: Path, calibration: Iterable[NDArray[np.float32]], convolutions: bool = True) -> None:
+def quantize(path: Path, calibration: Iterable[NDArray[np.float32]], products_only: bool = False) -> None:
     """Turn an ONNX file into one in INT8: its convolutions and its products with weights, by ONNX Runtime's static QDQ.
 
     Args:
         path: The file, which is replaced.
         calibration: What goes into its only input.
-        convolutions: Whether convolutions are in INT8 too, or products with weights alone.
+        products_only: Whether of the convolutions only those are in INT8 that are products, 1x1 and to several channels, and
+            not the last one.
 
     Raises:
         MissingExtraError: there is no onnxruntime.
@@ -158,15 +161,24 @@ def quantize(path: Path, calibration: Iterable[NDArray[np.float32]], convolution
         raise MissingExtraError.of(e.name or "onnxruntime", "onnx") from e
     quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
     graph = onnx.load(path).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    kinds = {"Gemm", "MatMul", "Conv"} if convolutions else {"Gemm", "MatMul"}
+    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
+    last = {value.name for value in graph.output}
+
+    def in_int8(node: onnx.NodeProto) -> bool:
+        # Not the attention's products, both of whose factors depend on the picture.
+        if node.op_type not in {"Gemm", "MatMul", "Conv"} or not weights.keys() & {*node.input}:
+            return False
+        if node.op_type != "Conv" or not products_only:
+            return True
+        outputs, _, *size = weights[node.input[1]]
+        return size == [1, 1] and outputs > 1 and node.output[0] not in last
+
     quantize_static(
         str(path),
         str(path),
         _Pictures(graph.input[0].name, calibration),
         quant_format=QuantFormat.QDQ,
-        # Not the attention's products, both of whose factors depend on the picture.
-        nodes_to_quantize=[n.name for n in graph.node if n.op_type in kinds and weights & {*n.input}],
+        nodes_to_quantize=[node.name for node in graph.node if in_int8(node)],
         per_channel=True,
         activation_type=QuantType.QUInt8,  # with signed weights, what VNNI multiplies
         weight_type=QuantType.QInt8,

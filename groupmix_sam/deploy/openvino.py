@@ -13,14 +13,15 @@ from ..errors import MissingExtraError
 __all__ = ["convert"]
 
 
-def convert(folder: Path, precision: str, calibration: Iterable[NDArray[np.float32]], convolutions: bool = True) -> None:
+def convert(folder: Path, precision: str, calibration: Iterable[NDArray[np.float32]], products_only: bool = False) -> None:
     """Turn every `.onnx` of a folder into `.xml` and `.bin`.
 
     Args:
         folder: Where the graphs are.
         precision: "fp32" and "bf16", which are the same file; "fp16", a file of half the size; "int8", of the encoder.
         calibration: The encoder's inputs for "int8".
-        convolutions: Whether "int8" is of the encoder's convolutions and attention too, or of its products with weights alone.
+        products_only: Whether "int8" is of the encoder's products with weights alone: of 1x1 convolutions to several channels,
+            without the last one.
 
     Raises:
         MissingExtraError: there is no openvino, or for int8 no nncf.
@@ -32,32 +33,37 @@ def convert(folder: Path, precision: str, calibration: Iterable[NDArray[np.float
     for path in sorted(folder.glob("*.onnx")):
         model = ov.convert_model(str(path))
         if precision == "int8" and path.stem == "encoder":
-            model = _quantize(model, list(calibration), convolutions)
+            model = _quantize(model, list(calibration), products_only)
         ov.save_model(model, str(path.with_suffix(".xml")), compress_to_fp16=precision == "fp16")
         del model
         path.unlink()
 
 
-def _quantize(model: Any, inputs: list[NDArray[np.float32]], convolutions: bool) -> Any:
+def _quantize(model: Any, inputs: list[NDArray[np.float32]], products_only: bool) -> Any:
     try:
         import nncf
     except ImportError as e:
         raise MissingExtraError.of("nncf", "openvino") from e
     logging.getLogger("nncf").setLevel(logging.WARNING)
-    left: dict[str, list[str]] = {}
-    if not convolutions:
-        products = (op for op in model.get_ops() if op.get_type_name() == "MatMul")
-        attention = [op.get_friendly_name() for op in products if not any(_is_constant(value) for value in op.input_values())]
-        left = {"names": attention, "types": ["Convolution", "GroupConvolution"]}
+    left = [op.get_friendly_name() for op in model.get_ops() if products_only and _stays_exact(op)]
     return nncf.quantize(
         model,
         nncf.Dataset(inputs),
         model_type=nncf.ModelType.TRANSFORMER,
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(inputs),
-        ignored_scope=nncf.IgnoredScope(**left),
+        ignored_scope=nncf.IgnoredScope(names=left),
+        # NNCF evens out only the inputs of MatMul by itself.
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(convolution=0.95, matmul=0.95)
+        ),
     )
 
 
-def _is_constant(value: Any) -> bool:
-    return bool(value.get_node().get_type_name() == "Constant")
+def _stays_exact(op: Any) -> bool:
+    """Whether an operation is a convolution or a product, but not a 1x1 convolution to several channels, nor the last one."""
+    if op.get_type_name() != "Convolution":
+        return op.get_type_name() in {"GroupConvolution", "MatMul"}
+    outputs, _, *size = op.input(1).get_shape()
+    last = any(target.get_node().get_type_name() == "Result" for target in op.output(0).get_target_inputs())
+    return size != [1, 1] or outputs == 1 or last

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..pictures import find_pictures
 from ..weights import write_beside
-from .api import hold_out, prepare_models, train_and_save
+from .api import hold_out, prepare_models, tell_cache, train_and_save
 from .cache import cache_features
 from .data import CachedPicture, whole_pictures
 from .masks import Decoder, draw_points, mask_agreement
@@ -36,7 +36,7 @@ def adapt(
     recipe: Recipe = ADAPT,
     options: RunOptions = RunOptions(),  # noqa: B008  it is frozen
     *,
-    start: str | PathLike[str] = "default",
+    checkpoint: str | PathLike[str] = "default",
     encoder: str = "gmf_sam_2282",
     general: str | PathLike[str] | None = None,
     cache: str | PathLike[str] | None = None,
@@ -54,7 +54,7 @@ def adapt(
         output: Folder to write to.
         recipe: How to train; its starts are left out.
         options: How to carry it out.
-        start: The weights to start from.
+        checkpoint: The weights to start from, as `build_sam_groupmix` takes them.
         encoder: The encoder that they are for.
         general: Pictures of other things, as `find_pictures` takes them; some are mixed in, so that what was known is kept.
         cache: Folder for the teacher's features; in `output` by default.
@@ -69,11 +69,12 @@ def adapt(
     others = find_pictures(general) if general is not None else []
     mixed = min(len(others), round(len(own) * GENERAL_SHARE / (1 - GENERAL_SHARE)))
     others = [others[i] for i in np.random.default_rng(recipe.seed).permutation(len(others))[:mixed]]
-    sam, source, teacher_weights = prepare_models(encoder, start, teacher, providers, image_size, recipe.seed)
+    sam, source, teacher_weights = prepare_models(encoder, checkpoint, teacher, providers, image_size, recipe.seed)
     recipe = recipe.continued()
     check_run(sam.image_encoder, own, recipe, process_state().num_processes * options.accumulate)
     check_folder(output, resume=options.resume)
     folder = Path(cache) if cache is not None else output / "cache"
+    tell_cache([*measured, *own, *others], source, folder, image_size)
     held_out, skipped = cache_features(measured, source, folder, image_size)
     training, unusable = cache_features([*own, *others], source, folder, image_size)
     training = [picture for picture in training if picture not in set(held_out)]

@@ -75,10 +75,7 @@ def distill(
     check_run(sam.image_encoder, others, recipe, process_state().num_processes * options.accumulate)
     check_folder(Path(output), resume=options.resume)
     folder = Path(cache) if cache is not None else Path(output, "cache")
-    if process_state().is_main_process:
-        size = cache_bytes(found, source, image_size) / 1e9
-        where = f"what the teacher says of them goes to {folder}, up to {size:.1f} GB" if use_cache else "no cache"
-        print(f"{len(found)} pictures; {where}")
+    tell_cache(found, source, folder if use_cache else None, image_size)
     held_out, skipped = cache_features(measured, source, folder, image_size)
     training: Sequence[Picture] | Sequence[CachedPicture] = others
     if use_cache:
@@ -88,6 +85,14 @@ def distill(
     return train_and_save(
         sam, source, training, held_out, Path(output), recipe, options, teacher_weights=teacher_weights, skipped=skipped
     )
+
+
+def tell_cache(pictures: Sequence[Picture], teacher: Teacher, folder: Path | None, image_size: int) -> None:
+    """Say, before it is written, how large the cache of the teacher's features may become."""
+    if process_state().is_main_process:
+        size = cache_bytes(pictures, teacher, image_size) / 1e9
+        where = "no cache" if folder is None else f"what the teacher says of them goes to {folder}, up to {size:.1f} GB"
+        print(f"{len(pictures)} pictures; {where}")
 
 
 def prepare_models(

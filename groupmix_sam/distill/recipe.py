@@ -9,6 +9,7 @@ import yaml
 
 from ..encoders.config import STRIDE
 from ..errors import InvalidInputError, UnknownNameError
+from ..weights import write_beside
 
 __all__ = ["PRESETS", "Phase", "Recipe", "load_recipe", "recipe_from_dict", "save_recipe"]
 
@@ -150,8 +151,9 @@ def load_recipe(name: str) -> Recipe:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe as YAML."""
-    path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False), encoding="utf-8")
+    """Write a recipe as YAML, for `load_recipe`."""
+    text = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+    write_beside(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:

@@ -41,7 +41,7 @@ from .checkpoint import Progress, load_checkpoint, save_checkpoint
 from .data import CachedPicture, Maps, Samples, Share, sample_loader, whole_pictures
 from .figures import draw_features, stack_pictures
 from .masks import Decoder, boxes_of, draw_points, mask_losses
-from .recipe import Phase, Recipe
+from .recipe import Phase, Recipe, save_recipe
 from .run import Log, RunOptions, describe_run, open_run, read_ahead, save_run, start_accelerator, stop_signals
 from .student import Student, check_student, fit_neck, start_from_teacher
 from .teacher import Teacher, teach
@@ -49,6 +49,7 @@ from .teacher import Teacher, teach
 __all__ = ["r2_score", "train_student"]
 
 CHECKPOINT = "checkpoint.safetensors"
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"  # images/s below one a second too
 LOG_EVERY = 20  # steps
 CHECKS = 10  # of a run, or one an epoch where there are more
 CHECK_PICTURES = 8
@@ -72,7 +73,7 @@ def train_student(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train an encoder to give the teacher's features; return it with the averaged weights, and the record of the run.
 
-    Writes into `folder`: `run.yaml` (the recipe, and what it is run on), `log.csv`, `checkpoint.safetensors`, `features/` and
+    Writes into `folder`: `recipe.yaml`, `run.yaml` (what it is run on), `log.csv`, `checkpoint.safetensors`, `features/` and
     `features.png` (teacher and student side by side at each check), `encoder.safetensors` (the average).
 
     Args:
@@ -121,6 +122,7 @@ def train_student(
         record = description | {"steps": steps, "variance": variance}
         if accelerator.is_main_process:
             save_run(folder, record)
+            save_recipe(recipe, folder / "recipe.yaml")
     objective = Objective(recipe, record["variance"], decoder)
     optimizer = make_optimizer(student, recipe)
     average = deepcopy(student).eval()
@@ -171,7 +173,10 @@ def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
     step, seconds = progress
     tick = saved = time.monotonic()
     sums: Counter[str] = Counter()
-    with tqdm(total=round(images), initial=round(run.images(step)), unit="image", disable=None if main else True) as bar:
+    shown: dict[str, str] = {}
+    with tqdm(
+        total=round(images), initial=round(run.images(step)), unit="image", bar_format=BAR, disable=None if main else True
+    ) as bar:
         for phase, parts in steps_left(run, step):
             done = run.images(step) / images
             step += 1
@@ -187,7 +192,9 @@ def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
                 sums.clear()
                 if check:
                     values["r2"] = measure(run, step)
-                bar.set_postfix({k: f"{values[k]:.3f}" for k in ("features", "r2") if k in values}, refresh=False)
+                names = {"features": "loss", "r2": "R2"}
+                shown |= {name: f"{values[key]:.3f}" for key, name in names.items() if key in values}
+                bar.set_postfix(shown, refresh=False)
                 run.log.write(step, seconds=seconds, images=run.images(step), lr=learning_rate(run.feed.recipe, done), **values)
             if main and (check or stop or now - saved > 60 * run.options.save_minutes):
                 save_checkpoint(run.folder / CHECKPOINT, run.student, run.average, run.optimizer, Progress(step, seconds))

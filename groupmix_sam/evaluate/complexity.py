@@ -58,7 +58,7 @@ class Cost:
 
 
 def measure_costs(
-    names: Sequence[str], image_size: int = 1024, *, stages: bool = False, rounds: int = 10, device: str = "cpu"
+    names: Sequence[str], image_size: int = 1024, *, stages: bool = False, rounds: int = 5, device: str = "cpu"
 ) -> list[Cost]:
     """Measure encoders with random weights on one random picture, 1 x 3 x S x S, in fp32.
 

@@ -146,7 +146,7 @@ def build_encoder(name: str, image_size: int, classes: int) -> nn.Module:
         return timm.create_model(name, num_classes=classes)
 
 
-def train_encoders(names: Sequence[str], data: Path, output: Path, settings: Settings, workers: int = 0) -> list[Epoch]:
+def train_encoders(names: Sequence[str], data: Path, output: Path, settings: Settings, workers: int = 2) -> list[Epoch]:
     """Train and test encoders one after another; return the whole log.
 
     Writes `settings.json` and `log.csv` into `output`. Encoders whose epochs are all in the log are not trained again; the

@@ -204,7 +204,17 @@ def _check_same(header: dict[str, Any], found: dict[str, Any], path: Path) -> No
 
 def _versions() -> dict[str, str]:
     versions = {"groupmix-sam": __version__, "python": platform.python_version()}
-    packages = ("torch", "torchvision", "timm", "segment-anything", "segment-anything-py", "pycocotools", "numpy", "pillow")
+    packages = (
+        "torch",
+        "torchvision",
+        "timm",
+        "segment-anything",
+        "segment-anything-py",
+        "pycocotools",
+        "numpy",
+        "scipy",
+        "pillow",
+    )
     for package in packages:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = installed_version(package)

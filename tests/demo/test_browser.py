@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -38,6 +39,7 @@ BOX = (170, 16, 420, 312)
 SHOWN = (1024, 683)
 MOBILE_SAM = SHARED / "weights" / "mobile_sam.safetensors"
 PATIENCE = 180_000  # milliseconds that a model may take on a machine that does other things, too
+sync_api.expect.set_options(timeout=PATIENCE)
 
 
 def command(*args):
@@ -71,7 +73,7 @@ def url(exported):
                 yield found[1]
             finally:
                 process.send_signal(signal.SIGINT)
-                rest = process.communicate(timeout=60)[0]
+                rest = process.communicate(timeout=PATIENCE / 1000)[0]
     assert "Traceback" not in rest
     assert process.returncode == 0
 
@@ -97,7 +99,7 @@ class Visitor:
         self.says("Start with a picture")
 
     def says(self, text):
-        sync_api.expect(self.page.locator("#hint")).to_contain_text(text, timeout=PATIENCE)
+        sync_api.expect(self.page.locator("#hint")).to_contain_text(text)
 
     def covers(self, mask):
         """Wait until the page says that the mask covers as much of the picture as this one."""
@@ -115,6 +117,9 @@ class Visitor:
 
     def click(self, x, y):
         """Click on a pixel of the coffee, wherever it is on the screen."""
+        # The page's own picture, which may come some time after the words about it.
+        script = "shown => [...document.querySelectorAll('#picture img')].some(image => image.naturalWidth == shown)"
+        self.page.wait_for_function(script, arg=SHOWN[0])
         image = self.page.locator("#picture img").first
         box = image.bounding_box()
         natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
@@ -127,6 +132,13 @@ class Visitor:
         """Return the picture that the browser has, as floats."""
         source = self.page.locator(f"#{name} img").first.get_attribute("src")
         return np.asarray(Image.open(BytesIO(self.page.request.get(source).body())), dtype=np.float32)
+
+    def until(self, condition):
+        """Wait for what the browser shows, which may come some time after the words about it."""
+        start = time.monotonic()
+        while not condition():
+            assert time.monotonic() - start < PATIENCE / 1000
+            self.page.wait_for_timeout(100)
 
     def saved(self, button):
         with self.page.expect_download() as download:
@@ -209,7 +221,7 @@ def test_a_click_shows_what_sam_predictor_says(visitor, expected):
     saved = visitor.saved("save-mask")
     assert set(np.unique(saved)) == {0, 255}
     assert mask_iou(saved == 255, mask) >= 0.99
-    assert same_as_shown(mask, visitor.shown(), points=[SPOON]) >= 0.99
+    visitor.until(lambda: same_as_shown(mask, visitor.shown(), points=[SPOON]) >= 0.99)
     overlay = draw_masks(read_image(COFFEE), [saved == 255], points=np.array([SPOON]))
     assert np.abs(visitor.saved("save-overlay") - np.asarray(overlay, dtype=np.float32)).mean() < 0.5
     times = visitor.page.locator("#times").inner_text()
@@ -231,12 +243,12 @@ def test_a_click_shows_what_sam_predictor_says(visitor, expected):
     assert mask_iou(visitor.saved("save-mask") == 255, both) >= 0.99
     visitor.page.locator("#undo").click()
     visitor.scored(scores)
-    assert same_as_shown(mask, visitor.shown(), points=[SPOON]) >= 0.99
+    visitor.until(lambda: same_as_shown(mask, visitor.shown(), points=[SPOON]) >= 0.99)
     visitor.page.locator("#clear").click()
     visitor.says("Click on what you want.")
     sync_api.expect(visitor.page.locator("#masks")).to_have_count(0)
-    assert visitor.page.locator("#save-mask").is_disabled()
-    assert not drawn_mask(visitor.shown())[0].mean() > 0.005
+    sync_api.expect(visitor.page.locator("#save-mask")).to_be_disabled()
+    visitor.until(lambda: drawn_mask(visitor.shown())[0].mean() <= 0.005)
     # The picture is taken away.
     visitor.page.locator("#picture").get_by_label("Remove Image").click()
     visitor.says("Start with a picture")
@@ -255,10 +267,10 @@ def test_a_box_is_two_clicks_and_models_are_switched(visitor, expected, sam, exp
     visitor.covers(mask)
     visitor.scored(scores)
     assert mask_iou(visitor.saved("save-mask") == 255, mask) >= 0.99
-    assert same_as_shown(mask, visitor.shown(), box=BOX) >= 0.99
+    visitor.until(lambda: same_as_shown(mask, visitor.shown(), box=BOX) >= 0.99)
     visitor.page.locator("#model input").click()
     visitor.page.get_by_role("option", name=f"{exported}: ONNX Runtime fp32, 256 px").click()
-    sync_api.expect(visitor.page.locator("#times")).to_contain_text("ONNX Runtime fp32, 256 px", timeout=PATIENCE)
+    sync_api.expect(visitor.page.locator("#times")).to_contain_text("ONNX Runtime fp32, 256 px")
     tiny = SamPredictor(sam)
     tiny.set_image(read_image(COFFEE))
     other, _ = best(tiny, box=np.array(BOX))
@@ -280,7 +292,8 @@ def test_mobile_sam_is_beside(visitor, expected):
     visitor.says("IoU with MobileSAM's: ")
     told = float(visitor.page.locator("#hint").inner_text().split()[-1])
     assert told == pytest.approx(mask_iou(ours[scores.argmax()], theirs), abs=0.01)
-    assert same_as_shown(theirs, visitor.shown("beside"), points=[SPOON]) >= 0.98  # small, with much outline
+    small = 0.98  # with much outline
+    visitor.until(lambda: same_as_shown(theirs, visitor.shown("beside"), points=[SPOON]) >= small)
     visitor.screenshot("demo_compare")
 
 

@@ -116,6 +116,10 @@ def onnx_low(folder):
     return [node for node in nodes if node.op_type in {"Conv", "Gemm", "MatMul"} and node.input[1] in low]
 
 
+def attribute(node, name):
+    return next(onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name)
+
+
 def openvino_low(folder):
     """Return the types of the encoder's operations with an input in INT8."""
     edges, types = [], {}
@@ -128,7 +132,7 @@ def openvino_low(folder):
 
 
 def test_int8_in_onnx_runtime(sam, exported, tmp_path):
-    """Products with weights are in INT8, those within the attention and convolutions are not; from graphs that are there."""
+    """Products with weights are in INT8; those within the attention, other convolutions and the neck are not."""
     folder = tmp_path / "int8"
     export(
         sam,
@@ -147,16 +151,23 @@ def test_int8_in_onnx_runtime(sam, exported, tmp_path):
     assert 1e-3 < error < 0.2
     nodes = onnx.load(folder / "encoder.onnx").graph.node
     low_nodes = onnx_low(folder)
-    assert not any(node.op_type == "Conv" for node in low_nodes)
-    exact_products = [node for node in nodes if node.op_type in {"Gemm", "MatMul"} and node not in low_nodes]
+    blocks = sum(len(stage.blocks) for stage in sam.image_encoder.stages)
+    stages = len(sam.image_encoder.stages)
+    assert {node.op_type for node in low_nodes} == {"Conv"}
+    # A patch embedding's; the segments' q, k, v and what they are made of, the fifth's two, the projection, the MLP's two.
+    assert len(low_nodes) == stages + blocks * (3 * 4 + 3 + 2 + 1 + 2)
+    assert all(attribute(node, "group") == 1 and attribute(node, "kernel_shape") == [1, 1] for node in low_nodes)
     # Four segments a block attend, by two products each.
-    assert len(exact_products) == 8 * sum(len(stage.blocks) for stage in sam.image_encoder.stages)
+    assert sum(node.op_type in {"Gemm", "MatMul"} for node in nodes) == 8 * blocks
+    # The stem, the neck, the means, and the depthwise ones.
+    exact = [node for node in nodes if node.op_type == "Conv" and node not in low_nodes]
+    assert len(exact) == 2 + 1 + blocks * 3 * 2 + stages + blocks * (1 + 4 + 4)
     assert not any(node.op_type == "QuantizeLinear" for node in onnx.load(folder / "decoder.onnx").graph.node)
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 @pytest.mark.parametrize("encoder", ["gmf_sam_test", "sam_resnet18"])
-def test_convolutions_are_in_int8_of_others_than_groupmixformer(exported, tmp_path, runtime, encoder):
+def test_all_convolutions_are_in_int8_of_others_than_groupmixformer(exported, tmp_path, runtime, encoder):
     """The graphs are the same ones, and of no matter."""
     export(
         build_sam_groupmix(None, encoder=encoder, image_size=256),
@@ -168,9 +179,15 @@ def test_convolutions_are_in_int8_of_others_than_groupmixformer(exported, tmp_pa
         calibration=[draw(90 + i, 120 - i) for i in range(8)],
         graphs=exported,
     )
-    low = [n.op_type for n in onnx_low(tmp_path / "int8")] if runtime == "onnx" else openvino_low(tmp_path / "int8")
-    assert "MatMul" in low
-    assert any("Conv" in kind for kind in low) == (encoder == "sam_resnet18")
+    if runtime == "onnx":
+        low = onnx_low(tmp_path / "int8")
+        depthwise = sum(node.op_type == "Conv" and attribute(node, "group") > 1 for node in low)
+    else:
+        low = openvino_low(tmp_path / "int8")
+        depthwise = low.count("GroupConvolution")
+    assert len(low) > 80
+    assert (depthwise > 30) == (encoder == "sam_resnet18")
+    assert (depthwise == 0) == (encoder == "gmf_sam_test")
 
 
 def test_what_a_folder_holds(sam, exported):

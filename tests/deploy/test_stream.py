@@ -1,8 +1,10 @@
 """A line that runs: on videos that the tests make, and on cameras that drop out."""
 
+import itertools
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ from groupmix_sam.cli import app
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.stream import Clock, Frames, MaskFile, Overlay, Prompts, Result, read_prompts, stream
 from groupmix_sam.errors import ImageReadError, InvalidInputError
+from groupmix_sam.weights import save_weights
 
 from .conftest import draw
 
@@ -32,17 +35,18 @@ def video(tmp_path_factory):
 
 
 class Camera:
-    """A capture of a few frames, each of its own gray; then it fails."""
+    """A capture of some frames, each of its own gray; then it fails."""
 
-    def __init__(self, grays, opened=True, pause=0.0):
-        self.grays, self.opened, self.pause = list(grays), opened, pause
+    def __init__(self, grays, opened=True):
+        self.grays, self.opened, self.count = iter(grays), opened, 0
 
     def isOpened(self):  # noqa: N802
         return self.opened
 
     def read(self):
-        time.sleep(self.pause)
-        return (True, np.full((90, 120, 3), self.grays.pop(0), np.uint8)) if self.grays else (False, None)
+        gray = next(self.grays, None)
+        self.count += 1
+        return (False, None) if gray is None else (True, np.full((90, 120, 3), gray, np.uint8))
 
     def release(self):
         pass
@@ -70,27 +74,40 @@ def test_prompts_from_a_function(sam, video):
     assert [r.number for r in stream(Predictor(sam), Frames(str(video)), only_even)] == [0, 2, 4, 6]
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes where the stream sleeps, and nowhere else."""
+    seconds = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: seconds[0], sleep=lambda pause: seconds.append(seconds.pop() + pause))
+    monkeypatch.setattr("groupmix_sam.deploy.stream.time", clock)
+
+
 def test_newest_frame_wins():
     """A reader slower than the camera skips frames, and is never far behind."""
-    frames = Frames("0", patience=0.2, open_capture=lambda source: Camera(range(100), pause=0.003))
+    camera = Camera(itertools.cycle(range(100)))
+    frames = Frames("0", open_capture=lambda source: camera)
     seen = []
     for number, frame in frames:
         seen.append((number, int(frame[0, 0, 0])))
-        time.sleep(0.03)
         if len(seen) == 5:
             break
+        later = camera.count + 10
+        while camera.count < later:
+            time.sleep(0.001)
     frames.close()
     assert all(gray == number % 100 for number, gray in seen)
-    assert [n for n, _ in seen] == sorted({n for n, _ in seen})
-    assert seen[-1][0] > 10
+    numbers = [number for number, _ in seen]
+    assert min(np.diff(numbers)) >= 9
 
 
-def test_a_source_that_drops_out_comes_back():
+def test_a_source_that_drops_out_comes_back(clock):
     cameras = [Camera([], opened=False), Camera([1]), Camera([]), Camera([2])]
-    opened = []
+    opened, first = [], threading.Event()
 
     def open_capture(source):
         opened.append(source)
+        if len(cameras) == 1:
+            first.wait()  # else the second frame may take the place of the first
         return cameras.pop(0) if cameras else Camera([])
 
     frames = Frames("rtsp://line/1", patience=0.5, open_capture=open_capture)
@@ -98,14 +115,16 @@ def test_a_source_that_drops_out_comes_back():
     with pytest.raises(ImageReadError, match=r"gave no frame for 0.5 s"):  # noqa: PT012
         for _, frame in frames:
             seen.append(int(frame[0, 0, 0]))
+            first.set()
     assert seen == [1, 2]
     assert set(opened) == {"rtsp://line/1"}
-    assert not any(t.name == frames._thread.name for t in threading.enumerate())
+    frames._thread.join(timeout=60)
+    assert not frames._thread.is_alive()
 
 
-def test_camera_by_index():
+def test_camera_by_index(clock):
     opened = []
-    frames = Frames("3", patience=0.05, open_capture=lambda source: opened.append(source) or Camera([]))
+    frames = Frames("3", patience=5, open_capture=lambda source: opened.append(source) or Camera([]))
     with pytest.raises(ImageReadError, match="check the camera"):
         list(frames)
     assert set(opened) == {3}
@@ -142,11 +161,13 @@ def test_overlay_shows_the_mask(tmp_path):
     np.testing.assert_allclose(frame[5, 5], 100, atol=12)
 
 
-def test_command(video, tmp_path, monkeypatch, sam):
-    monkeypatch.setattr("groupmix_sam.sam.build_sam_groupmix", lambda **kwargs: sam)
+def test_command(video, tmp_path, sam):
+    """With weights of one's own, as every command takes them."""
+    weights = save_weights(sam, tmp_path / "mine.safetensors")
     masks, overlay, prompts = tmp_path / "masks.jsonl", tmp_path / "a.avi", tmp_path / "prompts.json"
     prompts.write_text(json.dumps({"boxes": BOX.boxes.tolist()}))
     arguments = ["stream", str(video), "--prompts", str(prompts), "--masks", str(masks), "--overlay", str(overlay)]
+    arguments += ["--checkpoint", str(weights), "--encoder", "gmf_sam_test", "--image-size", "256"]
     done = CliRunner().invoke(app, [*arguments, "--limit", "4"], catch_exceptions=False)
     assert done.exit_code == 0
     assert "4 frames" in done.stdout

@@ -1,5 +1,8 @@
 import csv
+import io
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,9 +17,10 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.distill import Decoder, Phase, Recipe, RunOptions, find_pictures, r2_score, train_student
+from groupmix_sam.distill import Decoder, Phase, Recipe, RunOptions, find_pictures, load_recipe, r2_score, train_student
 from groupmix_sam.distill import train as training
 from groupmix_sam.distill.checkpoint import Progress, load_checkpoint, save_checkpoint
 from groupmix_sam.distill.data import Samples, whole_pictures
@@ -123,6 +127,25 @@ def test_distilling_learns_the_teacher(cached, tmp_path):
     assert yaml.safe_load((folder / "run.yaml").read_text())["recipe"]["epochs"] == 24
 
 
+def test_a_run_keeps_its_recipe(cached, tmp_path):
+    """The file is what `--recipe` takes, and gives the same recipe."""
+    run(cached, tmp_path / "run", TINY)
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == TINY
+
+
+def test_progress_shows_loss_r2_images_a_second_and_what_is_left(cached, tmp_path, monkeypatch):
+    """As they stand in the log; the last R2 stays beside later losses."""
+    shown = io.StringIO()
+    monkeypatch.setattr(training, "tqdm", lambda **options: tqdm(**options | {"disable": False, "file": shown}))
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    run(cached, tmp_path / "run", Recipe(epochs=2, phases=(Phase(1.0, 64, 1),)))
+    rows = rows_of(tmp_path / "run")[:-1]
+    loss, score = (float([row[name] for row in rows if row[name]][-1]) for name in ("features", "r2"))
+    last = shown.getvalue().split("\r")[-1]
+    assert re.search(rf"8/8 \[[\d:]+<[\d:]+, +[\d.]+image/s, loss={loss:.3f}, R2={score:.3f}\]", last), last
+    assert not rows[-2]["r2"], "or it would have been shown anew"
+
+
 def test_minutes_set_the_epochs(cached, tmp_path):
     """On a clock by which every step takes a second, a minute has 60 steps."""
 
@@ -178,12 +201,20 @@ from tests.distill.test_train import CROPS, LONG, PlainTeacher, SIZE, tiny_stude
 import torch
 
 torch.set_num_threads(1)
-cache, folder, accumulate, pause = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+cache, folder, accumulate, hold = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 recipe = CROPS if accumulate == 2 or "WORLD_SIZE" in os.environ else LONG
 cached = [CachedPicture(p) for p in sorted(cache.glob("*.safetensors"))]
-step = training.update_average
-training.update_average = lambda *args: (time.sleep(pause), step(*args))
-options = RunOptions(resume=True, accumulate=accumulate, save_minutes=1e-9 if pause else 5)
+update = training.update_average
+
+
+def wait_and_update(*args):
+    while args[-1] == hold and not (folder.parent / f"go{hold}").exists():
+        time.sleep(0.01)
+    update(*args)
+
+
+training.update_average = wait_and_update
+options = RunOptions(resume=True, accumulate=accumulate, save_minutes=1e-9 if hold else 5)
 train_student(tiny_student(), PlainTeacher(), cached[2:], cached[:2], folder, recipe, options, image_size=SIZE)
 """
 CROPS = Recipe(epochs=10, phases=(Phase(1.0, 64, 4),))
@@ -191,8 +222,9 @@ LONG = Recipe(epochs=10, phases=(Phase(0.6, 64, 4), Phase(0.4, 0, 2)))
 ROOT = Path(__file__).parents[2]
 
 
-def start(cached, folder, *, pause=0.0, accumulate=1, launcher=()):
-    arguments = [str(cached[0].path.parent), str(folder), str(accumulate), str(pause)]
+def start(cached, folder, *, hold=0, accumulate=1, launcher=()):
+    """Start a run; one that holds waits in that step until there is a file go{hold} beside the folder."""
+    arguments = [str(cached[0].path.parent), str(folder), str(accumulate), str(hold)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
@@ -225,18 +257,17 @@ def whole_run(cached, tmp_path_factory):
 def test_a_run_that_is_killed_goes_on_to_the_same_weights(cached, whole_run, tmp_path, how):
     """Killed twice in the middle, once in each phase, it ends bit for bit as one that was not."""
     folder = tmp_path / "killed"
-    last = 0
     for at in (5, 26):
-        process = start(cached, folder, pause=0.05)
+        process = start(cached, folder, hold=at + 1)
         reached = lambda at=at: (folder / "checkpoint.safetensors").is_file() and _step(folder) >= at  # noqa: E731
         wait_for(reached, process)
         process.send_signal(how)
-        out, _ = process.communicate(timeout=60)
+        (tmp_path / f"go{at + 1}").touch()
+        out, _ = process.communicate(timeout=300)
         assert process.returncode != 0
         if how == signal.SIGTERM:
             assert "go on with --resume" in out
-        assert last < _step(folder) < 40
-        last = _step(folder)
+        assert _step(folder) in (at, at + 1)
     finished(start(cached, folder))
     expected, found = (load_file(f / "encoder.safetensors") for f in (whole_run, folder))
     assert all(torch.equal(found[k], v) for k, v in expected.items())
@@ -262,6 +293,41 @@ def test_two_processes_give_one_process_losses(cached, tmp_path):
     one, two = ([float(r["features"]) for r in rows_of(tmp_path / name) if r["features"]] for name in ("one", "two"))
     assert len(one) == len(two) == 10
     assert one == pytest.approx(two, abs=1e-5)
+
+
+SHARED = """
+import json, sys
+from pathlib import Path
+from groupmix_sam.distill import cache_features, find_pictures, r2_score
+from groupmix_sam.distill.run import start_accelerator
+from tests.distill.conftest import SIZE, PlainTeacher
+from tests.distill.test_train import tiny_student
+
+accelerator, teacher = start_accelerator("fp32"), PlainTeacher()
+cached, skipped = cache_features(find_pictures(sys.argv[1]), teacher, sys.argv[2], SIZE)
+score = r2_score(tiny_student().eval(), cached, SIZE, accelerator)
+found = [teacher.calls, [str(picture.path.name) for picture in cached], [str(picture) for picture in skipped], score]
+Path(sys.argv[2], f"{accelerator.process_index}.json").write_text(json.dumps(found))
+"""
+
+
+def test_two_processes_share_the_cache_and_r2(photos, cached, tmp_path):
+    """Each asks the teacher for its half of the pictures; both come to what one process comes to."""
+    pictures = shutil.copytree(photos, tmp_path / "photos")
+    (pictures / "below" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "script.py").write_text(SHARED)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(pictures), str(tmp_path / "c")]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=env, cwd=ROOT, check=True, timeout=300)
+    found = [json.loads((tmp_path / "c" / f"{i}.json").read_text()) for i in range(2)]
+    assert found[0][0] + found[1][0] == len(cached) == 6
+    assert min(found[0][0], found[1][0]) >= 2
+    assert found[0][1:] == found[1][1:]
+    _, names, skipped, score = found[0]
+    assert names == [picture.path.name for picture in cached]
+    assert skipped == [str(pictures / "below" / "broken.png")]
+    assert score == pytest.approx(r2_score(tiny_student().eval(), cached, SIZE), abs=1e-5)
 
 
 def test_a_batch_that_cannot_be_shared_out(cached, tmp_path):

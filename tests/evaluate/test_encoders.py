@@ -42,7 +42,7 @@ def test_the_twelve_encoders_take_pictures(size):
 
 
 def test_discs_are_told_from_squares(data, tmp_path):
-    log = train_encoders(["test_vit"], data, tmp_path / "out", Settings(epochs=8, image_size=64, batch_size=4, lr=2e-3))
+    log = train_encoders(["test_vit"], data, tmp_path / "out", Settings(epochs=8, image_size=64, batch_size=4, lr=2e-3), 0)
     assert [epoch.epoch for epoch in log] == list(range(1, 9))
     assert log[-1].val_accuracy == 1
     assert log[-1].train_loss < log[0].train_loss
@@ -52,7 +52,7 @@ def test_log_is_what_the_model_does(data, tmp_path, monkeypatch):
     """Losses and accuracies against a calculation by hand of a model that does not learn."""
     model = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 2))
     monkeypatch.setattr(encoders, "build_encoder", lambda *_: model)
-    (epoch,) = train_encoders(["x"], data, tmp_path / "out", Settings(epochs=1, image_size=64, batch_size=5, lr=0.0))
+    (epoch,) = train_encoders(["x"], data, tmp_path / "out", Settings(epochs=1, image_size=64, batch_size=5, lr=0.0), 0)
     _, val, classes = encoders._read_folder(data, FAST)
     assert classes == ["disc", "square"]
     assert len(val) == 4
@@ -64,7 +64,7 @@ def test_log_is_what_the_model_does(data, tmp_path, monkeypatch):
 
 
 def test_resumes_encoder_by_encoder(data, tmp_path, monkeypatch):
-    whole = train_encoders(SMALL, data, tmp_path / "whole", FAST)
+    whole = train_encoders(SMALL, data, tmp_path / "whole", FAST, 0)
 
     def figures(log):
         return [(e.encoder, e.epoch, e.train_loss, e.train_accuracy, e.val_loss, e.val_accuracy) for e in log]
@@ -80,13 +80,13 @@ def test_resumes_encoder_by_encoder(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(encoders._Mean, "values", killed)
     with pytest.raises(KeyboardInterrupt):
-        train_encoders(SMALL, data, tmp_path / "out", FAST)
+        train_encoders(SMALL, data, tmp_path / "out", FAST, 0)
     assert figures(read_log(tmp_path / "out")) == figures(whole)[:3]
     monkeypatch.setattr(encoders._Mean, "values", real)
     built = []
     build = encoders.build_encoder
     monkeypatch.setattr(encoders, "build_encoder", lambda name, *args: built.append(name) or build(name, *args))
-    log = train_encoders(SMALL, data, tmp_path / "out", FAST)
+    log = train_encoders(SMALL, data, tmp_path / "out", FAST, 0)
     assert figures(log) == figures(whole) == figures(read_log(tmp_path / "out"))
     assert built[len(SMALL) :] == [SMALL[1]], "all are checked, the second alone is trained"
 
@@ -128,13 +128,13 @@ def test_what_is_wrong_is_said(data, tmp_path):
     with pytest.raises(InvalidInputError, match="give 1 epoch"):
         Settings(epochs=0)
     with pytest.raises(UnknownNameError, match="did you mean GroupMixFormer"):
-        train_encoders(["GroupMixForme"], data, tmp_path / "out", FAST)
+        train_encoders(["GroupMixForme"], data, tmp_path / "out", FAST, 0)
     with pytest.raises(InvalidInputError, match="is no data set"):
-        train_encoders(SMALL, tmp_path / "nothing", tmp_path / "out", FAST)
+        train_encoders(SMALL, tmp_path / "nothing", tmp_path / "out", FAST, 0)
     (tmp_path / "one").mkdir()
     (data / "disc").rename(tmp_path / "one" / "disc")
     with pytest.raises(InvalidInputError, match=r"has the classes \['disc'\]"):
-        train_encoders(SMALL, tmp_path / "one", tmp_path / "out", FAST)
+        train_encoders(SMALL, tmp_path / "one", tmp_path / "out", FAST, 0)
 
 
 def test_command(data, tmp_path):
