@@ -51,7 +51,8 @@ class Recipe:
         clip_norm: Largest norm of the gradient; 0 for any.
         ema_decay: Of the average of the weights, which is what a run returns; 0 for no average.
         hint_weight: Of the losses on the teacher's maps on the way (FitNets, arXiv 1412.6550), at the start; it falls to 0.
-        ridge_start: Start a linear neck at the ridge regression of the teacher's features on the backbone's.
+        ridge_start: Start a linear neck at the ridge regression of the teacher's features on the backbone's, and SAM's at
+            their mean and deviation.
         ridge_finish: Fit the neck so once more, on whole pictures, after the last phase on features.
         teacher_blocks: Start the third stage from the MLPs and local convolutions of MobileSAM's third stage.
         seed: Of the order, the crops and the prompts.

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from ..encoders.backbone import LinearNeck
 from ..encoders.config import STRIDE
 from ..encoders.groupmixformer import GroupMixFormer
-from ..encoders.neck import ConcatNeck
+from ..encoders.neck import ConcatNeck, SamNeck
 from ..errors import InvalidInputError
 from .data import Maps
 
-__all__ = ["Student", "check_student", "fit_neck", "start_from_teacher"]
+__all__ = ["Student", "check_student", "fit_neck", "scale_neck", "start_from_teacher"]
 
 
 class Student(nn.Module):
@@ -120,4 +120,27 @@ def fit_neck(encoder: nn.Module, batches: Iterable[Maps], ridge: float) -> bool:
         handle.remove()
     gram.diagonal().add_(ridge * gram.diagonal().mean())
     proj.weight.copy_(torch.linalg.solve(gram, cross).T[:, :, None, None])
+    return True
+
+
+@torch.no_grad()
+def scale_neck(encoder: nn.Module, batches: Iterable[Maps]) -> bool:
+    """Give the last norm of SAM's neck the teacher's mean and deviation by channel; return whether there is one.
+
+    A new one puts out values ten times as large as the teacher's, and learning that alone takes hundreds of steps.
+    """
+    if not isinstance(encoder.neck, SamNeck):
+        return False
+    norm = encoder.neck.norm2
+    device = norm.weight.device
+    ours, theirs = [], []
+    for batch in batches:
+        out = encoder(batch["input"].to(device)).permute(0, 2, 3, 1)
+        valid = batch["valid"].to(device)
+        ours.append(out[valid])
+        theirs.append(batch["features"].to(device)[valid])
+    (mean, deviation), (target, wanted) = ((t.mean(0), t.std(0)) for t in (torch.cat(ours), torch.cat(theirs).float()))
+    scale = wanted / deviation
+    norm.weight.mul_(scale)
+    norm.bias.sub_(mean).mul_(scale).add_(target)
     return True

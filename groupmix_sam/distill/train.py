@@ -43,7 +43,7 @@ from .figures import draw_features, stack_pictures
 from .masks import Decoder, boxes_of, draw_points, mask_losses
 from .recipe import Phase, Recipe, save_recipe
 from .run import Log, RunOptions, describe_run, open_run, read_ahead, save_run, start_accelerator, stop_signals
-from .student import Student, check_student, fit_neck, start_from_teacher
+from .student import Student, check_student, fit_neck, scale_neck, start_from_teacher
 from .teacher import Teacher, teach
 
 __all__ = ["r2_score", "train_student"]
@@ -366,8 +366,8 @@ def start_neck(student: Student, feed: Feed) -> dict[str, float]:
     if not recipe.ridge_start and recipe.loss == "huber" and not student.hints:
         return {"features": 1.0}  # the loss does not look at it
     batches = list(feed.whole_pictures(START_PICTURES))
-    if recipe.ridge_start:
-        fit_neck(student.encoder, batches, ridge=1e-3)
+    if recipe.ridge_start and not fit_neck(student.encoder, batches, ridge=1e-3):
+        scale_neck(student.encoder, batches)
     names = ["features", *student.hints]
     return {name: torch.cat([b[name][b["valid"]] for b in batches]).float().var(0).mean().item() for name in names}
 

@@ -6,7 +6,7 @@ import torch
 from groupmix_sam import encoders
 from groupmix_sam.distill import Phase, Recipe, check_student, load_teacher
 from groupmix_sam.distill.data import Samples, whole_pictures
-from groupmix_sam.distill.student import Student, fit_neck, start_from_teacher
+from groupmix_sam.distill.student import Student, fit_neck, scale_neck, start_from_teacher
 from groupmix_sam.encoders import SamBackbone
 from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.sam import ENCODERS
@@ -102,6 +102,18 @@ def test_fitting_the_neck_leaves_out_the_padding(cached):
         handle.remove()
         fitted.append(encoder.neck.proj.weight.detach().clone())
     torch.testing.assert_close(*fitted)
+
+
+@torch.no_grad()
+def test_sams_neck_starts_at_the_teachers_mean_and_deviation(cached):
+    encoder = timm.create_model("gmf_sam_test", neck="sam").eval()
+    batches = list(whole_pictures(cached, SIZE))
+    assert scale_neck(encoder, batches)
+    ours = torch.cat([encoder(b["input"]).permute(0, 2, 3, 1)[b["valid"]] for b in batches])
+    theirs = torch.cat([b["features"][b["valid"]] for b in batches]).float()
+    torch.testing.assert_close(ours.mean(0), theirs.mean(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(ours.std(0), theirs.std(0), rtol=1e-3, atol=1e-4)
+    assert not scale_neck(timm.create_model("gmf_sam_test"), batches)
 
 
 def test_start_from_teacher(mobile_sam):
