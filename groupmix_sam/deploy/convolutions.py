@@ -1,9 +1,9 @@
 """A fused GroupMixFormer as the other runtimes run it fastest: pictures stay B x C x H x W, and every product is a convolution.
 
 These runtimes choose the memory's layout themselves, by the convolutions. Products of tokens between depthwise convolutions, as
-PyTorch wants them, make them transpose and copy: in OpenVINO a third of the time. So what mixes channels is a 1x1 convolution;
-q, k and v come from one each, padded with zeros, rather than from one that is split; and LayerNorm's mean and variance are 1x1
-convolutions to one channel, for which there are better kernels than for a mean over channels.
+PyTorch wants them, make them transpose and copy: in OpenVINO nearly a third of the time. So what mixes channels is a 1x1
+convolution; q, k and v come from one each, padded with zeros, rather than from one that is split; and LayerNorm's mean and
+variance are 1x1 convolutions to one channel, for which there are better kernels than for a mean over channels.
 """
 
 from copy import deepcopy
