@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..encoders.config import EMBED_DIM
 from ..encoders.groupmixformer import GroupMixFormer
 from ..errors import MissingExtraError
-from .convolutions import as_convolutions
+from .convolutions import as_convolutions, holds_in_int8
 from .decoder import Decoder, ImageTokens
 from .fuse import fuse
 
@@ -146,8 +146,7 @@ def quantize(path: Path, calibration: Iterable[NDArray[np.float32]], products_on
     Args:
         path: The file, which is replaced.
         calibration: What goes into its only input.
-        products_only: Whether of the convolutions only those are in INT8 that are products, 1x1 and to several channels, and
-            not the last one.
+        products_only: Whether of the convolutions only those are in INT8 that hold in it, without the last one.
 
     Raises:
         MissingExtraError: there is no onnxruntime.
@@ -170,8 +169,7 @@ def quantize(path: Path, calibration: Iterable[NDArray[np.float32]], products_on
             return False
         if node.op_type != "Conv" or not products_only:
             return True
-        outputs, _, *size = weights[node.input[1]]
-        return size == [1, 1] and outputs > 1 and node.output[0] not in last
+        return node.output[0] not in last and holds_in_int8(node.input[1], weights[node.input[1]])
 
     quantize_static(
         str(path),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingExtraError
+from .convolutions import holds_in_int8
 
 __all__ = ["convert"]
 
@@ -20,8 +21,7 @@ def convert(folder: Path, precision: str, calibration: Iterable[NDArray[np.float
         folder: Where the graphs are.
         precision: "fp32" and "bf16", which are the same file; "fp16", a file of half the size; "int8", of the encoder.
         calibration: The encoder's inputs for "int8".
-        products_only: Whether "int8" is of the encoder's products with weights alone: of 1x1 convolutions to several channels,
-            without the last one.
+        products_only: Whether "int8" is of those convolutions alone that hold in it, without the last one.
 
     Raises:
         MissingExtraError: there is no openvino, or for int8 no nncf.
@@ -61,9 +61,9 @@ def _quantize(model: Any, inputs: list[NDArray[np.float32]], products_only: bool
 
 
 def _stays_exact(op: Any) -> bool:
-    """Whether an operation is a convolution or a product, but not a 1x1 convolution to several channels, nor the last one."""
+    """Whether an operation is a convolution or a product, but none that holds in INT8, or the last one."""
     if op.get_type_name() != "Convolution":
         return op.get_type_name() in {"GroupConvolution", "MatMul"}
-    outputs, _, *size = op.input(1).get_shape()
     last = any(target.get_node().get_type_name() == "Result" for target in op.output(0).get_target_inputs())
-    return size != [1, 1] or outputs == 1 or last
+    weight = op.input_value(1).get_node()
+    return last or not holds_in_int8(weight.get_friendly_name(), list(weight.get_output_shape(0)))
