@@ -82,7 +82,7 @@ OTHERS = {
     "sudo": "for a Jetson",
 }
 # Options in the text that are no command's of ours.
-FOREIGN = {"--no-python": "torchrun"} | dict.fromkeys(["--encoders", "--size", "--work"], "benchmarks/deploy.py")
+FOREIGN = dict.fromkeys(["--encoders", "--size", "--work"], "benchmarks/deploy.py")
 
 # What a page's Python takes as given, and what it cannot have here.
 GIVEN = {
@@ -213,7 +213,7 @@ def test_commands(page, desk, hub):
     for line, words in commands(page):
         text = " ".join(words)
         where = f"{name(page)}:{line}: {text}"
-        if "groupmix_sam" in words:  # after torchrun or accelerate
+        if "-m groupmix_sam" in text:  # after torchrun or accelerate
             words = ["groupmix-sam", *words[words.index("groupmix_sam") + 1 :]]
         if words[0] == "groupmix-sam":
             try:
