@@ -57,7 +57,7 @@ HUB_PREFIX = "hf-hub:"
 # MobileSAM's own file, by its size: a fine-tuned one of the same name is not refused.
 MOBILE_SAM_PT = (40_728_226, "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f")
 # The files in this package, so that a damaged installation is told at once.
-PRETRAINED = {"gmf_sam_2282": "1d0e70afacd1bcfc321691faac8dfa255bd68727a0ceb6e2e1881de59fd7a873"}
+PRETRAINED = {"gmf_sam_2282": "ad998d176da0b9ac422b35371ec358e101eb44aeba81d66adfd8c6b753ca44c6"}
 FORMAT_VERSION = "1"
 DOWNLOAD_ATTEMPTS = 3
 # Smaller tensors stay in fp32 when weights are halved: norms, variances and the prompt encoder's positions need the digits.
