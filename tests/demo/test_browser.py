@@ -73,7 +73,10 @@ def url(exported):
                 yield found[1]
             finally:
                 process.send_signal(signal.SIGINT)
-                rest = process.communicate(timeout=PATIENCE / 1000)[0]
+                try:
+                    rest = process.communicate(timeout=PATIENCE / 1000)[0]
+                finally:
+                    process.kill()  # else one that did not end would be waited for for ever
     assert "Traceback" not in rest
     assert process.returncode == 0
 
