@@ -70,7 +70,7 @@ class Ours:
         self.student, self.average = student, deepcopy(student)
         self.optimizer = make_optimizer(student, recipe)
         self.objective = Objective(recipe, {"features": 1.0, "hint_in": 1.0, "hint_out": 1.0}, None)
-        self.feed = Feed(pictures, teacher, recipe, SIZE, start_accelerator("fp32"), 1)
+        self.feed = Feed(pictures, teacher, recipe, SIZE, start_accelerator(), 1)
         self.streams = [self.feed.batches(i, 0, 10**6) for i in range(len(recipe.phases))]
 
     def forward_backward(self, batch: dict[str, torch.Tensor], phase: Phase) -> None:

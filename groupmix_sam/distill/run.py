@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ from .teacher import Teacher
 __all__ = [
     "Log",
     "RunOptions",
+    "autocast",
     "describe_run",
     "open_run",
     "process_state",
@@ -74,11 +75,16 @@ def process_state() -> PartialState:
     return PartialState(cpu=_on_cpu())
 
 
-def start_accelerator(precision: str) -> Accelerator:
+def start_accelerator() -> Accelerator:
     """Return accelerate's hold of the devices and processes."""
-    device = process_state().device
+    # Its own mixed precision could not be another one in a second run of the same process: see `autocast`.
+    return Accelerator(mixed_precision="no", cpu=_on_cpu())
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Return the context of a forward pass in a precision as in `RunOptions`."""
     half = precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
-    return Accelerator(mixed_precision="bf16" if half else "no", cpu=_on_cpu())
+    return torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
 
 
 def _on_cpu() -> bool:

@@ -42,7 +42,7 @@ from .data import CachedPicture, Maps, Samples, Share, sample_loader, whole_pict
 from .figures import draw_features, stack_pictures
 from .masks import Decoder, boxes_of, draw_points, mask_losses
 from .recipe import Phase, Recipe, save_recipe
-from .run import Log, RunOptions, describe_run, open_run, read_ahead, save_run, start_accelerator, stop_signals
+from .run import Log, RunOptions, autocast, describe_run, open_run, read_ahead, save_run, start_accelerator, stop_signals
 from .student import Student, check_student, fit_neck, scale_neck, start_from_teacher
 from .teacher import Teacher, teach
 
@@ -94,7 +94,7 @@ def train_student(
         RunStoppedError: the process was told to stop (SIGTERM, Ctrl-C); the run can be resumed.
         SaveError: something cannot be written; the checkpoint before it is kept.
     """
-    accelerator = start_accelerator(options.precision)
+    accelerator = start_accelerator()
     check_run(encoder, pictures, recipe, accelerator.num_processes * options.accumulate)
     if not held_out:
         raise InvalidInputError("no picture is held out to measure on: give one or more.")
@@ -118,7 +118,7 @@ def train_student(
             start_from_teacher(encoder, teacher_weights or {})
         variance = start_neck(student, feed)
     if record is None:
-        steps = plan_steps(student, feed, Objective(recipe, variance, decoder))
+        steps = plan_steps(student, feed, Objective(recipe, variance, decoder), options.precision)
         record = description | {"steps": steps, "variance": variance}
         if accelerator.is_main_process:
             save_run(folder, record)
@@ -233,7 +233,7 @@ def training_step(
     sums: Counter[str] = Counter(parts=len(parts))
     for i, batch in enumerate(parts):
         last = i + 1 == len(parts)
-        with nullcontext() if last else accelerator.no_sync(model), accelerator.autocast():
+        with nullcontext() if last else accelerator.no_sync(model), autocast(accelerator.device, run.options.precision):
             outputs = model(batch["input"])
             part = (step * len(parts) + i) * accelerator.num_processes + accelerator.process_index
             loss, losses = run.objective(outputs, batch, phase, 1 - done, part)
@@ -372,20 +372,20 @@ def start_neck(student: Student, feed: Feed) -> dict[str, float]:
     return {name: torch.cat([b[name][b["valid"]] for b in batches]).float().var(0).mean().item() for name in names}
 
 
-def plan_steps(student: Student, feed: Feed, objective: Objective) -> list[int]:
+def plan_steps(student: Student, feed: Feed, objective: Objective, precision: str) -> list[int]:
     """Return the steps of each phase; for a recipe of so many minutes, by what steps take here, tried on a copy."""
     recipe = feed.recipe
     share = sum(phase.share for phase in recipe.phases)
     of_epoch = [phase.share / share * len(feed.pictures) / pixels_of(phase, feed.image_size) for phase in recipe.phases]
     epochs = recipe.epochs
     if recipe.minutes is not None:
-        seconds = [step_seconds(student, feed, objective, number) for number in range(len(recipe.phases))]
+        seconds = [step_seconds(student, feed, objective, precision, number) for number in range(len(recipe.phases))]
         took = feed.accelerator.reduce(torch.tensor(seconds, device=feed.accelerator.device), reduction="mean").tolist()
         epochs = 60 * recipe.minutes / sum(n * t for n, t in zip(of_epoch, took, strict=True))
     return [max(1, round(epochs * n)) for n in of_epoch]
 
 
-def step_seconds(student: Student, feed: Feed, objective: Objective, number: int) -> float:
+def step_seconds(student: Student, feed: Feed, objective: Objective, precision: str, number: int) -> float:
     """Return what a step of a phase takes: the least of up to three, on a copy of the student."""
     phase = feed.recipe.phases[number]
     trial = deepcopy(student)
@@ -395,7 +395,7 @@ def step_seconds(student: Student, feed: Feed, objective: Objective, number: int
     for _ in range(3):
         begin = time.monotonic()
         for batch in (next(batches) for _ in range(feed.accumulate)):
-            with feed.accelerator.autocast():
+            with autocast(feed.accelerator.device, precision):
                 loss, _ = objective(trial(batch["input"]), batch, phase, 1.0, 0)
             loss.backward()
         optimizer.step()

@@ -27,6 +27,20 @@ def test_mobile_sam(mobile_sam):
     assert "mask_decoder.iou_token.weight" in weights
 
 
+def test_a_cpu_sees_one_picture_at_a_time(mobile_sam):
+    """And the maps are those of the batch."""
+    teacher, _ = load_teacher(mobile_sam)
+    x = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        expected = teacher.encoder(x)
+    sizes = []
+    teacher.encoder.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
+    maps = teacher(x)
+    assert sizes == [1, 1, 1]
+    torch.testing.assert_close(maps["features"], expected)
+    assert {name: len(m) for name, m in maps.items()} == dict.fromkeys(teacher.channels, 3)
+
+
 def test_real_mobile_sam_is_mobile_sams(shared):
     """The real weights, through the mobile_sam package itself."""
     registered = dict(timm.models._registry._model_entrypoints)

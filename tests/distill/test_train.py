@@ -17,6 +17,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
 from groupmix_sam import build_sam_groupmix
@@ -131,6 +132,30 @@ def test_a_run_keeps_its_recipe(cached, tmp_path):
     """The file is what `--recipe` takes, and gives the same recipe."""
     run(cached, tmp_path / "run", TINY)
     assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == TINY
+
+
+def test_tensorboard_shows_what_the_log_says(cached, tmp_path):
+    run(cached, tmp_path / "run", TINY, RunOptions(tensorboard=True))
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    rows = rows_of(tmp_path / "run")
+    for name in ("features", "hint_in", "hint_out", "lr", "r2", "images"):
+        logged = {int(row["step"]): float(row[name]) for row in rows if row[name]}
+        shown = {event.step: event.value for event in board.Scalars(name)}
+        assert logged, name
+        assert shown == pytest.approx(logged, rel=1e-4), name
+
+
+def test_bf16_is_near_fp32(cached, tmp_path):
+    """Its losses are other ones, but near; the weights stay in single precision."""
+    recipe = Recipe(epochs=2, phases=(Phase(1.0, 64, 4),))
+    encoders, losses = [], []
+    for precision in ("fp32", "bf16"):
+        encoder, _ = run(cached, tmp_path / precision, recipe, RunOptions(precision=precision))
+        encoders.append(encoder)
+        losses.append([float(row["features"]) for row in rows_of(tmp_path / precision) if row["features"]])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)
+    assert {p.dtype for encoder in encoders for p in encoder.parameters()} == {torch.float32}
 
 
 def test_progress_shows_loss_r2_images_a_second_and_what_is_left(cached, tmp_path, monkeypatch):
@@ -303,7 +328,7 @@ from groupmix_sam.distill.run import start_accelerator
 from tests.distill.conftest import SIZE, PlainTeacher
 from tests.distill.test_train import tiny_student
 
-accelerator, teacher = start_accelerator("fp32"), PlainTeacher()
+accelerator, teacher = start_accelerator(), PlainTeacher()
 cached, skipped = cache_features(find_pictures(sys.argv[1]), teacher, sys.argv[2], SIZE)
 score = r2_score(tiny_student().eval(), cached, SIZE, accelerator)
 found = [teacher.calls, [str(picture.path.name) for picture in cached], [str(picture) for picture in skipped], score]
