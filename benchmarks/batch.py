@@ -2,12 +2,14 @@
 
     pip install 'groupmix-sam[ray]'
     python benchmarks/batch.py examples/coffee.jpg --box 170,16,420,312
+    python benchmarks/batch.py examples/coffee.jpg --box 170,16,420,312 --exported exported/
 
 Copies of one picture and one box, so that nothing but the number of workers differs. A rate is taken from the first part of the
 last worker that begins to the last part of all, so that starting Ray and loading models do not count: they are printed apart.
 """
 
 import argparse
+import json
 import os
 import shutil
 import statistics
@@ -25,9 +27,10 @@ from groupmix_sam.images import read_image
 from groupmix_sam.sam import build_sam_groupmix
 
 
-def plain(picture: Path, box: list[float], size: int, count: int) -> float:
+def plain(picture: Path, box: list[float], checkpoint: str, size: int, count: int) -> float:
     """Return the pictures a second of a loop in this process."""
-    predictor = Predictor(build_sam_groupmix(image_size=size))
+    exported = checkpoint != "default"
+    predictor = Predictor(checkpoint, threads=1) if exported else Predictor(build_sam_groupmix(image_size=size))
 
     def once() -> None:
         predictor.set_image(read_image(picture))
@@ -40,11 +43,11 @@ def plain(picture: Path, box: list[float], size: int, count: int) -> float:
     return count / (time.perf_counter() - start)
 
 
-def engine(folder: Path, prompts: Path, size: int, workers: int) -> tuple[float, float, int]:
+def engine(folder: Path, prompts: Path, checkpoint: str, size: int, workers: int) -> tuple[float, float, int]:
     """Return the pictures a second of a run, the seconds to its first part, and the bytes it wrote a picture."""
     with tempfile.TemporaryDirectory() as out:
         start = time.time()
-        batch(folder, out, prompts, image_size=size, batch_size=1, workers=workers)
+        batch(folder, out, prompts, checkpoint=checkpoint, image_size=size, batch_size=1, workers=workers)
         parts = sorted(path.stat().st_mtime for path in Path(out, "masks").iterdir())
         total = sum(path.stat().st_size for path in Path(out, "masks").iterdir())
         rate = (len(parts) - workers) / (parts[-1] - parts[workers - 1])
@@ -55,19 +58,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("picture", type=Path)
     parser.add_argument("--box", required=True)
+    parser.add_argument("--exported", type=Path, help="a folder of `groupmix-sam export`; by default PyTorch at --size")
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--count", type=int, default=8, help="pictures a worker")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=list(range(1, (os.cpu_count() or 1) + 1)))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{describe()}; {args.size} x {args.size}, {args.rounds} rounds, 1 thread a worker")
+    checkpoint, size = str(args.exported or "default"), args.size
+    if args.exported:
+        size = json.loads((args.exported / "config.json").read_text())["image_size"]
+    model = args.exported.name if args.exported else "PyTorch"
+    print(f"{describe()}; {model} at {size} x {size}, {args.rounds} rounds, 1 thread a worker")
     box = [float(value) for value in args.box.split(",")]
     rates: dict[int, list[float]] = {workers: [] for workers in (0, *args.workers)}
     starts, written = [], 0
     with tempfile.TemporaryDirectory() as temporary:
         for _ in range(args.rounds):
-            rates[0].append(plain(args.picture, box, args.size, args.count))
+            rates[0].append(plain(args.picture, box, checkpoint, size, args.count))
             for workers in args.workers:
                 folder = Path(temporary, str(workers))
                 folder.mkdir(exist_ok=True)
@@ -76,7 +84,7 @@ def main() -> None:
                     shutil.copyfile(args.picture, folder / name)
                 prompts = folder / "prompts.csv"
                 prompts.write_text("picture,left,top,right,bottom\n" + "".join(f"{name},{args.box}\n" for name in names))
-                rate, start, written = engine(folder, prompts, args.size, workers)
+                rate, start, written = engine(folder, prompts, checkpoint, size, workers)
                 rates[workers].append(rate)
                 starts.append(start)
     print(f"one plain process: {statistics.median(rates[0]):.2f} pictures/s")
