@@ -22,7 +22,8 @@ def distill(
     teacher: Teacher,
     output: Annotated[Path, typer.Option(help="Folder for the weights, the logs and the checkpoint.")] = Path("runs/distill"),
     recipe: Annotated[
-        str, typer.Option(help="'default', 'paper', 'nanosam', or a .yaml file with its own values.")
+        str,
+        typer.Option(help="'default', 'continue' (with --start), 'paper', 'nanosam', or a .yaml file with its own values."),
     ] = "default",
     minutes: Annotated[float | None, typer.Option(help="Time to train, beside the teacher's, instead of epochs.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often to see each picture, instead of the recipe's.")] = None,
@@ -44,6 +45,7 @@ def distill(
 
     groupmix-sam distill my_photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine
     groupmix-sam distill my_photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine --resume
+    groupmix-sam distill my_photos/ --teacher mobile_sam.pt --start runs/mine/weights --recipe continue --output runs/more
     """
     from dataclasses import replace
 

@@ -30,6 +30,14 @@ def test_the_papers_recipe():
     assert not any([paper.hint_weight, paper.ridge_start, paper.ridge_finish, paper.teacher_blocks, paper.ema_decay])
 
 
+def test_going_on_begins_with_what_is_there():
+    """Whole pictures as at inference, and no start that would undo what was learnt."""
+    more = PRESETS["continue"]
+    assert [(phase.crop, phase.batch_size) for phase in more.phases] == [(0, 1)]
+    assert more == more.continued()
+    assert more.lr < Recipe().lr
+
+
 def test_a_file_gives_what_differs(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("lr: 1\nphases:\n- {crop: 64, batch_size: 2}\n")
