@@ -36,9 +36,7 @@ def build_plans(folder: Path, timing_cache: Path | None = None) -> None:
     for path in sorted(folder.glob("*.onnx")):
         if faults := lint(path):
             raise RuntimeUnavailableError(f"TensorRT would refuse {path.name}: {'; '.join(faults)}. Please report this.")
-        # The flag is gone where there is nothing else.
-        typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-        network = builder.create_network(0 if typed is None else 1 << int(typed))
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, trt.Logger(trt.Logger.WARNING))
         if not parser.parse_from_file(str(path)):
             why = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))

@@ -1,10 +1,16 @@
-"""TensorRT without a GPU: against a fake, against the names in its bindings where they lie, and the refusal to import it.
+"""TensorRT without a GPU: against a fake, the fake against the true bindings where they lie, and the refusal to import it.
 
 The test marked by its skip runs the true thing where there is a GPU; it has never been run.
 """
 
 import ctypes
 import importlib.util
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,8 +27,9 @@ from groupmix_sam.deploy.tensorrt import build_plans, lint
 from groupmix_sam.errors import InvalidInputError, RuntimeUnavailableError
 from groupmix_sam.runtimes import TensorrtModel, import_tensorrt
 
+from . import fake_tensorrt
 from .conftest import draw
-from .fake_tensorrt import FakeBuilder, fake
+from .fake_tensorrt import BUILT, fake
 
 GPU = torch.cuda.is_available() and importlib.util.find_spec("tensorrt") is not None
 
@@ -33,7 +40,7 @@ def faked(request, monkeypatch):
     module = fake(request.param)
     for name in ("runtimes", "deploy.tensorrt"):
         monkeypatch.setattr(sys.modules[f"groupmix_sam.{name}"], "import_tensorrt", lambda: module)
-    monkeypatch.setattr(FakeBuilder, "built", [])
+    BUILT.clear()
     return module
 
 
@@ -53,10 +60,10 @@ def test_plans(faked, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.plan", "b.plan", "timing.cache"]
     assert (tmp_path / "b.plan").read_bytes().endswith(b"b.onnx")
     assert (tmp_path / "timing.cache").read_bytes() == b"+timed+timed"
-    (first, fixed), (_, free) = FakeBuilder.built
-    assert first.flags == (2 if faked.__version__.startswith("10") else 0)
-    assert fixed.profiles == [{"x": ((1, 3, 8, 8),) * 3}]
-    assert free.profiles == [{"x": ((1, 1, 2), (1, 2, 2), (64, 16, 2))}]
+    (first, fixed), (_, free) = BUILT
+    assert first.flags == (2 if faked.__version__.startswith("10") else 1)
+    assert fixed._profiles == [{"x": ((1, 3, 8, 8),) * 3}]
+    assert free._profiles == [{"x": ((1, 1, 2), (1, 2, 2), (64, 16, 2))}]
     graph(tmp_path / "a.onnx")
     build_plans(tmp_path, tmp_path / "timing.cache")
     assert (tmp_path / "timing.cache").read_bytes() == b"+timed" * 3
@@ -119,20 +126,78 @@ def test_no_driver(sam, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-USED = """Builder Logger NetworkDefinitionCreationFlag OnnxParser Runtime TensorIOMode create_network parse_from_file num_errors
-get_error create_builder_config create_timing_cache set_timing_cache get_timing_cache serialize create_optimization_profile
-set_shape add_optimization_profile build_serialized_network deserialize_cuda_engine create_execution_context get_tensor_name
-num_io_tensors get_tensor_mode set_input_shape set_tensor_address get_tensor_shape execute_async_v3"""
+# What the bindings need of TensorRT's libraries before they can be looked at.
+STUB = """
+createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL createNvOnnxParserRefitter_INTERNAL
+createNvOnnxParser_INTERNAL getBuilderPluginRegistry getNvOnnxParserVersion getPluginRegistry initLibNvInferPlugins
+"""
+LOOK = """
+import json, tensorrt_bindings as trt
+
+kinds = {kind: vars(trt)[kind] for kind in dir(trt)}
+print(json.dumps({
+    "version": trt.__version__,
+    "members": {name: {member: str(getattr(kind, member).__doc__) for member in dir(kind)} for name, kind in kinds.items()},
+    "strongly_typed": int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED),
+    "dims": list(trt.Dims((1, 3, 8))),
+}))
+"""
 
 
-def test_names_in_the_bindings():
-    """Every name that is called is in the compiled bindings; these load on a machine with TensorRT's libraries only."""
-    spec = importlib.util.find_spec("tensorrt_bindings")
-    if spec is None:
-        pytest.skip("needs tensorrt-cu12-bindings or tensorrt-cu13-bindings, which pip installs without a GPU")
-    binary = (Path(spec.origin).parent / "tensorrt.so").read_bytes()
-    # Compilers let a string end in another one: of a name only the end is sure.
-    assert [name for name in USED.split() if name.encode() + b"\0" not in binary] == []
+@pytest.fixture(scope="module")
+def bindings(tmp_path_factory):
+    """What is in TensorRT's compiled Python module, which is really imported: with libraries whose functions all return 0."""
+    spec, compiler = importlib.util.find_spec("tensorrt_bindings"), shutil.which("cc")
+    if spec is None or sys.platform != "linux" or compiler is None:
+        pytest.skip("needs tensorrt-cu12-bindings or tensorrt-cu13-bindings, which want no GPU, on Linux with a C compiler")
+    folder, package = tmp_path_factory.mktemp("stubs"), Path(spec.origin).parent
+    (folder / "stub.c").write_text("\n".join(f"void *{name}(void) {{ return 0; }}" for name in STUB.split()))
+    for library in set(re.findall(rb"libnv\w+\.so\.\d+", (package / "tensorrt.so").read_bytes())):
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library.decode(), "stub.c"], cwd=folder, check=True)
+    # In a process of its own, as importing TensorRT without a driver can end one.
+    paths = {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(package.parent)}
+    done = subprocess.run([sys.executable, "-c", LOOK], env=os.environ | paths, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def parameters(signature):
+    """Return the parameters, as "flags: int", whether each may be left out, and what is returned; self is left out."""
+    plain = signature.replace("typing.SupportsInt", "int").replace("buffer", "Buffer")
+    inside, returned = re.sub(r"\w+(\.|::)", "", plain)[1:].rsplit(") -> ", 1)
+    given = [parameter.partition(" = ") for parameter in inside.split(", ") if not parameter.startswith("self")]
+    return [name for name, _, _ in given], [bool(default) for _, default, _ in given], returned
+
+
+def fake_members():
+    """List each fake's class and what it offers: a signature, or None of what is no function."""
+    for fake_class in vars(fake_tensorrt).values():
+        if getattr(fake_class, "__module__", None) == fake_tensorrt.__name__ and isinstance(fake_class, type):
+            for name, member in vars(fake_class).items():
+                signature = inspect.signature(member) if inspect.isfunction(member) else None
+                own = name == "__init__" and signature.return_annotation is inspect.Signature.empty
+                if not own and (name == "__init__" or not name.startswith("_")):
+                    text = signature and str(signature).replace("'", "")
+                    yield pytest.param(fake_class.__name__.removeprefix("Fake"), name, text, id=f"{fake_class.__name__}.{name}")
+
+
+@pytest.mark.parametrize(("kind", "name", "signature"), list(fake_members()))
+def test_the_fake_against_the_bindings(bindings, kind, name, signature):
+    """What the fake offers, and so all that is called, is in the bindings, and takes and returns the same."""
+    text = bindings["members"][kind][name]
+    if signature is None:
+        return
+    wanted, _, returned = parameters(signature)
+    overloads = [parameters(found) for found in re.findall(rf"^(?:\d+\. )?{name}(\(.*\) -> .*)$", text, re.MULTILINE)]
+    count = len(wanted)
+    assert any(takes[:count] == wanted and all(free[count:]) and gives == returned for takes, free, gives in overloads), text
+
+
+def test_values_in_the_bindings(bindings):
+    made = fake(int(bindings["version"].split(".")[0]))
+    assert vars(made).keys() - {"__version__"} <= bindings["members"].keys()
+    assert bindings["strongly_typed"] == made.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    assert bindings["dims"] == [1, 3, 8]
 
 
 @pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU and tensorrt")
