@@ -3,7 +3,7 @@
 import itertools
 import json
 import threading
-import time
+import weakref
 from types import SimpleNamespace
 
 import cv2
@@ -76,28 +76,75 @@ def test_prompts_from_a_function(sam, video):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that passes where the stream sleeps, and nowhere else."""
+    """Time that passes where somebody sleeps, and nowhere else."""
     seconds = [0.0]
-    clock = SimpleNamespace(monotonic=lambda: seconds[0], sleep=lambda pause: seconds.append(seconds.pop() + pause))
+
+    def now():
+        return seconds[0]
+
+    clock = SimpleNamespace(monotonic=now, perf_counter=now, sleep=lambda pause: seconds.append(seconds.pop() + pause))
     monkeypatch.setattr("groupmix_sam.deploy.stream.time", clock)
+    return clock
+
+
+class PacedCamera(Camera):
+    """A capture that gives as many frames as it is let, and knows which of them are still held by anybody."""
+
+    def __init__(self):
+        super().__init__(itertools.count())
+        self.allowed, self.asked = threading.Semaphore(1), threading.Semaphore(0)
+        self.frames = []
+
+    def read(self):
+        if self.frames:
+            self.asked.release()  # so the frame before has been stored
+        self.allowed.acquire()
+        found, frame = super().read()
+        self.frames.append(weakref.ref(frame))
+        return found, frame
+
+    def give(self, count):
+        for _ in range(count):
+            self.asked.acquire()
+            self.allowed.release()
+        self.asked.acquire()
+        self.asked.release()
+
+    def held(self):
+        return [number for number, frame in enumerate(self.frames) if frame() is not None]
+
+
+def a_model(work):
+    """Return a predictor that does some work on each frame and finds nothing."""
+    found = np.zeros((1, 1, 90, 120), bool), np.zeros((1, 1)), None
+    return SimpleNamespace(set_image=lambda frame, order: work(), predict_batch=lambda *args, **kwargs: found)
 
 
 def test_newest_frame_wins():
-    """A reader slower than the camera skips frames, and is never far behind."""
-    camera = Camera(itertools.cycle(range(100)))
-    frames = Frames("0", open_capture=lambda source: camera)
-    seen = []
-    for number, frame in frames:
-        seen.append((number, int(frame[0, 0, 0])))
-        if len(seen) == 5:
-            break
-        later = camera.count + 10
-        while camera.count < later:
-            time.sleep(0.001)
-    frames.close()
-    assert all(gray == number % 100 for number, gray in seen)
-    numbers = [number for number, _ in seen]
-    assert min(np.diff(numbers)) >= 9
+    """While one frame is worked on four come: the last one is next, and none is held but these two."""
+    camera, held = PacedCamera(), []
+
+    def work():
+        camera.give(4)
+        held.append(camera.held())
+
+    results = stream(a_model(work), Frames("0", open_capture=lambda source: camera), BOX)
+    # A loop's variable would hold the result before.
+    seen = list(map(lambda result: (result.number, int(result.frame[0, 0, 0])), itertools.islice(results, 5)))  # noqa: C417
+    camera.allowed.release(100)  # else it waits for ever, and whoever closes it with it
+    results.close()
+    assert seen == [(0, 0), (4, 4), (8, 8), (12, 12), (16, 16)]
+    assert held == [[0, 4], [4, 8], [8, 12], [12, 16], [16, 20]]
+
+
+def test_rate_and_latencies_by_the_clock(clock):
+    """Frames that take 0.1, 0.2, 0.3, 0.4 and 1 s end at 0.1, 0.3, 0.6, 1 and 2 s: four in 1.9 s."""
+    pauses = iter([0.1, 0.2, 0.3, 0.4, 1.0])
+    frames = Frames("line.avi", open_capture=lambda source: Camera(range(5)))
+    measured = Clock()
+    for result in stream(a_model(lambda: clock.sleep(next(pauses))), frames, BOX):
+        measured.add(result.seconds)
+    assert measured.summary() == "2.1 frames/s, latency 300 ms median, 880 ms 95 %, 976 ms 99 %"
 
 
 def test_a_source_that_drops_out_comes_back(clock):
