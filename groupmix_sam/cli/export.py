@@ -13,7 +13,7 @@ def export(
     runtime: Annotated[str, typer.Argument(help="What to export for: onnx, openvino or tensorrt.")],
     folder: Annotated[Path, typer.Argument(help="A new folder; it appears only if the masks hold.")],
     pictures: Annotated[Path, typer.Option(help="A folder of your own pictures, to compare masks on and to calibrate int8.")],
-    precision: Annotated[str, typer.Option(help="fp32; fp16; for onnx and openvino int8; for openvino bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32; fp16; int8; for openvino bf16.")] = "fp32",
     checkpoint: Checkpoint = "default",
     encoder: Encoder = "gmf_sam_2282",
     image_size: ImageSize = 1024,

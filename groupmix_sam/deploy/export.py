@@ -25,7 +25,11 @@ from .predictor import FORMAT_VERSION, Predictor, model_hash
 
 __all__ = ["PRECISIONS", "export"]
 
-PRECISIONS = {"onnx": ("fp32", "fp16", "int8"), "openvino": ("fp32", "fp16", "bf16", "int8"), "tensorrt": ("fp32", "fp16")}
+PRECISIONS = {
+    "onnx": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "fp16", "bf16", "int8"),
+    "tensorrt": ("fp32", "fp16", "int8"),
+}
 # Fewer do not show an encoder what it will see.
 LEAST_CALIBRATION = 8
 
@@ -94,8 +98,8 @@ def export(
         inputs = (exact.preprocess(picture)[None] for picture in calibration)
         # In INT8, GroupMixFormer's depthwise convolutions cost its masks most, and nearly all its work is products.
         products_only = isinstance(sam.image_encoder, GroupMixFormer)
-        if runtime == "onnx" and precision == "int8":
-            quantize(part / "encoder.onnx", inputs, products_only)
+        if runtime != "openvino" and precision == "int8":
+            quantize(part / "encoder.onnx", inputs, products_only, symmetric=runtime == "tensorrt")
         if runtime == "openvino":
             convert(part, precision, inputs, products_only)
         if runtime == "tensorrt":

@@ -140,13 +140,16 @@ class _Pictures:
         return next(self.feeds, None)
 
 
-def quantize(path: Path, calibration: Iterable[NDArray[np.float32]], products_only: bool = False) -> None:
+def quantize(
+    path: Path, calibration: Iterable[NDArray[np.float32]], products_only: bool = False, symmetric: bool = False
+) -> None:
     """Turn an ONNX file into one in INT8: its convolutions and its products with weights, by ONNX Runtime's static QDQ.
 
     Args:
         path: The file, which is replaced.
         calibration: What goes into its only input.
         products_only: Whether of the convolutions only those are in INT8 that hold in it, without the last one.
+        symmetric: Whether all zero points are 0 and biases stay in fp32, as TensorRT wants it.
 
     Raises:
         MissingExtraError: there is no onnxruntime.
@@ -169,7 +172,13 @@ def quantize(path: Path, calibration: Iterable[NDArray[np.float32]], products_on
             return False
         if node.op_type != "Conv" or not products_only:
             return True
-        return node.output[0] not in last and holds_in_int8(node.input[1], weights[node.input[1]])
+        weight = node.input[1]
+        # The first and the fourth stage, two sevenths of the products, cost more of the masks than the others (docs/deploy.md).
+        return (
+            node.output[0] not in last
+            and holds_in_int8(weight, weights[weight])
+            and not weight.startswith(("encoder.stages.0.", "encoder.stages.3."))
+        )
 
     quantize_static(
         str(path),
@@ -178,6 +187,11 @@ def quantize(path: Path, calibration: Iterable[NDArray[np.float32]], products_on
         quant_format=QuantFormat.QDQ,
         nodes_to_quantize=[node.name for node in graph.node if in_int8(node)],
         per_channel=True,
-        activation_type=QuantType.QUInt8,  # with signed weights, what VNNI multiplies
+        activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,  # with signed weights, what VNNI multiplies
         weight_type=QuantType.QInt8,
+        extra_options={
+            "CalibMovingAverage": True,  # the mean of the pictures' ranges: one picture's extreme makes all steps coarse
+            "ActivationSymmetric": symmetric,
+            "QuantizeBias": not symmetric,
+        },
     )

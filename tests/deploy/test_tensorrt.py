@@ -201,11 +201,17 @@ def test_values_in_the_bindings(bindings):
 
 
 @pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU and tensorrt")
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_true_thing(sam, tmp_path, precision):
-    export(sam, tmp_path / "a", [draw()], runtime="tensorrt", precision=precision, thresholds=Thresholds(0.9, 0.3, -10))
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 0.05), ("fp16", 0.05), ("int8", 0.2)])
+def test_the_true_thing(sam, tmp_path, precision, most):
+    calibration = [draw(90 + i, 120 - i) for i in range(8)]
+    thresholds = Thresholds(0, 0, -10) if precision == "int8" else Thresholds(0.9, 0.3, -10)
+    given = {"runtime": "tensorrt", "precision": precision, "thresholds": thresholds, "calibration": calibration}
+    export(sam, tmp_path / "a", [draw()], **given)
     exact, plan = Predictor(sam), Predictor(tmp_path / "a")
-    box = np.array([20, 10, 100, 80])
     for predictor in (exact, plan):
         predictor.set_image(draw())
-    np.testing.assert_allclose(plan.predict(box=box)[2], exact.predict(box=box)[2], atol=0.5)
+    features = exact.get_image_embedding()
+    assert np.abs(plan.get_image_embedding() - features).mean() < most * np.abs(features).mean()
+    if precision != "int8":
+        box = np.array([20, 10, 100, 80])
+        np.testing.assert_allclose(plan.predict(box=box)[2], exact.predict(box=box)[2], atol=0.5)
