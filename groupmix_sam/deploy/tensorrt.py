@@ -1,7 +1,7 @@
 """ONNX graphs to TensorRT plans, of TensorRT 10 and 11 by one path. It has never run on a GPU: see docs/deploy.md.
 
 Networks are strongly typed, as TensorRT 11 has no others: precisions are those of the graph, in which the encoder may be fp16
-with its softmax over the tokens in fp32.
+with its softmax over the tokens in fp32, or have convolutions in INT8 by symmetric Q/DQ.
 """
 
 import os
