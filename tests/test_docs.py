@@ -77,12 +77,17 @@ OTHERS = {
     "pip-audit": "needs a database of advisories",
     "python examples/": "tests/test_examples.py runs them",
     "python benchmarks/": "takes minutes; its arguments are read",
-    "python3 -m venv": "for a Jetson",
-    ". env/bin/activate": "for a Jetson",
+    "python3 -m venv": "for a Jetson, and for Label Studio",
+    ". env/bin/activate": "goes with it",
     "sudo": "for a Jetson",
+    "export LABEL_STUDIO_": "goes with it",
+    "label-studio start": "a labelling tool, which pip brings",
 }
 # Options in the text that are no command's of ours.
-FOREIGN = dict.fromkeys(["--encoders", "--size", "--work"], "benchmarks/deploy.py")
+FOREIGN = {
+    **dict.fromkeys(["--encoders", "--size", "--work"], "benchmarks/deploy.py"),
+    "--files": "examples/label_backend.py",
+}
 
 # What a page's Python takes as given, and what it cannot have here.
 GIVEN = {

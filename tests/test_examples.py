@@ -2,19 +2,26 @@
 
 import csv
 import importlib.util
+import json
 import os
 import re
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import nbformat
 import numpy as np
 import pytest
 from nbclient import NotebookClient
+from segment_anything import SamPredictor
 
 import groupmix_sam.distill  # noqa: F401
 from groupmix_sam import build_sam_groupmix
+from groupmix_sam.deploy.parity import mask_iou
 from groupmix_sam.evaluate import read_prompts
 from groupmix_sam.images import read_image
 from groupmix_sam.weights import save_weights
@@ -126,6 +133,153 @@ def test_worker_hands_by_mediapipe(shared, run):
     x, y = prompt.points[0]
     assert 80 < x < 190, "the one hand is at the upper left"
     assert y < 80
+
+
+BRUSHES = """<View>
+  <Image name="image" value="$image"/>
+  <BrushLabels name="brush" toName="image"><Label value="cup"/><Label value="spoon"/></BrushLabels>
+  <KeyPointLabels name="point" toName="image" smart="true"><Label value="cup"/><Label value="spoon"/></KeyPointLabels>
+  <RectangleLabels name="box" toName="image" smart="true"><Label value="cup"/><Label value="spoon"/></RectangleLabels>
+</View>"""
+# As Label Studio has them, in percent of the coffee's 600 x 400 pixels.
+BOX = {"x": 170 / 6, "y": 16 / 4, "width": 250 / 6, "height": 296 / 4, "rotation": 0, "rectanglelabels": ["cup"]}
+
+
+def point(x, y, **region):
+    value = {"x": (x + 0.5) / 6, "y": (y + 0.5) / 4, "width": 0.3, "keypointlabels": ["spoon"]}
+    return {"type": "keypointlabels", "from_name": "point", "to_name": "image", "value": value, **region}
+
+
+def task(*regions, image="/data/local-files/?d=line%201/coffee.jpg", config=BRUSHES):
+    """Return what Label Studio 1.23 sends to /predict."""
+    context = {"result": list(regions)} if regions else None
+    params = {"login": None, "password": None, "context": context}
+    return {"tasks": [{"id": 1, "data": {"image": image}}], "project": "1.2", "label_config": config, "params": params}
+
+
+def unpack(rle):
+    """Return the bytes that @thi.ng/rle-pack packed, read bit by bit as its `decode` does."""
+    bits, at = "".join(f"{byte:08b}" for byte in rle), 0
+
+    def read(width):
+        nonlocal at
+        at += width
+        return int(bits[at - width : at], 2)
+
+    count, width = read(32), read(5) + 1
+    widths, out = [read(4) + 1 for _ in range(4)], []
+    while len(out) < count:
+        repeated, length = read(1), read(widths[read(2)]) + 1
+        out += [read(width)] * length if repeated else [read(width) for _ in range(length)]
+    return np.array(out)
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory):
+    """Start the backend for a folder of local files and one of uploads; return its address, and a function that asks it."""
+    folder = tmp_path_factory.mktemp("studio")
+    for place in ("files/line 1", "studio/media/upload/1"):
+        (folder / place).mkdir(parents=True)
+        shutil.copy(COFFEE, folder / place)
+    for place in (folder, folder / "studio"):
+        shutil.copy(COFFEE, place / "secret.jpg")
+    (folder / "files" / "link.jpg").symlink_to(folder / "secret.jpg")
+    (folder / "files" / "text.jpg").write_text("no picture")
+    command = [sys.executable, EXAMPLES / "label_backend.py", folder / "studio", "--files", folder / "files", "--port", "0"]
+    env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as process:
+        try:
+            address = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
+
+            def ask(path, content=None, **headers):
+                body = content if isinstance(content, bytes | None) else json.dumps(content).encode()
+                request = Request(address + path, body, {"Content-Type": "application/json", **headers})
+                try:
+                    with urlopen(request, timeout=120) as answer:
+                        return answer.status, json.loads(answer.read())
+                except HTTPError as e:
+                    with e:
+                        return e.code, e.reason
+
+            yield ask
+        finally:
+            process.kill()
+
+
+def test_label_backend_gives_sam_predictors_mask(backend):
+    assert backend("/health")[0] == 200
+    assert backend("/setup", {"project": "1.2", "schema": BRUSHES}) == (
+        200,
+        {"model_version": "default: PyTorch fp32, 1024 px"},
+    )
+    assert backend("/webhook", {"action": "ANNOTATION_CREATED"})[0] == 200
+    assert backend("/predict", task())[1]["results"] == [], "nobody has asked for anything"
+    expected = SamPredictor(build_sam_groupmix())
+    expected.set_image(read_image(COFFEE))
+    box = {"type": "rectanglelabels", "value": BOX}
+    both = (point(365, 290), point(275, 130, is_positive=False))
+    prompts = {
+        "point": ((point(365, 290),), {"point_coords": np.array([[365, 290]]), "point_labels": np.array([1])}),
+        "points": (both, {"point_coords": np.array([[365, 290], [275, 130]]), "point_labels": np.array([1, 0])}),
+        "box": ((box,), {"box": np.array([170, 16, 420, 312])}),
+    }
+    for name, (regions, prompt) in prompts.items():
+        masks, scores, _ = expected.predict(**prompt, multimask_output=name == "point")
+        image = (
+            "http://localhost:8080/data/upload/1/coffee.jpg" if name == "box" else "/data/local-files/?d=line%201/coffee.jpg"
+        )
+        status, answer = backend("/predict", task(*regions, image=image))
+        assert status == 200, answer
+        (region,) = answer["results"][0]["result"]
+        assert (region["from_name"], region["to_name"], region["type"]) == ("brush", "image", "brushlabels")
+        assert region["value"]["brushlabels"] == ["cup" if name == "box" else "spoon"]
+        assert (region["original_width"], region["original_height"]) == (600, 400)
+        assert region["score"] == pytest.approx(scores.max(), abs=0.01)
+        pixels = unpack(region["value"]["rle"]).reshape(400, 600, 4)
+        assert set(np.unique(pixels)) == {0, 255}
+        assert (pixels == pixels[:, :, :1]).all()
+        assert mask_iou(pixels[:, :, 3] == 255, masks[scores.argmax()]) >= 0.99, name
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (task(point(9, 9), image="/data/local-files/?d=../secret.jpg"), "is not in the folder"),
+        (task(point(9, 9), image="/data/local-files/?d=/etc/passwd"), "is not in the folder"),
+        (task(point(9, 9), image="/data/local-files/?d=link.jpg"), "is not in the folder"),
+        (task(point(9, 9), image="/data/upload/%2e%2e/%2e%2e/secret.jpg"), "is not in the folder"),
+        (task(point(9, 9), image="https://example.com/coffee.jpg"), "the picture is https://example.com/coffee.jpg"),
+        (task(point(9, 9), image="file:///etc/passwd"), "the picture is file:///etc/passwd"),
+        (task(point(9, 9), image="/data/local-files/?d=no.jpg"), "there is no picture"),
+        (task(point(9, 9), image="/data/local-files/?d=text.jpg"), "cannot be read as a picture"),
+        (task(point(9, 9), image="/data/local-files/?d=a%00b%0d%0aX: y"), "this is no request of Label Studio's"),
+        (task(point(700, 9)), "is outside"),
+        (task(point(9, 9, image_rotation=90)), "not turned"),
+        (task({"type": "brushlabels", "value": {}}), "the prompt is a brushlabels"),
+        (task(point(9, 9), config=BRUSHES.replace("spoon", "fork")), "the brush has no label 'spoon'"),
+        (task(point(9, 9), config=BRUSHES.replace("BrushLabels", "PolygonLabels")), "has no BrushLabels"),
+        (task(point(9, 9), config='<!DOCTYPE x [<!ENTITY a "b">]>' + BRUSHES), "<!DOCTYPE"),
+        ({"tasks": [], "params": {"context": {"result": [1]}}}, "this is no request of Label Studio's"),
+        (b"[" * 100_000, "this is no request of Label Studio's"),
+    ],
+)
+def test_label_backend_says_what_it_refuses(backend, request_, message):
+    status, reason = backend("/predict", request_)
+    assert status == 400
+    assert message in reason
+    assert backend("/health")[0] == 200
+
+
+def test_label_backend_refuses_what_a_foreign_page_or_a_huge_body_would_be(backend):
+    assert backend("/predict", task(point(9, 9)), **{"Content-Type": "text/plain"})[0] == 415
+    assert backend("/predict", b"", **{"Content-Length": str(10**10)})[0] == 413
+
+
+def test_brush_rle_of_any_mask():
+    brush_rle = load("label_backend").brush_rle
+    for shape, share in [((1, 1), 1), ((1, 1), 0), ((7, 5), 0.5), ((300, 200), 0), ((150, 199), 1), ((40, 30), 0.02)]:
+        mask = np.random.default_rng(0).random(shape) < share
+        assert np.array_equal(unpack(brush_rle(mask)).reshape(*shape, 4) == 255, np.repeat(mask[..., None], 4, 2))
 
 
 def test_tour(tmp_path, monkeypatch):
