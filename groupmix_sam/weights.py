@@ -57,7 +57,7 @@ HUB_PREFIX = "hf-hub:"
 # MobileSAM's own file, by its size: a fine-tuned one of the same name is not refused.
 MOBILE_SAM_PT = (40_728_226, "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f")
 # The files in this package, so that a damaged installation is told at once.
-PRETRAINED = {"gmf_sam_2282": "ad998d176da0b9ac422b35371ec358e101eb44aeba81d66adfd8c6b753ca44c6"}
+PRETRAINED = {"gmf_sam_2282": "18817f86c1e93e69f7eec30c6119489253dc9d06f46c6693cd6663a0c8decb90"}
 FORMAT_VERSION = "1"
 DOWNLOAD_ATTEMPTS = 3
 # Smaller tensors stay in fp32 when weights are halved: norms, variances and the prompt encoder's positions need the digits.

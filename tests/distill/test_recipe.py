@@ -35,6 +35,7 @@ def test_going_on_begins_with_what_is_there():
     more = PRESETS["continue"]
     assert [(phase.crop, phase.batch_size) for phase in more.phases] == [(0, 1)]
     assert more == more.continued()
+    assert not more.ridge_finish
     assert more.lr < Recipe().lr
 
 
