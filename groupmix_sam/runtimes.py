@@ -110,7 +110,8 @@ class OpenvinoModel:
         core = _openvino_core()
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
+            # Unpinned: several processes of one thread each would all be pinned to the first core.
+            settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         try:
             self.model = core.compile_model(str(path), device, settings)
         except RuntimeError as e:
