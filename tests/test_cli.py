@@ -27,6 +27,7 @@ from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.export import export
 from groupmix_sam.deploy.parity import Thresholds
 from groupmix_sam.distill import ADAPT, RunOptions, adapt, distill, load_recipe
+from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.evaluate import Agreement, load_model, preset
 from groupmix_sam.evaluate.complexity import measure_costs
 from groupmix_sam.evaluate.encoders import Settings, train_encoders
@@ -280,6 +281,26 @@ def test_a_folder_that_cannot_be_made(tiny, line, capsys):
     err = failure(capsys, "segment", line / "a.png", "--point", "1,1", "--output", line / "file" / "sub", *tiny)
     assert "cannot make the folder" in err
     assert "give another --output" in err
+
+
+@pytest.mark.parametrize(("kind", "name"), [("labelme", "a.json"), ("yolo", "a.txt"), ("coco", "annotations.json")])
+def test_corrections_are_not_written_over(tiny, line, tmp_path, kind, name):
+    """Before a picture is looked at, unless that is wished; what is no annotation is written again."""
+    (line / "cut.png").unlink()
+    out = tmp_path / "out"
+    command = ["segment", line, "--box", "5,5,40,50", "--format", kind, "--format", "overlay", "--output", out, *tiny]
+    run(*command)
+    written = (out / name).read_bytes()
+    (out / name).write_text("corrected")
+    (out / "a_overlay.png").unlink()
+    more = "" if kind == "coco" else " and 1 more"
+    with pytest.raises(InvalidInputError, match=f"{name}{more} would be written over, .*, or --overwrite"):
+        run(*command)
+    assert ((out / name).read_text(), (out / "a_overlay.png").exists()) == ("corrected", False)
+    run(*command, "--overwrite")
+    assert (out / name).read_bytes() == written
+    run("segment", line, "--box", "5,5,40,50", "--output", out, *tiny)
+    assert (out / "a_overlay.png").exists()
 
 
 def test_ctrl_c_keeps_what_is_done(tiny, line, tmp_path, monkeypatch, capsys):

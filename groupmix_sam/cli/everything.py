@@ -7,7 +7,7 @@ import typer
 
 from ..annotations import TOLERANCE
 from .options import Checkpoint, Encoder, Exported, ImageSize, load_predictor
-from .outputs import Category, Formats, Json, Output, Outputs, Pictures, Tolerance, annotate
+from .outputs import Category, Formats, Json, Output, Outputs, Overwrite, Pictures, Tolerance, annotate
 
 if TYPE_CHECKING:
     from ..annotations import Thing
@@ -25,6 +25,7 @@ def everything(
     category: Category = "thing",
     tolerance: Tolerance = TOLERANCE,
     as_json: Json = False,
+    overwrite: Overwrite = False,
     model: Exported = None,
     checkpoint: Checkpoint = "default",
     encoder: Encoder = "gmf_sam_2282",
@@ -42,7 +43,9 @@ def everything(
 
     passes, prompts = everything_costs(grid, crop_layers)
     named = name_pictures(pictures)
-    outputs = Outputs(output, formats or ["overlay"], list(named), [category], tolerance, as_json, draw_prompts=False)
+    outputs = Outputs(
+        output, formats or ["overlay"], list(named), [category], tolerance, as_json, draw_prompts=False, overwrite=overwrite
+    )
     predictor = load_predictor(model, checkpoint, encoder, image_size, Predictor)
     plural = "es" if passes > 1 else ""
     typer.echo(f"{len(named)} x {passes} pass{plural} of the encoder and {prompts} prompts", err=True)

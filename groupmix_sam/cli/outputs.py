@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
@@ -27,7 +28,7 @@ from ..errors import ImageReadError, InvalidInputError, RunStoppedError, SaveErr
 from ..images import draw_masks
 from ..pictures import Picture
 
-__all__ = ["Category", "Formats", "Json", "Output", "Outputs", "Pictures", "Tolerance", "annotate"]
+__all__ = ["Category", "Formats", "Json", "Output", "Outputs", "Overwrite", "Pictures", "Tolerance", "annotate"]
 
 # What a picture's file is called after the picture's name; COCO has one for all.
 ENDINGS = {
@@ -38,6 +39,8 @@ ENDINGS = {
     "labelme": ".json",
     "yolo": ".txt",
 }
+# What people correct by hand.
+CORRECTED = {"coco", "labelme", "yolo"}
 
 Pictures = Annotated[list[str], typer.Argument(help="Pictures, patterns such as '*.png', folders, a .tar or a .txt of paths.")]
 Formats = Annotated[
@@ -49,6 +52,7 @@ Output = Annotated[
 Category = Annotated[str, typer.Option(help="The name of what is shown, for annotation files.")]
 Tolerance = Annotated[float, typer.Option(help="Pixels by which polygons may leave the outline, so as to have fewer points.")]
 Json = Annotated[bool, typer.Option("--json", help="Print a line of JSON a picture.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace annotation files, with what was corrected in them.")]
 
 
 class Outputs:
@@ -62,6 +66,7 @@ class Outputs:
         tolerance: Of polygons.
         as_json: Whether a program reads stdout: a line of JSON a picture.
         draw_prompts: Whether overlays show what was asked with.
+        overwrite: Whether annotation files that are there, and may have been corrected, are replaced.
 
     Raises:
         InvalidInputError: what would be written does not fit there.
@@ -76,6 +81,7 @@ class Outputs:
         tolerance: float = TOLERANCE,
         as_json: bool = False,
         draw_prompts: bool = True,
+        overwrite: bool = False,
     ) -> None:
         for name in formats:
             if name not in ENDINGS:
@@ -104,6 +110,8 @@ class Outputs:
                 raise InvalidInputError(f"cannot write {output}: give a file that ends in {ending}, in a folder that exists.")
         else:
             self._check_names(names)
+        if not (overwrite or self.to_stdout):
+            self._check_corrected(names)
 
     def _check_names(self, names: Sequence[str]) -> None:
         taken: dict[Path, str] = {}
@@ -112,6 +120,15 @@ class Outputs:
                 raise InvalidInputError(f"{path} would be both {taken[path]}'s and {name}'s: take them one by one.")
         if "coco" in self.formats and "labelme" in self.formats and self._path("coco", "") in taken:
             raise InvalidInputError(f"{self._path('coco', '')} would be both COCO's and LabelMe's: rename the picture.")
+
+    def _check_corrected(self, names: Sequence[str]) -> None:
+        paths = dict.fromkeys(self._path(kind, name) for kind in self.formats if kind in CORRECTED for name in names)
+        there = [path for path in paths if os.path.exists(path)]
+        if there:
+            more = f" and {len(there) - 1} more" if there[1:] else ""
+            raise InvalidInputError(
+                f"{there[0]}{more} would be written over, with what was corrected there: give another --output, or --overwrite."
+            )
 
     def _path(self, kind: str, name: str) -> Path:
         if self.file is not None:

@@ -8,7 +8,7 @@ import typer
 from ..annotations import TOLERANCE
 from ..errors import InvalidInputError
 from .options import Checkpoint, Encoder, Exported, ImageSize, load_predictor, numbers
-from .outputs import Category, Formats, Json, Output, Outputs, Pictures, Tolerance, annotate
+from .outputs import Category, Formats, Json, Output, Outputs, Overwrite, Pictures, Tolerance, annotate
 
 if TYPE_CHECKING:
     from ..prompts import Prompt
@@ -27,6 +27,7 @@ def segment(
     category: Category = "thing",
     tolerance: Tolerance = TOLERANCE,
     as_json: Json = False,
+    overwrite: Overwrite = False,
     model: Exported = None,
     checkpoint: Checkpoint = "default",
     encoder: Encoder = "gmf_sam_2282",
@@ -58,7 +59,7 @@ def segment(
             )
         named = {name: picture for name, picture in named.items() if name in wanted}
     categories = [prompt.category or category for group in wanted.values() for prompt in group]
-    outputs = Outputs(output, formats or ["overlay"], list(named), categories, tolerance, as_json)
+    outputs = Outputs(output, formats or ["overlay"], list(named), categories, tolerance, as_json, overwrite=overwrite)
     predictor = load_predictor(model, checkpoint, encoder, image_size, SamPredictor)
     annotate(named, lambda name, image: find(predictor, image, wanted.get(EVERY) or wanted[name], category), outputs)
 
