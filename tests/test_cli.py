@@ -303,6 +303,20 @@ def test_corrections_are_not_written_over(tiny, line, tmp_path, kind, name):
     assert (out / "a_overlay.png").exists()
 
 
+def test_a_picture_is_not_written_over(tiny, line, monkeypatch):
+    """By whatever path it is named; --overwrite is about annotations."""
+    monkeypatch.chdir(line)
+    picture = (line / "a.png").read_bytes()
+    (line / "link.png").symlink_to("a.png")
+    (line / "two" / "a_mask.png").write_bytes(picture)
+    for output in ("a.png", "two/../a.png", "link.png"):
+        with pytest.raises(InvalidInputError, match=f"{output} is one of the pictures"):
+            run("segment", line / "a.png", "--point", "1,1", "--format", "mask", "--output", output, "--overwrite", *tiny)
+    with pytest.raises(InvalidInputError, match="a_mask[.]png is one of the pictures"):
+        run("segment", "a.png", "two/a_mask.png", "--point", "1,1", "--format", "mask", "--output", "two", *tiny)
+    assert (line / "a.png").read_bytes() == (line / "two" / "a_mask.png").read_bytes() == picture
+
+
 def test_ctrl_c_keeps_what_is_done(tiny, line, tmp_path, monkeypatch, capsys):
     calls = []
 

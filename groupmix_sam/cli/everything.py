@@ -44,7 +44,7 @@ def everything(
     passes, prompts = everything_costs(grid, crop_layers)
     named = name_pictures(pictures)
     outputs = Outputs(
-        output, formats or ["overlay"], list(named), [category], tolerance, as_json, draw_prompts=False, overwrite=overwrite
+        output, formats or ["overlay"], named, [category], tolerance, as_json, draw_prompts=False, overwrite=overwrite
     )
     predictor = load_predictor(model, checkpoint, encoder, image_size, Predictor)
     plural = "es" if passes > 1 else ""

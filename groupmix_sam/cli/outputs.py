@@ -2,9 +2,8 @@
 
 import io
 import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -61,7 +60,7 @@ class Outputs:
     Args:
         output: A file, a folder, "-" for stdout, or None for the working directory.
         formats: Keys of `ENDINGS`.
-        names: The pictures', as `name_pictures` has them.
+        pictures: By name, as `name_pictures` has them.
         categories: All that will be met.
         tolerance: Of polygons.
         as_json: Whether a program reads stdout: a line of JSON a picture.
@@ -76,7 +75,7 @@ class Outputs:
         self,
         output: Path | None,
         formats: Sequence[str],
-        names: Sequence[str],
+        pictures: Mapping[str, Picture],
         categories: Sequence[str],
         tolerance: float = TOLERANCE,
         as_json: bool = False,
@@ -94,7 +93,7 @@ class Outputs:
         self.file: Path | None = None
         self.folder = output or Path()
         self.coco: list[AnnotatedPicture] = []
-        one_file = len(self.formats) == 1 and (len(names) == 1 or self.formats == ["coco"])
+        one_file = len(self.formats) == 1 and (len(pictures) == 1 or self.formats == ["coco"])
         if self.to_stdout:
             self.folder = Path()
             if not one_file:
@@ -109,9 +108,9 @@ class Outputs:
             if output.suffix.lower() != ending or not output.parent.is_dir():
                 raise InvalidInputError(f"cannot write {output}: give a file that ends in {ending}, in a folder that exists.")
         else:
-            self._check_names(names)
-        if not (overwrite or self.to_stdout):
-            self._check_corrected(names)
+            self._check_names(list(pictures))
+        if not self.to_stdout:
+            self._check_there(pictures, overwrite)
 
     def _check_names(self, names: Sequence[str]) -> None:
         taken: dict[Path, str] = {}
@@ -121,10 +120,16 @@ class Outputs:
         if "coco" in self.formats and "labelme" in self.formats and self._path("coco", "") in taken:
             raise InvalidInputError(f"{self._path('coco', '')} would be both COCO's and LabelMe's: rename the picture.")
 
-    def _check_corrected(self, names: Sequence[str]) -> None:
-        paths = dict.fromkeys(self._path(kind, name) for kind in self.formats if kind in CORRECTED for name in names)
-        there = [path for path in paths if os.path.exists(path)]
-        if there:
+    def _check_there(self, pictures: Mapping[str, Picture], overwrite: bool) -> None:
+        given = {_identity(picture.path) for picture in pictures.values()} - {None}
+        there = []
+        for path, kind in {self._path(kind, name): kind for kind in self.formats for name in pictures}.items():
+            identity = _identity(path)
+            if identity in given:
+                raise InvalidInputError(f"{path} is one of the pictures and would be lost: give another --output.")
+            if kind in CORRECTED and identity is not None:
+                there.append(path)
+        if there and not overwrite:
             more = f" and {len(there) - 1} more" if there[1:] else ""
             raise InvalidInputError(
                 f"{there[0]}{more} would be written over, with what was corrected there: give another --output, or --overwrite."
@@ -246,6 +251,15 @@ def _overlay(image: NDArray[np.uint8], picture: AnnotatedPicture, draw_prompts: 
         labels=np.array(labels) if points else None,
         box=np.array(boxes) if boxes else None,
     )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what is the same of all paths to one file; None if there is no such file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # a ValueError of a name that no file can have
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _describe(picture: AnnotatedPicture) -> str:

@@ -59,7 +59,7 @@ def segment(
             )
         named = {name: picture for name, picture in named.items() if name in wanted}
     categories = [prompt.category or category for group in wanted.values() for prompt in group]
-    outputs = Outputs(output, formats or ["overlay"], list(named), categories, tolerance, as_json, overwrite=overwrite)
+    outputs = Outputs(output, formats or ["overlay"], named, categories, tolerance, as_json, overwrite=overwrite)
     predictor = load_predictor(model, checkpoint, encoder, image_size, SamPredictor)
     annotate(named, lambda name, image: find(predictor, image, wanted.get(EVERY) or wanted[name], category), outputs)
 
