@@ -312,9 +312,21 @@ def test_a_picture_is_not_written_over(tiny, line, monkeypatch):
     for output in ("a.png", "two/../a.png", "link.png"):
         with pytest.raises(InvalidInputError, match=f"{output} is one of the pictures"):
             run("segment", line / "a.png", "--point", "1,1", "--format", "mask", "--output", output, "--overwrite", *tiny)
-    with pytest.raises(InvalidInputError, match="a_mask[.]png is one of the pictures"):
+    with pytest.raises(InvalidInputError, match=r"a_mask\.png is one of the pictures"):
         run("segment", "a.png", "two/a_mask.png", "--point", "1,1", "--format", "mask", "--output", "two", *tiny)
     assert (line / "a.png").read_bytes() == (line / "two" / "a_mask.png").read_bytes() == picture
+
+
+def test_yolo_classes_keep_their_numbers(tiny, line, tmp_path, capsys):
+    """Names that come later are added behind, so that labels that were written stay true."""
+    command = ["segment", line / "a.png", "--format", "yolo", "--output", tmp_path, *tiny]
+    run(*command, "--box", "5,5,40,50", "--category", "screw")
+    (tmp_path / "p.csv").write_text("picture,left,top,right,bottom,category\na.png,5,5,40,50,nut\na.png,5,5,40,50,screw\n")
+    run(*command, "--prompts", tmp_path / "p.csv", "--overwrite")
+    assert (tmp_path / "classes.txt").read_text() == "screw\nnut\n"
+    assert [label.split()[0] for label in (tmp_path / "a.txt").read_text().splitlines()] == ["1", "0"]
+    (tmp_path / "classes.txt").write_bytes(b"\xff")
+    assert "mend it, or give another --output" in failure(capsys, *command, "--box", "5,5,40,50", "--overwrite")
 
 
 def test_ctrl_c_keeps_what_is_done(tiny, line, tmp_path, monkeypatch, capsys):

@@ -111,6 +111,7 @@ class Outputs:
             self._check_names(list(pictures))
         if not self.to_stdout:
             self._check_there(pictures, overwrite)
+        self.classes = self._classes()
 
     def _check_names(self, names: Sequence[str]) -> None:
         taken: dict[Path, str] = {}
@@ -134,6 +135,17 @@ class Outputs:
             raise InvalidInputError(
                 f"{there[0]}{more} would be written over, with what was corrected there: give another --output, or --overwrite."
             )
+
+    def _classes(self) -> list[str]:
+        """Return YOLO's names by number: those that labels in the folder may have already, then the others."""
+        path = self.folder / "classes.txt"
+        known: list[str] = []
+        if "yolo" in self.formats and not self.to_stdout and _identity(path) is not None:
+            try:
+                known = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+            except (OSError, ValueError) as e:
+                raise InvalidInputError(f"{path} cannot be read ({e}): mend it, or give another --output.") from e
+        return known + [name for name in self.categories if name not in known]
 
     def _path(self, kind: str, name: str) -> Path:
         if self.file is not None:
@@ -161,7 +173,7 @@ class Outputs:
             written.append(self._write("coco", "", _json(to_coco(self.coco, self.folder, self.categories))))
         if "yolo" in self.formats and not self.to_stdout:
             path = self.folder / "classes.txt"
-            write_beside(path, lambda part: part.write_text("".join(f"{name}\n" for name in self.categories), encoding="utf-8"))
+            write_beside(path, lambda part: part.write_text("".join(f"{name}\n" for name in self.classes), encoding="utf-8"))
             written.append(str(path))
         return written
 
@@ -171,7 +183,7 @@ class Outputs:
         if kind == "mask":
             return _png(to_mask(picture))
         if kind == "yolo":
-            return to_yolo(picture, self.categories, self.tolerance).encode()
+            return to_yolo(picture, self.classes, self.tolerance).encode()
         folder = Path() if self.to_stdout else self._path(kind, name).parent
         return _json((to_contours if kind == "contours" else to_labelme)(picture, folder, self.tolerance))
 
