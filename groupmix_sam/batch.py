@@ -28,7 +28,7 @@ from .deploy.predictor import Predictor, model_hash, read_config
 from .errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError, SaveError
 from .images import decode_image
 from .pictures import SUFFIXES
-from .prompts import Prompt
+from .prompts import COLUMNS, Prompt, check_columns
 from .sam import build_sam_groupmix
 from .segment import everything, segment
 from .weights import FILE_NAME
@@ -188,21 +188,23 @@ def read_prompts(path: str | PathLike[str]) -> dict[str, list[dict[str, Any]]]:
 
     A row is a prompt: `picture`, its path below the folder; and `x` and `y`, or `left`, `top`, `right` and `bottom`, or all.
     A Parquet file may have instead `points`, a list of pairs of x and y; `labels`, 1 for foreground and 0 for background, all 1
-    if left out; and `box`.
+    if left out; and `box`. `category` may be there and is not read.
 
     Raises:
-        InvalidInputError: it is no CSV or Parquet file, or a prompt is not whole.
+        InvalidInputError: it is no CSV or Parquet file, a column is not known, or a prompt is not whole.
     """
     place, _, name = _absolute(path).rpartition("/")
+    is_parquet = name.lower().endswith(".parquet")
     try:
         data = pa.BufferReader(Folder(place or "/").read(name))
-        if name.lower().endswith(".parquet"):
+        if is_parquet:
             table = parquet.read_table(data)
         else:
             table = csv.read_csv(data, convert_options=csv.ConvertOptions(column_types={"picture": pa.string()}))
         rows = table.to_pylist()
     except (OSError, pa.ArrowException, ValueError) as e:
         raise InvalidInputError(f"the prompts {path} cannot be read ({e}): give a CSV or a Parquet file.") from e
+    check_columns(path, table.column_names, (*COLUMNS, "points", "labels", "box") if is_parquet else COLUMNS)
     prompts: dict[str, list[dict[str, Any]]] = {}
     for number, row in enumerate(rows, 1):
         try:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -12,10 +13,12 @@ import numpy as np
 from .errors import InvalidInputError
 from .images import as_box, as_points
 
-__all__ = ["EVERY", "Prompt", "read_prompts"]
+__all__ = ["COLUMNS", "EVERY", "Prompt", "check_columns", "read_prompts"]
 
 # What prompts that are for every picture are kept under.
 EVERY = ""
+# Of a CSV.
+COLUMNS = ("picture", "x", "y", "left", "top", "right", "bottom", "category")
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,20 @@ def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
     P x N, or both, and `categories`, P; those stand under `EVERY`.
 
     Raises:
-        InvalidInputError: it is neither, or a prompt is not whole.
+        InvalidInputError: it is neither, a column is not known, or a prompt is not whole.
     """
     path = Path(path)
+    columns: Sequence[str] = ()
     try:
         if path.suffix.lower() == ".json":
             content = json.loads(path.read_text(encoding="utf-8"))
         else:
             with path.open(newline="", encoding="utf-8-sig") as file:
-                content = list(csv.DictReader(file))
+                table = csv.DictReader(file)
+                content, columns = list(table), table.fieldnames or ()
     except (OSError, ValueError, csv.Error) as e:
         raise InvalidInputError(f"the prompts {path} cannot be read ({e}): give a CSV or a JSON file.") from e
+    check_columns(path, columns, COLUMNS)
     entries = _for_every_picture(content, path) if isinstance(content, dict) else content
     if not isinstance(entries, list) or not entries:
         raise InvalidInputError(f"{path} holds no list of prompts: see the docs of read_prompts.")
@@ -89,6 +95,16 @@ def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
                 f"prompt {number} of {path} is {entry!r}: give picture, and x and y or left, top, right and bottom."
             ) from e
     return prompts
+
+
+def check_columns(path: object, columns: Sequence[str], known: Sequence[str]) -> None:
+    """Raise InvalidInputError if a table has others than the known columns, whose meaning would be lost without a word."""
+    unknown = [name for name in columns if name not in known]
+    if unknown:
+        raise InvalidInputError(
+            f"{path} has columns that mean nothing here, {', '.join(map(repr, unknown))}: leave them out; known are "
+            f"{', '.join(known)}."
+        )
 
 
 def _for_every_picture(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:

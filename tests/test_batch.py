@@ -238,6 +238,8 @@ def test_prompts_of_a_parquet_file_are_those_of_a_csv(tmp_path):
         {"picture": "02", "points": [[5, 6]], "labels": None, "box": [7, 8, 9, 10]},
     ]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "named.csv").write_text("picture,x,y,category\n01,1,2,nut\n")
+    assert read_prompts(tmp_path / "named.csv")["01"] == [{"points": [[1.0, 2.0]], "labels": [1], "box": None}]
     from_csv = read_prompts(tmp_path / "a.csv")
     assert from_csv == read_prompts(tmp_path / "a.parquet")
     assert from_csv["02"] == [{"points": [[5.0, 6.0]], "labels": [1], "box": [7.0, 8.0, 9.0, 10.0]}]
@@ -249,7 +251,9 @@ def test_prompts_of_a_parquet_file_are_those_of_a_csv(tmp_path):
     [
         ("", "cannot be read"),
         ("picture,x,y\n", "has no prompt"),
-        ("path,x,y\na,1,2\n", "prompt 1 of .*: give picture"),
+        ("path,x,y\na,1,2\n", "mean nothing here, 'path'"),
+        ("picture,x,y,label\na,1,2,0\n", "nothing here, 'label': .* known are picture, x, y, left"),
+        ("x,y\n1,2\n", "prompt 1 of .*: give picture"),
         ("picture,x,y\na,1,\n", "prompt 1"),
         ("picture,left,top\na,1,2\n", "prompt 1"),
         ("picture,x,y\na,1,2\na,b,3\n", "prompt"),

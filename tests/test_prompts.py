@@ -25,7 +25,9 @@ def test_prompts_from_json(tmp_path):
     ("name", "content", "message"),
     [
         ("p.csv", "picture,x,y\n", "no list of prompts"),
-        ("p.csv", "file,x,y\na.jpg,1,2\n", "prompt 1 of"),
+        ("p.csv", "file,x,y\na.jpg,1,2\n", "mean nothing here, 'file'"),
+        ("p.csv", "picture,x,y,label\na.jpg,1,2,0\n", "nothing here, 'label': .* known are picture, x, y, left"),
+        ("p.csv", "x,y\n1,2\n", "prompt 1 of"),
         ("p.csv", "picture,x,y\na.jpg,1,2\na.jpg,1,z\n", "prompt 2 of"),
         ("p.csv", "picture,x,y\n,1,2\n", "prompt 1 of"),
         ("p.csv", "picture,left,top,right,bottom\na.jpg,1,2,3,\n", "prompt 1 of"),
