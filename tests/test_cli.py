@@ -317,6 +317,24 @@ def test_a_picture_is_not_written_over(tiny, line, monkeypatch):
     assert (line / "a.png").read_bytes() == (line / "two" / "a_mask.png").read_bytes() == picture
 
 
+def test_what_was_drawn_is_not_segmented_again(tiny, line, monkeypatch):
+    """Where the picture itself is there too; an overlay alone is a picture like any other."""
+    monkeypatch.chdir(line)
+    (line / "cut.png").unlink()
+    (line / "b_mask.png").write_bytes((line / "a.png").read_bytes())  # whose picture is in another folder
+    command = ["segment", ".", "--point", "5,5", "--format", "overlay", "--format", "mask", *tiny]
+    assert "left out" not in run(*command).stderr
+    files = {path.relative_to(line).as_posix() for path in line.rglob("*.png")}
+    contents = {name: (line / name).read_bytes() for name in files}
+    assert files == {"a.png", "two/b.png", "b_mask.png"} | {
+        f"{name}_{kind}.png" for name in ("a", "two/b", "b_mask") for kind in ("overlay", "mask")
+    }
+    assert "6 of 9 pictures are overlays or masks of others and are left out" in run(*command).stderr
+    assert {path.relative_to(line).as_posix(): path.read_bytes() for path in line.rglob("*.png")} == contents
+    run("everything", "a_overlay.png", "--grid", "2", *tiny)
+    assert (line / "a_overlay_overlay.png").exists()
+
+
 def test_yolo_classes_keep_their_numbers(tiny, line, tmp_path, capsys):
     """Names that come later are added behind, so that labels that were written stay true."""
     command = ["segment", line / "a.png", "--format", "yolo", "--output", tmp_path, *tiny]

@@ -7,7 +7,7 @@ import typer
 
 from ..annotations import TOLERANCE
 from .options import Checkpoint, Encoder, Exported, ImageSize, load_predictor
-from .outputs import Category, Formats, Json, Output, Outputs, Overwrite, Pictures, Tolerance, annotate
+from .outputs import Category, Formats, Json, Output, Outputs, Overwrite, Pictures, Tolerance, annotate, name_sources
 
 if TYPE_CHECKING:
     from ..annotations import Thing
@@ -37,12 +37,11 @@ def everything(
     groupmix-sam everything photos/ --format labelme --output labelled/
     """
     from ..deploy import Predictor
-    from ..pictures import name_pictures
     from ..segment import everything as find
     from ..segment import everything_costs
 
     passes, prompts = everything_costs(grid, crop_layers)
-    named = name_pictures(pictures)
+    named = name_sources(pictures)
     outputs = Outputs(
         output, formats or ["overlay"], named, [category], tolerance, as_json, draw_prompts=False, overwrite=overwrite
     )

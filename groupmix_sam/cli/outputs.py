@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -25,9 +25,9 @@ from ..annotations import (
 )
 from ..errors import ImageReadError, InvalidInputError, RunStoppedError, SaveError, UnknownNameError
 from ..images import draw_masks
-from ..pictures import Picture
+from ..pictures import Picture, name_pictures
 
-__all__ = ["Category", "Formats", "Json", "Output", "Outputs", "Overwrite", "Pictures", "Tolerance", "annotate"]
+__all__ = ["Category", "Formats", "Json", "Output", "Outputs", "Overwrite", "Pictures", "Tolerance", "annotate", "name_sources"]
 
 # What a picture's file is called after the picture's name; COCO has one for all.
 ENDINGS = {
@@ -38,6 +38,8 @@ ENDINGS = {
     "labelme": ".json",
     "yolo": ".txt",
 }
+# Those that are pictures themselves.
+DRAWN = tuple(ENDINGS[kind] for kind in ("overlay", "mask"))
 # What people correct by hand.
 CORRECTED = {"coco", "labelme", "yolo"}
 
@@ -202,6 +204,21 @@ class Outputs:
             raise SaveError(f"cannot make the folder {path.parent} ({e}): give another --output.") from e
         write_beside(path, lambda part: part.write_bytes(data))
         return str(path)
+
+
+def name_sources(sources: Iterable[str]) -> dict[str, Picture]:
+    """Return pictures as `name_pictures` does, but for overlays and masks of others of them, and say how many those are."""
+    named = name_pictures(sources)
+    stems = {picture.path.with_suffix("") for picture in named.values()}
+    drawn = {
+        name
+        for name, picture in named.items()
+        for ending in DRAWN
+        if picture.path.name.endswith(ending) and Path(str(picture.path).removesuffix(ending)) in stems
+    }
+    if drawn:
+        typer.echo(f"{len(drawn)} of {len(named)} pictures are overlays or masks of others and are left out", err=True)
+    return {name: picture for name, picture in named.items() if name not in drawn}
 
 
 def annotate(

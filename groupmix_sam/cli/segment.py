@@ -8,7 +8,7 @@ import typer
 from ..annotations import TOLERANCE
 from ..errors import InvalidInputError
 from .options import Checkpoint, Encoder, Exported, ImageSize, load_predictor, numbers
-from .outputs import Category, Formats, Json, Output, Outputs, Overwrite, Pictures, Tolerance, annotate
+from .outputs import Category, Formats, Json, Output, Outputs, Overwrite, Pictures, Tolerance, annotate, name_sources
 
 if TYPE_CHECKING:
     from ..prompts import Prompt
@@ -41,14 +41,13 @@ def segment(
     """
     from segment_anything import SamPredictor
 
-    from ..pictures import name_pictures
     from ..prompts import EVERY, read_prompts
     from ..segment import segment as find
 
     if prompts is not None and (point or background or box):
         raise InvalidInputError("--prompts and --point, --background or --box both say what to segment: give one of them.")
     wanted = read_prompts(prompts) if prompts is not None else {EVERY: _prompts(point or [], background or [], box or [])}
-    named = name_pictures(pictures)
+    named = name_sources(pictures)
     for name in wanted:
         if name not in named and name != EVERY:
             raise InvalidInputError(f"{name}, which {prompts} names, is not among the pictures: give its folder.")
