@@ -22,11 +22,14 @@ def profile(
     from ..evaluate.complexity import cost_table, measure_costs
     from ..evaluate.tables import table
     from ..sam import ENCODERS
+    from ..weights import make_folder, write_beside
 
+    if output is not None:
+        make_folder(output.parent)  # before the measurement, which takes long
     costs = measure_costs(encoders or ENCODERS, image_size, stages=stages, rounds=rounds, device=device)
     text = table(cost_table(costs), form)
     if output is None:
         typer.echo(text)
     else:
-        output.write_text(f"{text}\n", encoding="utf-8")
+        write_beside(output, lambda part: part.write_text(f"{text}\n", encoding="utf-8"))
         typer.echo(f"wrote {output}")

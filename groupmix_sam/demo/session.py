@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from ..deploy import Predictor
 from ..deploy.parity import mask_iou
 from ..deploy.predictor import read_config
-from ..errors import InvalidInputError, NoImageError, UnknownNameError
+from ..errors import ImageReadError, InvalidInputError, NoImageError, UnknownNameError
 from ..images import as_box, as_points, decode_image, draw_masks
 from ..sam import build_sam_groupmix
 from ..weights import FILE_NAME
@@ -210,9 +210,13 @@ class Demo:
         """Return a session with a picture file, whose name is all of the path that an error says.
 
         Raises:
-            ImageReadError: it is no picture, damaged or too large.
+            ImageReadError: it is not there, no picture, damaged or too large.
         """
-        return Session.of(decode_image(path.read_bytes(), path.name, max_pixels=MAX_PIXELS))
+        try:
+            data = path.read_bytes()
+        except OSError as e:
+            raise ImageReadError(f"{path.name} cannot be read ({e.strerror}): check the path and its permissions.") from e
+        return Session.of(decode_image(data, path.name, max_pixels=MAX_PIXELS))
 
     def predict(self, session: Session, model: str, compare: bool) -> Session:
         """Return the session with what it lacks: the picture's embedding and masks for its clicks.

@@ -53,7 +53,13 @@ def predict_results(models: Sequence[Model], pictures: str | PathLike[str], prom
 
 
 def pick_pictures(result: Result, prompt: str, pick: str = "worst", count: int = 6, seed: int = 0) -> list[str]:
-    """Return the names of pictures by their mean IoU in a result: the "worst" or the "best" first, or "random" ones."""
+    """Return the names of pictures by their mean IoU in a result: the "worst" or the "best" first, or "random" ones.
+
+    Raises:
+        InvalidInputError: the result has no IoU, as that of detections.
+        UnknownNameError: there is no such prompt or pick.
+    """
+    check_comparable(result, result)  # detections are not
     ious: dict[str, list[float]] = {}
     for row in result.rows:
         if row["prompt"] == prompt:

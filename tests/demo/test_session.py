@@ -155,6 +155,8 @@ def test_what_cannot_be_is_refused(demo, small, tmp_path):
         small.click(float("nan"), 1, "foreground")
     with pytest.raises(UnknownNameError, match="did you mean ours"):
         demo.predict(small, "our", compare=False)
+    with pytest.raises(ImageReadError, match=r"^none\.jpg cannot be read \(No such file or directory\): check the path"):
+        demo.open(tmp_path / "none.jpg")
     (tmp_path / "cut.jpg").write_bytes(COFFEE.read_bytes()[:9000])
     with pytest.raises(ImageReadError, match=r"^cut\.jpg cannot be read as a picture"):
         demo.open(tmp_path / "cut.jpg")

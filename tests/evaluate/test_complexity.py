@@ -73,7 +73,7 @@ def test_what_is_wrong_is_said():
 
 def test_command(tmp_path):
     args = ["profile", "gmf_sam_test", "--image-size", "64", "--stages", "--rounds", "1"]
-    out = tmp_path / "costs.csv"
+    out = tmp_path / "new" / "costs.csv"
     done = CliRunner().invoke(app, [*args, "--format", "csv", "--output", str(out)], catch_exceptions=False)
     assert done.exit_code == 0
     rows = list(csv.DictReader(out.read_text().splitlines()))

@@ -41,6 +41,8 @@ def test_pick_by_hand(result):
     assert all(len(set(names)) == 2 for names in randoms)
     with pytest.raises(UnknownNameError, match="known are box, point"):
         pick_pictures(result, "circle")
+    with pytest.raises(InvalidInputError, match="detections have no truth for each mask"):
+        pick_pictures(replace(result, kind="detections"), "box")
     with pytest.raises(UnknownNameError, match="no way to pick pictures 'wurst'"):
         pick_pictures(result, "box", "wurst")
 
