@@ -14,7 +14,7 @@ from torch import Tensor
 from .annotations import Thing, decode_rle, encode_rle
 from .deploy.predictor import Predictor
 from .errors import InvalidInputError
-from .images import check_aspect
+from .images import as_rgb, check_aspect
 from .prompts import Prompt
 
 __all__ = ["everything", "everything_costs", "segment"]
@@ -23,7 +23,7 @@ __all__ = ["everything", "everything_costs", "segment"]
 PIXELS_AT_ONCE = 64 * 1024 * 1024
 
 
-def segment(predictor: Any, image: NDArray[np.uint8], prompts: Sequence[Prompt], category: str = "thing") -> list[Thing]:
+def segment(predictor: Any, image: NDArray[Any], prompts: Sequence[Prompt], category: str = "thing") -> list[Thing]:
     """Return what each prompt shows.
 
     One point may mean a part or the whole, so the model is asked for three masks and the best by its own word is taken; more
@@ -31,7 +31,7 @@ def segment(predictor: Any, image: NDArray[np.uint8], prompts: Sequence[Prompt],
 
     Args:
         predictor: A `SamPredictor` or a `deploy.Predictor`.
-        image: H x W x 3, uint8, RGB.
+        image: H x W x 3, uint8, RGB; also what else `as_rgb` takes, such as grayscale, H x W.
         prompts: In the picture's pixels.
         category: The name of what prompts show that have no category of their own.
 
@@ -40,6 +40,7 @@ def segment(predictor: Any, image: NDArray[np.uint8], prompts: Sequence[Prompt],
     """
     if not prompts:
         raise InvalidInputError("nothing says what to segment: give a prompt.")
+    image = as_rgb(image)
     size = image.shape[0], image.shape[1]
     if isinstance(predictor, SamPredictor):  # the other one checks for itself
         check_aspect(size, predictor.model.image_encoder.img_size)
@@ -58,7 +59,7 @@ def segment(predictor: Any, image: NDArray[np.uint8], prompts: Sequence[Prompt],
 
 def everything(
     model: Sam | Predictor,
-    image: NDArray[np.uint8],
+    image: NDArray[Any],
     *,
     grid: int = 32,
     least_score: float = 0.88,
@@ -71,7 +72,7 @@ def everything(
 
     Args:
         model: A Sam; or a `deploy.Predictor`, whose decoder takes a fraction of the time and whose masks differ by a hair.
-        image: H x W x 3, uint8, RGB.
+        image: H x W x 3, uint8, RGB; also what else `as_rgb` takes, such as grayscale, H x W.
         grid: Points a side that are asked with.
         least_score: Masks are left out of which the model expects a lower IoU,
         least_stability: or that change more when the threshold does,
@@ -88,6 +89,7 @@ def everything(
     for name, value in (("score", least_score), ("stability", least_stability)):
         if not 0 <= value <= 1:
             raise InvalidInputError(f"the least {name} is {value}: give a number from 0 to 1.")
+    image = as_rgb(image)
     height, width = image.shape[:2]
     image_size = model.image_encoder.img_size if isinstance(model, Sam) else model.image_size
     check_aspect((height, width), image_size)

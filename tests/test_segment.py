@@ -11,7 +11,7 @@ from groupmix_sam import build_sam_groupmix
 from groupmix_sam.annotations import decode_rle
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.errors import InvalidInputError
-from groupmix_sam.images import read_image
+from groupmix_sam.images import as_rgb, read_image
 from groupmix_sam.prompts import Prompt
 from groupmix_sam.segment import everything, everything_costs, segment
 
@@ -50,6 +50,16 @@ def test_is_sam_predictor_and_ours(sam, coffee):
     assert found[2].prompt == {"points": [[275.0, 130.0]], "labels": [1], "box": [170.0, 16.0, 420.0, 312.0]}
     for ours, theirs in zip(segment(Predictor(sam), coffee, PROMPTS), found, strict=True):
         assert (decode_rle(ours.mask) == decode_rle(theirs.mask)).mean() > 0.98
+
+
+@pytest.mark.parametrize("kind", [SamPredictor, Predictor])
+def test_other_arrays_are_what_as_rgb_makes_of_them(sam, coffee, kind):
+    """Grayscale and RGBA of 16 bits, for either predictor and its model."""
+    for image in (coffee[:, :, 0], np.dstack([coffee, coffee[:, :, :1]]).astype(np.uint16) * 257):
+        assert segment(kind(sam), image, PROMPTS) == segment(kind(sam), as_rgb(image), PROMPTS)
+        settings = {"grid": 2, "least_score": 0.0, "least_stability": 0.0}
+        model = sam if kind is SamPredictor else kind(sam)
+        assert everything(model, image, **settings) == everything(model, as_rgb(image), **settings) != []
 
 
 def test_prompts_are_checked_before_the_work(coffee):
