@@ -52,7 +52,7 @@ sheet.paste(draw_masks(image, [], points=np.array([[x, y]])), (0, 0))
 sheet.paste(heat.convert("RGB"), (width, 0))
 sheet.save(args.output)
 
-backbone = timm.create_model("gmf_sam_2282", features_only=True).eval()  # untrained: for a head of your own
+backbone = timm.create_model("gmf_sam_2282", pretrained=True, features_only=True).eval()  # for a head of your own
 with torch.inference_mode():
     for info, maps in zip(backbone.feature_info.get_dicts(), backbone(batch), strict=True):
         print(f"{info['module']}: stride {info['reduction']}, {tuple(maps.shape)}")

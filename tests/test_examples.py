@@ -66,7 +66,10 @@ def test_quickstart(run):
 
 
 def test_timm_features(run):
-    _, out = run("timm_features.py")
+    found, out = run("timm_features.py")
+    weights = found["encoder"].state_dict()
+    for name, value in found["backbone"].state_dict().items():
+        assert value.equal(weights[name.removeprefix("model.")]), "the maps are the trained encoder's"
     assert "(1, 3, 688, 1024) -> (1, 256, 43, 64)" in out
     assert "stages.3: stride 16, (1, 160, 43, 64)" in out
     sheet = read_image("features.png")
