@@ -17,12 +17,17 @@ __all__ = ["as_box", "as_points", "as_rgb", "check_aspect", "decode_image", "dra
 
 # Okabe and Ito's colours, which people with colour blindness can tell apart.
 COLORS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
+# A picture of 16 bits without a higher value is one of 12 bits or fewer, or too dark for anything to be seen.
+DIM = 4095
 
 
 def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
     """Read a picture as H x W x 3, uint8, RGB, turned upright as its EXIF data say.
 
     Grayscale and palettes become RGB, 16 bits become 8, transparency is dropped.
+
+    Warns:
+        UserWarning: it has 16 bits of which 12 or fewer are used, and so comes out nearly black.
 
     Raises:
         ImageReadError: it is not there, is no picture, is cut short or is larger than Pillow's limit.
@@ -61,9 +66,9 @@ def decode_image(data: bytes, name: object, max_pixels: int | None = None) -> ND
                         "down first."
                     )
                 image = ImageOps.exif_transpose(file)
-                if image.mode.startswith(("I", "F")):  # deeper than 8 bits, which Pillow would clip rather than scale
-                    return as_rgb(_as_uint16(np.asarray(image), name))
-                return np.array(image.convert("RGB"))
+                if not image.mode.startswith(("I", "F")):
+                    return np.array(image.convert("RGB"))
+                values = _as_uint16(np.asarray(image), name)  # deeper than 8 bits, which Pillow would clip rather than scale
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise ImageReadError(f"{name} is too large ({e}): scale it down first.") from e
     except ImageReadError:
@@ -72,6 +77,13 @@ def decode_image(data: bytes, name: object, max_pixels: int | None = None) -> ND
         raise ImageReadError(f"{name} cannot be read as a picture: convert it to PNG or JPEG.") from e
     except Exception as e:  # damaged files make Pillow raise nearly anything
         raise ImageReadError(f"{name} cannot be read as a picture ({e}): convert it to PNG or JPEG.") from e
+    if 0 < values.max() <= DIM:
+        warnings.warn(
+            f"{name} has 16 bits and no value above {values.max()}, and is nearly black when white is 65535: if it has "
+            "fewer bits, scale it to 16 first.",
+            stacklevel=2,
+        )
+    return as_rgb(values)
 
 
 def as_rgb(image: Any) -> NDArray[np.uint8]:

@@ -31,6 +31,14 @@ class TestReadImage:
         Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
         assert read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 100, 255]
 
+    @pytest.mark.parametrize(("highest", "warned"), [(0, False), (1023, True), (4095, True), (4096, False)])
+    def test_12_bits_in_16_are_told(self, tmp_path, recwarn, highest, warned):
+        Image.fromarray(np.array([[0, highest]], dtype=np.uint16)).save(tmp_path / "deep.png")
+        assert read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, round(highest / 257)]
+        messages = [str(warning.message) for warning in recwarn]
+        assert len(messages) == warned
+        assert all(f"deep.png has 16 bits and no value above {highest}, " in message for message in messages)
+
     @pytest.mark.parametrize("values", [np.float32([[0.5, np.nan]]), np.int32([[70000, -1]])])
     def test_deeper_than_16_bits_is_refused(self, tmp_path, values):
         Image.fromarray(values).save(tmp_path / "deep.tiff")
