@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--least-area", type=int, default=200, help="leave out masks of fewer pixels")
     parser.add_argument("--image-size", type=int, default=1024, help="side in pixels that pictures are resized to")
     options = parser.parse_args()
+    if any(options.output.glob("*.json")):
+        parser.error(f"{options.output} has labels already, which may have been corrected: give another --output")
 
     predictor = Predictor(build_sam_groupmix(image_size=options.image_size))
     options.output.mkdir(parents=True, exist_ok=True)

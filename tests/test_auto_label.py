@@ -35,6 +35,15 @@ def test_a_picture(monkeypatch, tmp_path):
         assert (mask & polygon).sum() / (mask | polygon).sum() > 0.9
 
 
+def test_corrections_are_not_written_over(monkeypatch, tmp_path, capsys):
+    (tmp_path / "coffee.json").write_text("corrected")
+    with pytest.raises(SystemExit):
+        label(monkeypatch, EXAMPLES / "coffee.jpg", tmp_path)
+    assert "has labels already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["coffee.json"]
+    assert (tmp_path / "coffee.json").read_text() == "corrected"
+
+
 def test_a_video(monkeypatch, tmp_path, capsys):
     """Frames 0 and 2 of three, under their numbers."""
     writer = cv2.VideoWriter(str(tmp_path / "line.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (120, 90))
