@@ -60,18 +60,21 @@ class Frames:
 
     Raises:
         MissingExtraError: there is no OpenCV.
-        ImageReadError: while frames are read: the source cannot be opened, or is gone for longer than `patience`.
+        ImageReadError: while frames are read: the source cannot be opened, or is gone for longer than `patience`. What else a
+            capture raises is raised there too; an error of OpenCV from a camera or URL counts as a source that dropped out.
     """
 
     def __init__(self, source: str, *, patience: float = 30.0, open_capture: Callable[[Any], Any] | None = None) -> None:
         self.source = source
         self.live = source.isdecimal() or "://" in source
         self.patience = patience
-        self._open = open_capture or import_extra("cv2", "stream").VideoCapture
+        cv2 = import_extra("cv2", "stream")
+        self._open = open_capture or cv2.VideoCapture
+        self._lost: type[Exception] = cv2.error  # what OpenCV raises of a source is as if it gave no frame
         self._changed = threading.Condition()
         self._newest: tuple[int, Frame] | None = None
         self._ended = False
-        self._gone = False
+        self._error: Exception | None = None
         self._thread: threading.Thread | None = None
 
     def __iter__(self) -> Iterator[tuple[int, Frame]]:
@@ -109,34 +112,42 @@ class Frames:
                 newest, self._newest = self._newest, None
             if newest is not None:
                 yield newest
-            elif self._gone:
-                raise ImageReadError(f"{self.source} gave no frame for {self.patience:g} s: check the camera and its cable.")
+            elif self._error is not None:
+                raise self._error
             else:
                 return
 
     def _keep_reading(self) -> None:
+        """Read until closed, given up or broken; the error is raised where frames are taken."""
+        try:
+            self._read_newest()
+        except Exception as e:
+            self._error = e
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _read_newest(self) -> None:
         number, last = 0, time.monotonic()
         while not self._ended:
-            capture = self._open(int(self.source) if self.source.isdecimal() else self.source)
-            while not self._ended:
-                if not capture.isOpened():
-                    break
-                found, frame = capture.read()
-                if not found:
-                    break
-                last = time.monotonic()
-                with self._changed:
-                    self._newest = number, frame
-                    self._changed.notify_all()
-                number += 1
-            capture.release()
+            with suppress(self._lost):
+                capture = self._open(int(self.source) if self.source.isdecimal() else self.source)
+                try:
+                    while not self._ended and capture.isOpened():
+                        found, frame = capture.read()
+                        if not found:
+                            break
+                        last = time.monotonic()
+                        with self._changed:
+                            self._newest = number, frame
+                            self._changed.notify_all()
+                        number += 1
+                finally:
+                    capture.release()
             if time.monotonic() - last > self.patience:
-                self._gone = True
-                break
+                raise ImageReadError(f"{self.source} gave no frame for {self.patience:g} s: check the camera and its cable.")
             time.sleep(min(1.0, self.patience / 10))
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
 
 
 def stream(predictor: Predictor, frames: Frames, prompts: Prompts | Callable[[int, Frame], Prompts | None]) -> Iterator[Result]:

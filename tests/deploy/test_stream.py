@@ -35,7 +35,7 @@ def video(tmp_path_factory):
 
 
 class Camera:
-    """A capture of some frames, each of its own gray; then it fails."""
+    """A capture of some frames, each of its own gray, or an error that it raises; then it fails."""
 
     def __init__(self, grays, opened=True):
         self.grays, self.opened, self.count = iter(grays), opened, 0
@@ -46,6 +46,8 @@ class Camera:
     def read(self):
         gray = next(self.grays, None)
         self.count += 1
+        if isinstance(gray, Exception):
+            raise gray
         return (False, None) if gray is None else (True, np.full((90, 120, 3), gray, np.uint8))
 
     def release(self):
@@ -148,7 +150,7 @@ def test_rate_and_latencies_by_the_clock(clock):
 
 
 def test_a_source_that_drops_out_comes_back(clock):
-    cameras = [Camera([], opened=False), Camera([1]), Camera([]), Camera([2])]
+    cameras = [Camera([], opened=False), Camera([1]), Camera([cv2.error("no signal")]), Camera([2])]
     opened, first = [], threading.Event()
 
     def open_capture(source):
@@ -167,6 +169,15 @@ def test_a_source_that_drops_out_comes_back(clock):
     assert set(opened) == {"rtsp://line/1"}
     frames._thread.join(timeout=60)
     assert not frames._thread.is_alive()
+
+
+def test_what_a_capture_raises_ends_the_stream():
+    frames = Frames("0", open_capture=lambda source: Camera([1, 2, RuntimeError("unplugged")]))
+    seen = []
+    with pytest.raises(RuntimeError, match="unplugged"):  # noqa: PT012
+        for _, frame in frames:
+            seen.append(int(frame[0, 0, 0]))
+    assert seen[-1] == 2
 
 
 def test_camera_by_index(clock):
