@@ -13,7 +13,17 @@ from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from .errors import ImageReadError, InvalidInputError
 
-__all__ = ["as_box", "as_points", "as_rgb", "check_aspect", "decode_image", "draw_masks", "read_image"]
+__all__ = [
+    "as_box",
+    "as_points",
+    "as_rgb",
+    "check_aspect",
+    "check_boxes",
+    "check_points",
+    "decode_image",
+    "draw_masks",
+    "read_image",
+]
 
 # Okabe and Ito's colours, which people with colour blindness can tell apart.
 COLORS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
@@ -129,13 +139,7 @@ def as_points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[NDArray[
     coords = _numbers(points, "points")
     if coords.ndim != 2 or coords.shape[1] != 2 or not len(coords):
         raise InvalidInputError(f"the points have shape {coords.shape}: give N x 2, each x and y in pixels.")
-    height, width = size
-    outside = (coords < 0).any(1) | (coords[:, 0] >= width) | (coords[:, 1] >= height)
-    if outside.any():
-        x, y = coords[outside][0]
-        raise InvalidInputError(
-            f"the point ({x:g}, {y:g}) is outside the picture of {width} x {height} pixels: x comes before y."
-        )
+    check_points(coords, size)
     kinds = np.ones(len(coords)) if labels is None else _numbers(labels, "labels")
     if kinds.shape != (len(coords),) or not np.isin(kinds, (0, 1)).all():
         raise InvalidInputError(
@@ -154,15 +158,33 @@ def as_box(box: Any, size: tuple[int, int]) -> NDArray[np.float64]:
     coords = _numbers(box, "box")
     if coords.shape != (4,):
         raise InvalidInputError(f"the box has shape {coords.shape}: give four numbers, left, top, right, bottom in pixels.")
-    left, top, right, bottom = coords
-    if right <= left or bottom <= top:
+    check_boxes(coords[None], size)
+    return coords
+
+
+def check_points(points: NDArray[np.float64], size: tuple[int, int]) -> None:
+    """Raise InvalidInputError if one of N x 2 points is outside a picture of that height and width."""
+    height, width = size
+    outside = (points < 0).any(1) | (points[:, 0] >= width) | (points[:, 1] >= height)
+    if outside.any():
+        x, y = points[outside][0]
         raise InvalidInputError(
-            f"the box {coords.tolist()} is reversed or has no area: give left < right and top < bottom, in pixels."
+            f"the point ({x:g}, {y:g}) is outside the picture of {width} x {height} pixels: x comes before y."
+        )
+
+
+def check_boxes(boxes: NDArray[np.float64], size: tuple[int, int]) -> None:
+    """Raise InvalidInputError if one of N x 4 boxes has no area, or none of it in a picture of that height and width."""
+    left, top, right, bottom = boxes.T
+    empty = (right <= left) | (bottom <= top)
+    if empty.any():
+        raise InvalidInputError(
+            f"the box {boxes[empty][0].tolist()} is reversed or has no area: give left < right and top < bottom, in pixels."
         )
     height, width = size
-    if right <= 0 or bottom <= 0 or left >= width or top >= height:
-        raise InvalidInputError(f"the box {coords.tolist()} is outside the picture of {width} x {height} pixels.")
-    return coords
+    outside = (right <= 0) | (bottom <= 0) | (left >= width) | (top >= height)
+    if outside.any():
+        raise InvalidInputError(f"the box {boxes[outside][0].tolist()} is outside the picture of {width} x {height} pixels.")
 
 
 def draw_masks(

@@ -19,7 +19,7 @@ from segment_anything.modeling import Sam
 from ..encoders.config import check_img_size
 from ..encoders.groupmixformer import GroupMixFormer
 from ..errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFoundError
-from ..images import as_rgb, check_aspect
+from ..images import as_rgb, check_aspect, check_boxes, check_points
 from ..runtimes import Model, OnnxModel, OpenvinoModel, TensorrtModel, TorchModel
 from ..weights import checksum, sha256, write_beside
 from .decoder import Decoder, ImageTokens
@@ -160,7 +160,7 @@ class Predictor:
 
         Raises:
             NoImageError: there is no picture yet.
-            InvalidInputError: a prompt that cannot be used, or none.
+            InvalidInputError: a prompt that cannot be used, such as a point outside the picture or a reversed box, or none.
         """
         masks, scores, logits = self.predict_batch(
             None if point_coords is None else np.asarray(point_coords)[None],
@@ -199,10 +199,8 @@ class Predictor:
             raise NoImageError("an image must be set with set_image() before masks are predicted.")
         if not 0 <= index < len(self._features):
             raise InvalidInputError(f"index is {index}: there are {len(self._features)} pictures, counted from 0.")
-        height, width = self._sizes[index]
-        new_height, new_width = self._resized(height, width)
-        scale = np.array([new_width / width, new_height / height])
-        points, labels = _prompts(point_coords, point_labels, boxes, scale)
+        height, width = size = self._sizes[index]
+        points, labels = _prompts(point_coords, point_labels, boxes, size, self._resized(*size))
         logits, scores = self._decode(index, mask_input, points, labels)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         logits, scores = logits[:, chosen], scores[:, chosen]
@@ -389,7 +387,11 @@ def _check_config(config: dict[str, Any]) -> None:
 
 
 def _prompts(
-    point_coords: NDArray[Any] | None, point_labels: NDArray[Any] | None, boxes: NDArray[Any] | None, scale: NDArray[np.float64]
+    point_coords: NDArray[Any] | None,
+    point_labels: NDArray[Any] | None,
+    boxes: NDArray[Any] | None,
+    size: tuple[int, int],
+    resized: tuple[int, int],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return P x N x 2 points in the resized picture's pixels and P x N labels, as the decoder takes them."""
     points: list[NDArray[Any]] = []
@@ -403,6 +405,7 @@ def _prompts(
         kinds = np.asarray(point_labels)
         if not np.isin(kinds, (-1, 0, 1)).all():
             raise InvalidInputError(f"the labels are {kinds.tolist()}: use 1 for foreground and 0 for background.")
+        check_points(coords[kinds >= 0], size)
         points.append(coords)
         labels.append(kinds)
     elif point_labels is not None:
@@ -411,6 +414,7 @@ def _prompts(
         corners = np.asarray(boxes, dtype=np.float64)
         if corners.ndim != 2 or corners.shape[1] != 4 or not len(corners):
             raise InvalidInputError(f"the boxes have shape {corners.shape}: give P x 4, left, top, right, bottom.")
+        check_boxes(corners, size)
         points.append(corners.reshape(-1, 2, 2))
         labels.append(np.tile([2, 3], (len(corners), 1)))
     if not points:
@@ -419,7 +423,7 @@ def _prompts(
         raise InvalidInputError(
             f"there are points for {len(points[0])} prompts and {len(points[1])} boxes: give as many of each."
         )
-    coords = np.concatenate(points, axis=1) * scale
+    coords = np.concatenate(points, axis=1) * np.divide(resized, size)[::-1]  # x before y
     if not np.isfinite(coords).all():
         raise InvalidInputError("a prompt holds a number that is not finite: check the points and boxes.")
     kinds = np.concatenate(labels, axis=1)

@@ -158,6 +158,10 @@ def stream(predictor: Predictor, frames: Frames, prompts: Prompts | Callable[[in
         frames: Where frames come from; closed in the end.
         prompts: The same for all frames, or a function of a frame's number and the frame that returns them, or None to leave
             the frame out.
+
+    Raises:
+        ImageReadError: of `frames`.
+        InvalidInputError: a prompt that cannot be used, such as a point outside the frame or a reversed box.
     """
     try:
         for number, frame in frames:

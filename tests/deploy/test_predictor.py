@@ -17,6 +17,7 @@ PROMPTS = {
     "point": {"point_coords": np.array([[60, 45]]), "point_labels": np.array([1])},
     "points with background": {"point_coords": np.array([[60, 45], [10, 10], [90, 70]]), "point_labels": np.array([1, 0, 1])},
     "box": {"box": np.array([20, 10, 100, 80])},
+    "box over the edge": {"box": np.array([-5, 40, 130.5, 91])},
     "box and point": {
         "box": np.array([20, 10, 100, 80]),
         "point_coords": np.array([[60, 45]]),
@@ -109,7 +110,7 @@ def test_many_prompts_as_one_by_one(predictor, with_masks):
 
 
 def test_several_pictures_as_one_by_one(predictor):
-    pictures = [draw(), draw(50, 70), draw(200, 31)]
+    pictures = [draw(), draw(50, 70), draw(200, 61)]
     predictor.set_images(pictures, batch_size=2)
     together = [predictor.predict(**PROMPTS["point"], index=i)[2] for i in range(3)]
     for picture, logits in zip(pictures, together, strict=True):
@@ -200,15 +201,35 @@ def test_no_image(predictor):
         ({"point_coords": np.ones(2), "point_labels": np.ones(1)}, "x before y"),
         ({"point_coords": np.ones((1, 2)), "point_labels": np.array([7])}, "1 for foreground"),
         ({"point_coords": np.array([[np.nan, 1]]), "point_labels": np.array([1])}, "not finite"),
+        (
+            {"point_coords": np.array([[5000, -300]]), "point_labels": np.array([1])},
+            r"\(5000, -300\) is outside the picture of 120 x 90",
+        ),
+        ({"point_coords": np.array([[0, 90]]), "point_labels": np.array([0])}, "outside the picture"),
+        ({"box": np.array([150, 100, 20, 10])}, r"\[150.0, 100.0, 20.0, 10.0\] is reversed"),
+        ({"box": np.array([20, 10, 20, 80])}, "no area"),
+        ({"box": np.array([120, 10, 130, 80])}, "outside the picture of 120 x 90"),
         ({"box": np.ones(3)}, "left, top, right, bottom"),
         ({"box": np.ones(4), "index": 1}, "there are 1 pictures"),
-        ({"box": np.ones(4), "mask_input": np.ones((1, 9, 9))}, r"give \(1, 1, 64, 64\)"),
+        ({"box": np.array([1, 1, 9, 9]), "mask_input": np.ones((1, 9, 9))}, r"give \(1, 1, 64, 64\)"),
     ],
 )
 def test_bad_prompts(predictor, prompt, match):
     predictor.set_image(draw())
     with pytest.raises(InvalidInputError, match=match):
         predictor.predict(**prompt)
+
+
+def test_one_of_many_prompts_is_bad(predictor):
+    predictor.set_image(draw())
+    boxes = np.array([[20, 10, 100, 80], [100, 80, 20, 10]])
+    with pytest.raises(InvalidInputError, match=r"\[100.0, 80.0, 20.0, 10.0\] is reversed"):
+        predictor.predict_batch(boxes=boxes)
+    points, labels = np.array([[[60, 45], [-9, -9]], [[10, 10], [20, 20]]]), np.array([[1, -1], [1, 0]])
+    expected = predictor.predict_batch(np.maximum(points, 0), labels)[2]
+    np.testing.assert_array_equal(predictor.predict_batch(points, labels)[2], expected, "where -1 says that there is no point")
+    with pytest.raises(InvalidInputError, match=r"\(-9, -9\) is outside"):
+        predictor.predict_batch(points, np.abs(labels))
 
 
 def test_bad_pictures(predictor):

@@ -76,6 +76,12 @@ def test_prompts_from_a_function(sam, video):
     assert [r.number for r in stream(Predictor(sam), Frames(str(video)), only_even)] == [0, 2, 4, 6]
 
 
+def test_prompts_outside_the_frame_end_the_stream(sam, video):
+    beside = Prompts(boxes=np.array([[20.0, 10, 100, 80], [130, 10, 150, 80]]))
+    with pytest.raises(InvalidInputError, match=r"\[130.0, 10.0, 150.0, 80.0\] is outside the picture of 120 x 90"):
+        next(stream(Predictor(sam), Frames(str(video)), beside))
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """Time that passes where somebody sleeps, and nowhere else."""
