@@ -70,8 +70,7 @@ class Backend:
             prompt = read_prompt(regions, size)
             if prompt.category not in brush["labels"]:
                 raise InvalidInputError(f"the brush has no label {prompt.category!r}: give brush and prompts the same labels.")
-            one_point = prompt.box is None and len(prompt.points) == 1  # which may mean a part or the whole
-            masks, scores, _ = predictor.predict(**prompt.arrays(), multimask_output=one_point)
+            masks, scores, _ = predictor.predict(**prompt.arrays(), multimask_output=prompt.ambiguous)
         best = int(scores.argmax())
         region = {
             "id": uuid4().hex[:10],

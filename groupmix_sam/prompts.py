@@ -13,7 +13,7 @@ import numpy as np
 from .errors import InvalidInputError
 from .images import as_box, as_points
 
-__all__ = ["COLUMNS", "EVERY", "Prompt", "check_columns", "read_prompts"]
+__all__ = ["COLUMNS", "EVERY", "Prompt", "check_columns", "is_ambiguous", "read_prompts"]
 
 # What prompts that are for every picture are kept under.
 EVERY = ""
@@ -37,6 +37,10 @@ class Prompt:
     def kind(self) -> str:
         return "box" if self.box is not None else "point"
 
+    @property
+    def ambiguous(self) -> bool:
+        return bool(is_ambiguous(len(self.points), self.box is not None))
+
     def arrays(self) -> dict[str, Any]:
         """Return it as `SamPredictor.predict` takes it."""
         return {
@@ -55,6 +59,15 @@ class Prompt:
             as_points(self.points, self.labels, size)
         if self.box is not None:
             as_box(self.box, size)
+
+
+def is_ambiguous(points: Any, boxed: bool) -> Any:
+    """Return whether the best of three masks is taken, for a number of points or an array of them: of one point without a box.
+
+    One point may mean a part or the whole, so the model is asked for three masks and the best by its own word is taken; more
+    points, or a box, mean one thing.
+    """
+    return (points == 1) & (not boxed)
 
 
 def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:

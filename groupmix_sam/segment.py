@@ -49,8 +49,7 @@ def segment(predictor: Any, image: NDArray[Any], prompts: Sequence[Prompt], cate
     predictor.set_image(image)
     things = []
     for prompt in prompts:
-        ambiguous = prompt.box is None and len(prompt.points) == 1
-        masks, scores, _ = predictor.predict(**prompt.arrays(), multimask_output=ambiguous)
+        masks, scores, _ = predictor.predict(**prompt.arrays(), multimask_output=prompt.ambiguous)
         best = int(scores.argmax())
         given = {key: value for key, value in prompt.record().items() if key != "category"}
         things.append(Thing(encode_rle(masks[best]), float(scores[best]), prompt.category or category, given))

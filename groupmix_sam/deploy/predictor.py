@@ -20,6 +20,7 @@ from ..encoders.config import check_img_size
 from ..encoders.groupmixformer import GroupMixFormer
 from ..errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFoundError
 from ..images import as_rgb, check_aspect, check_boxes, check_points
+from ..prompts import is_ambiguous
 from ..runtimes import Model, OnnxModel, OpenvinoModel, TensorrtModel, TorchModel
 from ..weights import checksum, sha256, write_beside
 from .decoder import Decoder, ImageTokens
@@ -195,17 +196,29 @@ class Predictor:
             return_logits: Return the resized logits and not bools.
             index: Which of the pictures.
         """
-        if not self._features:
-            raise NoImageError("an image must be set with set_image() before masks are predicted.")
-        if not 0 <= index < len(self._features):
-            raise InvalidInputError(f"index is {index}: there are {len(self._features)} pictures, counted from 0.")
-        height, width = size = self._sizes[index]
-        points, labels = _prompts(point_coords, point_labels, boxes, size, self._resized(*size))
-        logits, scores = self._decode(index, mask_input, points, labels)
+        logits, scores, _ = self._ask(index, point_coords, point_labels, boxes, mask_input)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         logits, scores = logits[:, chosen], scores[:, chosen]
-        resized = self._to_picture(logits, height, width)
+        resized = self._to_picture(logits, *self._sizes[index])
         return (resized if return_logits else resized > self.mask_threshold), scores, logits
+
+    def predict_best(
+        self,
+        point_coords: NDArray[Any] | None = None,
+        point_labels: NDArray[Any] | None = None,
+        boxes: NDArray[Any] | None = None,
+        *,
+        index: int = 0,
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Return one mask for each of P prompts, P x H x W, and its predicted IoU, P: the mask that `segment` takes.
+
+        That is the best of three by the model's own word for one point, and else the single one. Arguments are as
+        `predict_batch` has them.
+        """
+        logits, scores, labels = self._ask(index, point_coords, point_labels, boxes)
+        three = is_ambiguous((labels >= 0).sum(axis=1), boxes is not None)
+        chosen = np.arange(len(scores)), np.where(three, 1 + scores[:, 1:].argmax(axis=1), 0)
+        return self._to_picture(logits[chosen], *self._sizes[index]) > self.mask_threshold, scores[chosen]
 
     def get_image_embedding(self, index: int = 0) -> NDArray[np.float32]:
         """Return a picture's embedding, 1 x 256 x S/16 x S/16."""
@@ -276,6 +289,24 @@ class Predictor:
         out[:, :height, :width] = ((resized - self.mean) / self.std).transpose(2, 0, 1)
         return out
 
+    def _ask(
+        self,
+        index: int,
+        point_coords: NDArray[Any] | None,
+        point_labels: NDArray[Any] | None,
+        boxes: NDArray[Any] | None,
+        mask_input: NDArray[Any] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Return all four masks' logits and scores for each prompt, and the labels as the decoder takes them."""
+        if not self._features:
+            raise NoImageError("an image must be set with set_image() before masks are predicted.")
+        if not 0 <= index < len(self._features):
+            raise InvalidInputError(f"index is {index}: there are {len(self._features)} pictures, counted from 0.")
+        size = self._sizes[index]
+        points, labels = _prompts(point_coords, point_labels, boxes, size, self._resized(*size))
+        logits, scores = self._decode(index, mask_input, points, labels)
+        return logits, scores, labels
+
     def _decode(
         self, index: int, mask_input: NDArray[Any] | None, points: NDArray[np.float32], labels: NDArray[np.float32]
     ) -> list[NDArray[np.float32]]:
@@ -300,7 +331,7 @@ class Predictor:
         return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
     def _to_picture(self, logits: NDArray[np.float32], height: int, width: int) -> NDArray[Any]:
-        """Resize P x C x S/4 x S/4 logits to the picture, P x C x H x W, leaving out the padding."""
+        """Resize ... x S/4 x S/4 logits to the picture, ... x H x W, leaving out the padding."""
         new_height, new_width = self._resized(height, width)
         rows = _bilinear(height, logits.shape[-2], new_height / 4)
         columns = _bilinear(width, logits.shape[-1], new_width / 4)

@@ -151,7 +151,7 @@ class Frames:
 
 
 def stream(predictor: Predictor, frames: Frames, prompts: Prompts | Callable[[int, Frame], Prompts | None]) -> Iterator[Result]:
-    """Yield the masks of each frame that is not skipped.
+    """Yield the masks of each frame that is not skipped: of each prompt the one that `segment` takes.
 
     Args:
         predictor: The model.
@@ -170,8 +170,8 @@ def stream(predictor: Predictor, frames: Frames, prompts: Prompts | Callable[[in
             if wanted is None:
                 continue
             predictor.set_image(frame, "BGR")
-            masks, scores, _ = predictor.predict_batch(wanted.points, wanted.labels, wanted.boxes, multimask_output=False)
-            yield Result(number, frame, masks[:, 0], scores[:, 0], time.perf_counter() - start)
+            masks, scores = predictor.predict_best(wanted.points, wanted.labels, wanted.boxes)
+            yield Result(number, frame, masks, scores, time.perf_counter() - start)
     finally:
         frames.close()
 

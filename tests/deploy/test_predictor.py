@@ -95,6 +95,21 @@ def test_shipped_weights_hold_their_masks():
     np.testing.assert_allclose(scores, expected_scores, atol=1e-3)
 
 
+def test_best_of_three_for_one_point_alone(predictor):
+    predictor.set_image(draw())
+    points, labels = np.array([[[60, 45], [0, 0]], [[30, 30], [90, 70]]]), np.array([[1, -1], [1, 0]])
+    for boxes in (None, np.array([[20, 10, 100, 80], [0, 0, 60, 60]])):
+        masks, scores = predictor.predict_best(points, labels, boxes)
+        expected, expected_scores, _ = predictor.predict_batch(points, labels, boxes, multimask_output=False)
+        expected, expected_scores = expected[:, 0], expected_scores[:, 0]
+        if boxes is None:
+            three, three_scores, _ = predictor.predict_batch(points, labels)
+            best = three_scores[0].argmax()
+            expected[0], expected_scores[0] = three[0, best], three_scores[0, best]
+        assert np.array_equal(masks, expected)
+        assert np.array_equal(scores, expected_scores)
+
+
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_many_prompts_as_one_by_one(predictor, with_masks):
     predictor.set_image(draw())

@@ -12,10 +12,13 @@ import pytest
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
+from groupmix_sam.annotations import decode_rle
 from groupmix_sam.cli import app
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.stream import Clock, Frames, MaskFile, Overlay, Prompts, Result, read_prompts, stream
 from groupmix_sam.errors import ImageReadError, InvalidInputError
+from groupmix_sam.prompts import Prompt
+from groupmix_sam.segment import segment
 from groupmix_sam.weights import save_weights
 
 from .conftest import draw
@@ -76,6 +79,23 @@ def test_prompts_from_a_function(sam, video):
     assert [r.number for r in stream(Predictor(sam), Frames(str(video)), only_even)] == [0, 2, 4, 6]
 
 
+@pytest.mark.parametrize(
+    ("prompts", "prompt"),
+    [
+        (Prompts(points=np.array([[[60, 45]]]), labels=np.array([[1]])), Prompt([[60, 45]], [1])),
+        (Prompts(points=np.array([[[60, 45], [9, 9]]]), labels=np.array([[1, 0]])), Prompt([[60, 45], [9, 9]], [1, 0])),
+        (Prompts(boxes=np.array([[20, 10, 100, 80]])), Prompt(box=[20, 10, 100, 80])),
+    ],
+    ids=["a point", "two points", "a box"],
+)
+def test_the_mask_of_segment(sam, video, prompts, prompt):
+    predictor = Predictor(sam)
+    result = next(stream(predictor, Frames(str(video)), prompts))
+    (thing,) = segment(predictor, np.ascontiguousarray(result.frame[:, :, ::-1]), [prompt])
+    assert np.array_equal(decode_rle(thing.mask), result.masks[0])
+    assert thing.score == pytest.approx(result.scores[0])
+
+
 def test_prompts_outside_the_frame_end_the_stream(sam, video):
     beside = Prompts(boxes=np.array([[20.0, 10, 100, 80], [130, 10, 150, 80]]))
     with pytest.raises(InvalidInputError, match=r"\[130.0, 10.0, 150.0, 80.0\] is outside the picture of 120 x 90"):
@@ -124,8 +144,8 @@ class PacedCamera(Camera):
 
 def a_model(work):
     """Return a predictor that does some work on each frame and finds nothing."""
-    found = np.zeros((1, 1, 90, 120), bool), np.zeros((1, 1)), None
-    return SimpleNamespace(set_image=lambda frame, order: work(), predict_batch=lambda *args, **kwargs: found)
+    found = np.zeros((1, 90, 120), bool), np.zeros(1)
+    return SimpleNamespace(set_image=lambda frame, order: work(), predict_best=lambda *prompts: found)
 
 
 def test_newest_frame_wins():
