@@ -154,7 +154,7 @@ class Predictor:
             point_coords: N x 2, x before y, in the picture's pixels.
             point_labels: N, 1 for foreground and 0 for background.
             box: Left, top, right, bottom in pixels.
-            mask_input: Logits of an earlier prediction, 1 x S/4 x S/4.
+            mask_input: Logits of an earlier prediction, 1 x S/4 x S/4; with points or a box, or alone.
             multimask_output: Return three masks, for what is ambiguous, and not one.
             return_logits: Return the resized logits and not bools.
             index: Which of the pictures.
@@ -303,7 +303,11 @@ class Predictor:
         if not 0 <= index < len(self._features):
             raise InvalidInputError(f"index is {index}: there are {len(self._features)} pictures, counted from 0.")
         size = self._sizes[index]
-        points, labels = _prompts(point_coords, point_labels, boxes, size, self._resized(*size))
+        if mask_input is not None and np.size(mask_input) and point_coords is point_labels is boxes is None:
+            points = np.zeros((*np.shape(mask_input)[:1], 0, 2), dtype=np.float32)  # a mask alone says what is meant
+            labels = points[..., 0]
+        else:
+            points, labels = _prompts(point_coords, point_labels, boxes, size, self._resized(*size))
         logits, scores = self._decode(index, mask_input, points, labels)
         return logits, scores, labels
 
@@ -449,7 +453,7 @@ def _prompts(
         points.append(corners.reshape(-1, 2, 2))
         labels.append(np.tile([2, 3], (len(corners), 1)))
     if not points:
-        raise InvalidInputError("nothing says what to segment: give points or a box.")
+        raise InvalidInputError("nothing says what to segment: give points, a box or an earlier mask.")
     if len({len(part) for part in points}) > 1:
         raise InvalidInputError(
             f"there are points for {len(points[0])} prompts and {len(points[1])} boxes: give as many of each."

@@ -62,8 +62,9 @@ def same_masks(got, expected, images, atol):
             np.testing.assert_allclose(a[1], b[1], atol=10 * atol)
             np.testing.assert_allclose(a[2], b[2], atol=10 * atol * np.abs(b[2]).max())
             earlier = b[2][:, :1]
-            a, b = (p.predict_batch(points, labels, boxes_, earlier) for p in (got, expected))
-            np.testing.assert_allclose(a[2], b[2], atol=10 * atol * np.abs(b[2]).max())
+            for given in ((points, labels, boxes_), (None, None, None)):
+                a, b = (p.predict_batch(*given, earlier) for p in (got, expected))
+                np.testing.assert_allclose(a[2], b[2], atol=10 * atol * np.abs(b[2]).max())
 
 
 def test_onnx_runtime_gives_the_same(sam, exported):

@@ -28,6 +28,7 @@ PROMPTS = {
         "point_labels": np.array([1]),
         "mask_input": np.linspace(-9, 9, 64 * 64, dtype=np.float32).reshape(1, 64, 64),
     },
+    "mask alone": {"mask_input": np.linspace(-9, 9, 64 * 64, dtype=np.float32).reshape(1, 64, 64)},
 }
 
 
@@ -213,6 +214,9 @@ def test_no_image(predictor):
         ({}, "nothing says what to segment"),
         ({"point_coords": np.ones((1, 2))}, "as many labels"),
         ({"point_labels": np.ones(1)}, "labels without points"),
+        ({"point_labels": np.ones(1), "mask_input": np.ones((1, 64, 64))}, "labels without points"),
+        ({"mask_input": np.ones((1, 9, 9))}, r"give \(1, 1, 64, 64\)"),
+        ({"mask_input": np.zeros((0, 64, 64))}, "nothing says what to segment"),
         ({"point_coords": np.ones(2), "point_labels": np.ones(1)}, "x before y"),
         ({"point_coords": np.ones((1, 2)), "point_labels": np.array([7])}, "1 for foreground"),
         ({"point_coords": np.array([[np.nan, 1]]), "point_labels": np.array([1])}, "not finite"),
