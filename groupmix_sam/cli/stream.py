@@ -1,7 +1,7 @@
 """`groupmix-sam stream`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,7 +49,11 @@ def stream(
     predictor = load_predictor(model, checkpoint, encoder, image_size, Predictor)
     clock, told, count = Clock(), time.monotonic(), 0
     with ExitStack() as stack:
-        outputs = [stack.enter_context(kind(path)) for kind, path in ((MaskFile, masks), (Overlay, overlay)) if path]
+        outputs: list[Any] = []
+        if masks is not None:
+            outputs.append(stack.enter_context(MaskFile(masks)))
+        if overlay is not None:
+            outputs.append(stack.enter_context(Overlay(overlay, frames.rate)))
         try:
             for result in run(predictor, frames, wanted):
                 for output in outputs:

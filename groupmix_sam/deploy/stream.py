@@ -1,6 +1,7 @@
 """Masks of what a camera sees, for as long as it runs: frames in, the newest first; masks, times and overlays out."""
 
 import json
+import math
 import os
 import threading
 import time
@@ -27,6 +28,9 @@ from .predictor import Predictor
 __all__ = ["Clock", "Frames", "MaskFile", "Overlay", "Prompts", "Result", "read_prompts", "stream"]
 
 Frame = NDArray[np.uint8]
+
+# Frames per second of an overlay where nothing says how many there are.
+DEFAULT_RATE = 10.0
 
 
 class Prompts(NamedTuple):
@@ -68,9 +72,8 @@ class Frames:
         self.source = source
         self.live = source.isdecimal() or "://" in source
         self.patience = patience
-        cv2 = import_extra("cv2", "stream")
-        self._open = open_capture or cv2.VideoCapture
-        self._lost: type[Exception] = cv2.error  # what OpenCV raises of a source is as if it gave no frame
+        self._cv2 = import_extra("cv2", "stream")
+        self._open = open_capture or self._cv2.VideoCapture
         self._changed = threading.Condition()
         self._newest: tuple[int, Frame] | None = None
         self._ended = False
@@ -79,6 +82,18 @@ class Frames:
 
     def __iter__(self) -> Iterator[tuple[int, Frame]]:
         return self._newest_frames() if self.live else self._all_frames()
+
+    @property
+    def rate(self) -> float:
+        """Frames per second to show them at: a file's own; 10 if unknown, or of a camera or URL, whose frames are skipped."""
+        if self.live:
+            return DEFAULT_RATE
+        capture = self._open(self.source)
+        try:
+            rate = round(float(capture.get(self._cv2.CAP_PROP_FPS)), 2)  # as finely as every codec takes it
+        finally:
+            capture.release()
+        return rate if 0 < rate < math.inf else DEFAULT_RATE
 
     def close(self) -> None:
         """Stop reading."""
@@ -131,7 +146,7 @@ class Frames:
     def _read_newest(self) -> None:
         number, last = 0, time.monotonic()
         while not self._ended:
-            with suppress(self._lost):
+            with suppress(self._cv2.error):  # as where there is no frame
                 capture = self._open(int(self.source) if self.source.isdecimal() else self.source)
                 try:
                     while not self._ended and capture.isOpened():
@@ -248,7 +263,7 @@ class MaskFile(_Output):
 class Overlay(_Output):
     """A video, MP4 or AVI, of the frames with their masks drawn over them."""
 
-    def __init__(self, path: str | PathLike[str], frames_per_second: float = 10.0) -> None:
+    def __init__(self, path: str | PathLike[str], frames_per_second: float = DEFAULT_RATE) -> None:
         super().__init__(path)
         self._cv2 = import_extra("cv2", "stream")
         self._codec = {".mp4": "mp4v", ".avi": "MJPG"}.get(self.path.suffix.lower(), "")

@@ -28,9 +28,9 @@ BOX = Prompts(boxes=np.array([[20.0, 10, 100, 80], [5, 5, 60, 60]]))
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """Seven frames of a picture that grows brighter."""
+    """Seven frames of a picture that grows brighter, 25 a second."""
     path = tmp_path_factory.mktemp("video") / "line.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (120, 90))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (120, 90))
     for i in range(7):
         writer.write(draw() // 2 + 15 * i)
     writer.release()
@@ -262,7 +262,22 @@ def test_command(video, tmp_path, sam):
         assert line["frame"] == result.number
         for rle, mask in zip(line["masks"], result.masks, strict=True):
             assert coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) == {**rle, "counts": rle["counts"].encode()}
-    assert cv2.VideoCapture(str(overlay)).get(cv2.CAP_PROP_FRAME_COUNT) == 4
+    seen = cv2.VideoCapture(str(overlay))
+    assert (seen.get(cv2.CAP_PROP_FRAME_COUNT), seen.get(cv2.CAP_PROP_FPS)) == (4, 25)
+
+
+@pytest.mark.parametrize(
+    ("source", "told", "rate"),
+    [("a.mp4", 30000 / 1001, 29.97), ("a.mp4", 0.0, 10), ("a.mp4", float("nan"), 10), ("rtsp://line/1", 90000.0, 10)],
+)
+def test_rate(tmp_path, source, told, rate):
+    """A file's own, and 10 of what does not tell it or whose frames are skipped; as the overlay then has it."""
+    capture = SimpleNamespace(get={cv2.CAP_PROP_FPS: told}.get, release=lambda: None)
+    frames = Frames(source, open_capture=lambda source: capture)
+    assert frames.rate == rate
+    with Overlay(tmp_path / "a.mp4", frames.rate) as out:
+        out.write(Result(0, draw(), np.zeros((1, 90, 120), bool), np.array([0.5]), 0.1))
+    assert cv2.VideoCapture(str(tmp_path / "a.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(rate)
 
 
 def test_clock():
