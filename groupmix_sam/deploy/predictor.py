@@ -199,8 +199,7 @@ class Predictor:
         logits, scores, _ = self._ask(index, point_coords, point_labels, boxes, mask_input)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         logits, scores = logits[:, chosen], scores[:, chosen]
-        resized = self._to_picture(logits, *self._sizes[index])
-        return (resized if return_logits else resized > self.mask_threshold), scores, logits
+        return self._to_picture(logits, index, return_logits), scores, logits
 
     def predict_best(
         self,
@@ -218,7 +217,7 @@ class Predictor:
         logits, scores, labels = self._ask(index, point_coords, point_labels, boxes)
         three = is_ambiguous((labels >= 0).sum(axis=1), boxes is not None)
         chosen = np.arange(len(scores)), np.where(three, 1 + scores[:, 1:].argmax(axis=1), 0)
-        return self._to_picture(logits[chosen], *self._sizes[index]) > self.mask_threshold, scores[chosen]
+        return self._to_picture(logits[chosen], index), scores[chosen]
 
     def get_image_embedding(self, index: int = 0) -> NDArray[np.float32]:
         """Return a picture's embedding, 1 x 256 x S/16 x S/16."""
@@ -334,12 +333,18 @@ class Predictor:
             outputs.append(decoder(*tokens, points[i : i + 1], labels[i : i + 1]))
         return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
-    def _to_picture(self, logits: NDArray[np.float32], height: int, width: int) -> NDArray[Any]:
-        """Resize ... x S/4 x S/4 logits to the picture, ... x H x W, leaving out the padding."""
+    def _to_picture(self, logits: NDArray[np.float32], index: int, return_logits: bool = False) -> NDArray[Any]:
+        """Resize P x ... x S/4 x S/4 logits to the picture, P x ... x H x W of bool or as they are, leaving out the padding."""
+        height, width = self._sizes[index]
         new_height, new_width = self._resized(height, width)
         rows = _bilinear(height, logits.shape[-2], new_height / 4)
         columns = _bilinear(width, logits.shape[-1], new_width / 4)
-        return rows @ logits @ columns.T
+        if return_logits:
+            return rows @ logits @ columns.T
+        masks = np.empty((*logits.shape[:-2], height, width), dtype=bool)
+        for mask, low in zip(masks, logits, strict=True):  # one prompt at a time, as logits take four times a mask's memory
+            np.greater(rows @ low @ columns.T, self.mask_threshold, out=mask)
+        return masks
 
 
 def model_hash(sam: Sam) -> str:

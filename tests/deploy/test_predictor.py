@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -123,6 +124,19 @@ def test_many_prompts_as_one_by_one(predictor, with_masks):
         np.testing.assert_allclose(logits[i], low, atol=1e-3)
         np.testing.assert_allclose(scores[i], score, atol=1e-4)
         assert (masks[i] == one).mean() > 0.999
+
+
+def test_memory_of_many_prompts(predictor):
+    """Masks are those of all the logits, of which there never are more than one prompt's."""
+    predictor.set_image(draw(600, 800))
+    boxes = np.array([20, 10, 500, 400]) + np.arange(32)[:, None]
+    expected = predictor.predict_batch(boxes=boxes, return_logits=True)[0] > 0
+    tracemalloc.start()
+    masks = predictor.predict_batch(boxes=boxes)[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(masks, expected)
+    assert peak < 1.5 * masks.nbytes
 
 
 def test_several_pictures_as_one_by_one(predictor):
