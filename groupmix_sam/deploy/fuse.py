@@ -44,14 +44,14 @@ def fuse(encoder: nn.Module) -> GroupMixFormer:
     """
     if not isinstance(encoder, GroupMixFormer):
         raise InvalidInputError(f"a {type(encoder).__name__} cannot be fused: give one of the gmf_sam_ encoders.")
-    dtype = next(encoder.parameters()).dtype
-    # In fp64, so that folding rounds once.
-    fused = deepcopy(encoder).eval().requires_grad_(False).double()
+    original = next(encoder.parameters())
+    # In fp64, so that folding rounds once; on the CPU, as Apple's MPS has no fp64.
+    fused = deepcopy(encoder).eval().requires_grad_(False).cpu().double()
     fused.stem = cast(Any, _fuse_stem(fused.stem))
     for stage in cast(Any, fused.stages):
         stage.patch_embed = FusedPatchEmbed(stage.patch_embed)
         stage.blocks = nn.Sequential(*(FusedBlock(block) for block in stage.blocks))
-    return fused.to(dtype)
+    return fused.to(original.device, original.dtype)
 
 
 def _fuse_stem(stem: nn.Module) -> nn.Sequential:

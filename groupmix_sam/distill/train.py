@@ -522,7 +522,7 @@ def r2_score(
         sums[1] += target.square().sum()
         sums[2] += len(target)
         sums[3:] += target.sum(0)
-    if accelerator:
+    if accelerator and processes > 1:  # a single one may be on MPS, which has no fp64
         sums = cast(Tensor, accelerator.reduce(sums.to(device))).cpu()
     error, total, count = sums[:3].tolist()
     return 1.0 - error / (total - (sums[3:].square() / count).sum().item())

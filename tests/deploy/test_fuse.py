@@ -90,6 +90,25 @@ def test_traced_as_eager():
     assert sum(node.target is torch.ops.aten.gelu.default for node in program.graph.nodes) == 4
 
 
+@torch.inference_mode()
+def test_folded_where_there_is_fp64(monkeypatch):
+    """On the CPU, as MPS has none, and then brought back."""
+    moves = []
+    for name in ("cpu", "double", "to"):
+        original = getattr(torch.nn.Module, name)
+        monkeypatch.setattr(
+            torch.nn.Module,
+            name,
+            lambda self, *where, name=name, move=original: moves.append((name, *where)) or move(self, *where),
+        )
+    model = randomize(timm.create_model("gmf_sam_test"))
+    x = torch.randn(1, 3, 64, 64)
+    moves.clear()
+    fused = fuse(model)
+    assert moves == [("cpu",), ("double",), ("to", torch.device("cpu"), torch.float32)]
+    assert error(fused(x), model(x)) < 1e-4
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
     assert half_error(fuse, dtype) < 1.2

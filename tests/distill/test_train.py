@@ -58,6 +58,13 @@ def test_r2_by_hand(cached):
     assert r2_score(flat, cached, SIZE) == pytest.approx(0.0, abs=1e-4)
 
 
+def test_r2_needs_no_fp64_on_the_device(cached):
+    """As MPS has none: there is one process alone, and nothing to be summed up on the device."""
+    encoder = tiny_student().eval()
+    alone = SimpleNamespace(process_index=0, num_processes=1, device="cpu")
+    assert r2_score(encoder, cached, SIZE, alone) == r2_score(encoder, cached, SIZE)
+
+
 def test_learning_rate_by_hand():
     recipe = Recipe(lr=1.0, warmup=0.1)
     assert training.learning_rate(recipe, 0.0) == pytest.approx(0.01)
