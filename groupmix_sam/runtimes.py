@@ -7,7 +7,6 @@ import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .errors import InvalidInputError, MissingExtraError, RuntimeUnavailableError
+from .errors import InvalidInputError, RuntimeUnavailableError
+from .extras import import_extra
 
 __all__ = ["Model", "OnnxModel", "OpenvinoModel", "TensorrtModel", "TorchModel", "keep_memory"]
 
@@ -60,7 +60,7 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int | None = None) -> None:
-        ort = _import("onnxruntime", "onnx")
+        ort = import_extra("onnxruntime", "onnx")
         known = ort.get_available_providers()
         missing = [name for name in providers if name not in known]
         if missing:
@@ -180,7 +180,7 @@ def import_tensorrt() -> Any:
         found = False
     if not found:
         raise RuntimeUnavailableError("there is no NVIDIA driver with a GPU here: TensorRT builds and runs plans on one only.")
-    return _import("tensorrt", "tensorrt")
+    return import_extra("tensorrt", "tensorrt")
 
 
 @cache
@@ -191,14 +191,7 @@ def _openvino_core() -> Any:
     goes. Of several that go in the order in which they came, the last one puts back memory that is freed, and the next signal
     with a handler in Python, as when a DataLoader's worker ends, kills the process.
     """
-    return _import("openvino", "openvino").Core()
-
-
-def _import(module: str, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as e:
-        raise MissingExtraError.of(module, extra) from e
+    return import_extra("openvino", "openvino").Core()
 
 
 def _refused(inputs: Sequence[Array], why: object) -> InvalidInputError:

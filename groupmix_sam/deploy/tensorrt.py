@@ -4,7 +4,6 @@ Networks are strongly typed, as TensorRT 11 has no others: precisions are those 
 with its softmax over the tokens in fp32, or have convolutions in INT8 by symmetric Q/DQ.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import onnx
 
 from ..errors import RuntimeUnavailableError
 from ..runtimes import import_tensorrt
+from ..weights import write_beside
 
 __all__ = ["build_plans", "lint"]
 
@@ -29,6 +29,7 @@ def build_plans(folder: Path, timing_cache: Path | None = None) -> None:
     Raises:
         MissingExtraError: there is no tensorrt.
         RuntimeUnavailableError: there is no driver or GPU, or TensorRT refuses a graph.
+        SaveError: the timing cache cannot be written.
     """
     trt = import_tensorrt()
     builder = trt.Builder(trt.Logger(trt.Logger.WARNING))
@@ -55,9 +56,7 @@ def build_plans(folder: Path, timing_cache: Path | None = None) -> None:
         path.unlink()
         cached = bytes(config.get_timing_cache().serialize())
     if timing_cache is not None:
-        part = timing_cache.with_name(f".{timing_cache.name}.{os.getpid()}.part")
-        part.write_bytes(cached)
-        os.replace(part, timing_cache)
+        write_beside(timing_cache, lambda part: part.write_bytes(cached))
 
 
 def lint(path: Path) -> list[str]:

@@ -24,7 +24,7 @@ from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.export import export
 from groupmix_sam.deploy.parity import Thresholds
 from groupmix_sam.deploy.tensorrt import build_plans, lint
-from groupmix_sam.errors import InvalidInputError, RuntimeUnavailableError
+from groupmix_sam.errors import InvalidInputError, RuntimeUnavailableError, SaveError
 from groupmix_sam.runtimes import TensorrtModel, import_tensorrt
 
 from . import fake_tensorrt
@@ -67,6 +67,8 @@ def test_plans(faked, tmp_path):
     graph(tmp_path / "a.onnx")
     build_plans(tmp_path, tmp_path / "timing.cache")
     assert (tmp_path / "timing.cache").read_bytes() == b"+timed" * 3
+    with pytest.raises(SaveError, match="could not be written"):
+        build_plans(tmp_path, tmp_path / "no" / "timing.cache")
 
 
 @pytest.mark.parametrize(("name", "match"), [("unparsed", "does not parse unparsed.onnx: error 0"), ("refused", "no plan")])
