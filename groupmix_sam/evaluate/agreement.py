@@ -16,7 +16,7 @@ from ..images import read_image
 from ..pictures import SUFFIXES
 from ..prompts import EVERY, Prompt, read_prompts
 from ..weights import make_folder, sha256, write_beside
-from .labelled import Row, measure
+from .labelled import Row, hash_pictures, measure
 from .metrics import Mask, tight_box
 from .models import Model
 from .protocol import Protocol, ask
@@ -81,8 +81,8 @@ class Agreement:
 
     def record(self) -> dict[str, Any]:
         """Return what a result says of the data and of the reference."""
-        reference = self.reference.record()
-        return {**self._record, "folder": str(self.folder), "pictures": len(self.names), "reference": reference}
+        pictures = {"pictures": len(self.names), "pictures_sha256": hash_pictures(self.folder, self.names)}
+        return {**self._record, "folder": str(self.folder), **pictures, "reference": self.reference.record()}
 
     def pictures(self) -> list[str]:
         """Return the pictures' names: of the grid sorted, else in the prompts' order."""

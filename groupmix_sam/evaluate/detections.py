@@ -11,7 +11,7 @@ from ..errors import InvalidInputError, MissingExtraError
 from ..images import read_image
 from ..prompts import Prompt
 from ..weights import sha256
-from .labelled import Row, encode, load_coco, picture_names
+from .labelled import Row, encode, hash_pictures, load_coco, picture_names
 from .protocol import Protocol, ask
 from .results import Result
 
@@ -72,6 +72,7 @@ class Detections:
     def record(self) -> dict[str, Any]:
         """Return what a result says of the data."""
         digests = {"detections": str(self.file), "sha256": sha256(self.file), "annotations_sha256": sha256(self.annotations)}
+        digests["pictures_sha256"] = hash_pictures(self.folder, self.found)
         return {**digests, "folder": str(self.folder), "pictures": len(self.found)}
 
     def pictures(self) -> list[str]:

@@ -1,8 +1,10 @@
 """Pictures with masks in COCO's format: the protocol of the paper's Table 2."""
 
 import contextlib
+import hashlib
 import io
 import json
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..annotations import decode_rle, encode_rle
-from ..errors import InvalidInputError, MissingExtraError
+from ..errors import ImageReadError, InvalidInputError, MissingExtraError
 from ..images import read_image
 from ..prompts import Prompt
 from ..weights import sha256
@@ -22,7 +24,7 @@ try:
 except ImportError as e:
     raise MissingExtraError.of("pycocotools", "eval") from e
 
-__all__ = ["Labelled", "Row", "decode", "encode", "load_coco", "measure"]
+__all__ = ["Labelled", "Row", "decode", "encode", "hash_pictures", "load_coco", "measure"]
 
 # What a result keeps of one mask, as JSON has it.
 Row = dict[str, Any]
@@ -59,8 +61,8 @@ class Labelled:
 
     def record(self) -> dict[str, Any]:
         """Return what a result says of the data."""
-        record = {"annotations": str(self.file), "sha256": sha256(self.file)}
-        return {**record, "folder": str(self.folder), "pictures": len(self.ids)}
+        record = {"annotations": str(self.file), "sha256": sha256(self.file), "folder": str(self.folder)}
+        return {**record, "pictures": len(self.ids), "pictures_sha256": hash_pictures(self.folder, self.ids)}
 
     def pictures(self) -> list[str]:
         """Return the pictures' names, in the file's order."""
@@ -162,6 +164,15 @@ def encode(mask: Mask) -> str:
 def decode(row: Row, which: str) -> Mask:
     """Return a row's "mask" or "truth", H x W."""
     return decode_rle({"size": row["size"], "counts": row[which]})
+
+
+def hash_pictures(folder: Path, names: Iterable[str]) -> str:
+    """Return the sha256 of pictures' names and contents, by which other pictures are told from the same."""
+    try:
+        digests = {name: sha256(folder / name) for name in names}
+    except OSError as e:
+        raise ImageReadError(f"a picture in {folder} cannot be read ({e}): check its path and its permissions.") from e
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def load_coco(path: str | PathLike[str]) -> COCO:

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -85,7 +86,7 @@ def load_result(path: str | PathLike[str]) -> Result:
 
 
 def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | None:
-    """Evaluate a model and write the result; go on where a run that was killed stopped.
+    """Evaluate a model and write the result; go on where a run that was killed stopped, and take a finished result as it is.
 
     After each picture its rows are appended to a file in `<output>.parts`, a line a picture. Where torchrun or `accelerate
     launch` started several processes, each takes every n-th of the pictures; the last to finish puts the parts together, in the
@@ -106,13 +107,15 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
     output = Path(output)
     header = {"kind": task.kind, "protocol": task.protocol.record(), "model": model.record(), "data": task.record()}
     header = json.loads(json.dumps(header))  # so that it compares equal to what is read back
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if output.exists():
         result = load_result(output)
         _check_same(header, asdict(result), output)
+        if not rank:
+            print(f"finished before, taken from {output}", file=sys.stderr)
         return result
     parts = output.with_name(f"{output.name}.parts")
     make_folder(parts)
-    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     pictures = task.pictures()
     done = _read_parts(parts, header)
     mine = [picture for picture in pictures[rank::processes] if picture not in done]
@@ -131,7 +134,7 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
         return None
     result = Result(**header, versions=_versions(), rows=[row for picture in pictures for row in done[picture]])
     if not result.rows:
-        raise InvalidInputError(f"nothing in {task.record()['folder']} counts: see the protocol's crowds and least area.")
+        raise InvalidInputError(f"nothing in {header['data']['folder']} counts: see the protocol's crowds and least area.")
     result.save(output)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(parts.rename(output.with_name(f"{output.name}.done-{rank}")))

@@ -161,7 +161,7 @@ def check_comparable(a: Result, b: Result) -> None:
             raise InvalidInputError(
                 f"the results differ in their {what}, {getattr(a, what)} and {getattr(b, what)}: evaluate both alike."
             )
-    for what in ("sha256", "grid", "confidence", "reference"):
+    for what in ("sha256", "pictures_sha256", "grid", "confidence", "reference"):
         if a.data.get(what) != b.data.get(what):
             raise InvalidInputError(f"the results are of different data, their {what} differ: evaluate both on the same.")
 

@@ -50,6 +50,16 @@ def test_grid_keeps_what_the_reference_is_sure_of(pictures, tmp_path):
     assert Agreement(pictures, Protocol(), plain, 2, confidence=0.95).measure(plain.predictor, "0.png") == []
 
 
+def test_renamed_pictures_of_a_grid_are_another_evaluation(pictures, tmp_path):
+    plain = Model(PlainPredictor(), "plain")
+    before = evaluate(Agreement(pictures, Protocol(), plain, 2), plain, tmp_path / "r.json")
+    (pictures / "0.png").rename(pictures / "3.png")
+    task = Agreement(pictures, Protocol(), plain, 2)
+    assert task.record() == before.data | {"pictures_sha256": task.record()["pictures_sha256"]}
+    with pytest.raises(InvalidInputError, match="its data's pictures_sha256 is"):
+        evaluate(task, plain, tmp_path / "r.json")
+
+
 def test_the_reference_is_asked_once(pictures, tmp_path):
     """Its masks are kept by all that they depend on; what is damaged is asked for anew."""
     reference, model = Model(Larger(), "larger"), Model(PlainPredictor(), "plain")

@@ -1,8 +1,10 @@
+import hashlib
 import json
+import shutil
 
 import pytest
 
-from groupmix_sam.errors import InvalidInputError
+from groupmix_sam.errors import ImageReadError, InvalidInputError
 from groupmix_sam.evaluate import Labelled, Model, Protocol, evaluate, load_result
 
 from .pictures import PlainPredictor, draw_dataset
@@ -61,8 +63,9 @@ def test_a_cut_first_line(task, whole, tmp_path):
     assert evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "r.json").rows == whole.rows
 
 
-def test_what_is_done_is_not_done_again(task, whole, tmp_path):
+def test_what_is_done_is_not_done_again(task, whole, tmp_path, capsys):
     assert evaluate(task, Model(Killed(0), "plain"), tmp_path / "whole.json") == whole
+    assert f"finished before, taken from {tmp_path / 'whole.json'}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("processes", [2, 3, 7])
@@ -98,6 +101,20 @@ def test_another_evaluation_is_not_mixed_in(task, whole, tmp_path):
         evaluate(task, Model(Killed(1), "plain"), tmp_path / "r.json")
     with pytest.raises(InvalidInputError, match=r"r.json.parts is of another evaluation, its model's name is 'plain'"):
         evaluate(task, Model(PlainPredictor(), "other"), tmp_path / "r.json")
+
+
+def test_other_pictures_of_the_same_names_are_another_evaluation(task, whole, tmp_path):
+    digests = {f"{i}.png": hashlib.sha256((task.folder / f"{i}.png").read_bytes()).hexdigest() for i in range(5)}
+    assert whole.data["pictures_sha256"] == hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(task, Model(Killed(1), "plain"), tmp_path / "r.json")
+    shutil.copy(task.folder / "1.png", task.folder / "0.png")
+    for name in ("whole.json", "r.json"):
+        with pytest.raises(InvalidInputError, match=rf"{name}.* is of another evaluation, its data's pictures_sha256 is"):
+            evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / name)
+    (task.folder / "0.png").unlink()
+    with pytest.raises(ImageReadError, match=r"a picture in .* cannot be read"):
+        task.record()
 
 
 def test_nothing_counts(task, tmp_path):

@@ -105,6 +105,7 @@ def test_rows_in_another_order_are_paired_all_the_same():
         ({"kind": "agreement"}, "differ in their kind"),
         ({"protocol": {"name": "nanosam", "prompts": {"box": "best-of-4"}}}, "differ in their protocol"),
         ({"data": {"sha256": "y"}}, "different data, their sha256 differ"),
+        ({"data": {"sha256": "x", "pictures_sha256": "y"}}, "different data, their pictures_sha256 differ"),
         ({"rows": []}, "has no mask for"),
     ],
 )
