@@ -26,6 +26,7 @@ __all__ = ["ADAPT", "adapt", "agreement"]
 # A low rate and no new fit of the neck, so that what was known is kept.
 ADAPT = Recipe(minutes=20.0, phases=(Phase(0.7, 512, 2), Phase(0.3, 0, 1)), lr=3e-4, ridge_finish=False).continued()
 POINTS = 16  # of each held-out picture
+LEAST = 8  # held-out pictures, of which an interval can be told
 GENERAL_SHARE = 0.25  # of the training pictures, where a general set is given
 
 
@@ -84,12 +85,19 @@ def adapt(
         sam, source, training, held_out, output, recipe, options, teacher_weights=teacher_weights, skipped=skipped + unusable
     )
     after = agreement(sam.image_encoder, held_out, decoder, image_size)
-    found = {"before": summary(before), "after": summary(after), "points_a_picture": POINTS, "pictures": len(held_out)}
+    found: dict[str, Any] = {"points_a_picture": POINTS, "pictures": len(held_out)}
+    found |= {"before": summary(before), "after": summary(after), "difference": summary(after - before)}
     if process_state().is_main_process:
         details = found | {"ious_before": before.tolist(), "ious_after": after.tolist()}
         write_beside(output / "agreement.json", lambda part: part.write_text(json.dumps(details), encoding="utf-8"))
-        for name, (mean, low, high) in (("before", summary(before)), ("after", summary(after))):
-            print(f"agreement with the teacher {name}: mask IoU {mean:.3f} ({low:.3f} to {high:.3f})")
+        for name in ("before", "after"):
+            print(f"agreement with the teacher {name}: mask IoU {tell(found[name])}")
+        print(f"difference, frame by frame: {tell(found['difference'], '+')}")
+        if len(held_out) < LEAST:
+            print(
+                f"frames held out: {len(held_out)}, too few to tell whether it has helped; "
+                f"of {10 * LEAST} frames {LEAST} are held out, and there is an interval"
+            )
     return record | {"agreement": found}
 
 
@@ -112,9 +120,16 @@ def agreement(encoder: nn.Module, pictures: Sequence[CachedPicture], decoder: De
     return torch.stack(ious).numpy()
 
 
-def summary(ious: Any) -> tuple[float, float, float]:
-    """Return the mean of IoUs, pictures x points, and its 95 % interval by bootstrap over the pictures."""
-    means = ious.mean(1)
+def summary(values: Any) -> list[float]:
+    """Return the mean of values, pictures x points, and its 95 % interval by bootstrap over the pictures; none of under 8."""
+    means = values.mean(1)
+    if len(means) < LEAST:
+        return [float(means.mean())]
     drawn = np.random.default_rng(0).integers(len(means), size=(2000, len(means)))
-    low, high = np.percentile(means[drawn].mean(1), (2.5, 97.5))
-    return float(means.mean()), float(low), float(high)
+    return [float(means.mean()), *map(float, np.percentile(means[drawn].mean(1), (2.5, 97.5)))]
+
+
+def tell(figure: list[float], sign: str = "") -> str:
+    """Return a mean and, if there is one, its interval, as they are printed."""
+    mean, *interval = (f"{value:{sign}.3f}" for value in figure)
+    return f"{mean} ({' to '.join(interval)})" if interval else mean

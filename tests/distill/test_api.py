@@ -18,7 +18,7 @@ from groupmix_sam import build_sam_groupmix
 from groupmix_sam.cli import app
 from groupmix_sam.distill import ADAPT, Phase, Recipe, RunOptions, adapt, distill, find_pictures
 from groupmix_sam.distill import train as training
-from groupmix_sam.distill.adapt import summary
+from groupmix_sam.distill.adapt import summary, tell
 from groupmix_sam.distill.api import hold_out
 from groupmix_sam.errors import InvalidInputError, RunStoppedError
 from groupmix_sam.weights import save_weights
@@ -140,7 +140,11 @@ def test_adapt(mobile_sam, tmp_path, capsys):
         ious = np.array(told[f"ious_{name}"])
         assert ious.shape == (1, 16)
         assert told[name][0] == pytest.approx(ious.mean())
-        assert f"agreement with the teacher {name}: mask IoU {ious.mean():.3f}" in said
+        assert f"agreement with the teacher {name}: mask IoU {ious.mean():.3f}\n" in said
+    difference = np.array(told["ious_after"]).mean() - np.array(told["ious_before"]).mean()
+    assert told["difference"] == [pytest.approx(difference)]
+    assert f"difference, frame by frame: {difference:+.3f}\n" in said
+    assert "frames held out: 1, too few to tell whether it has helped" in said
     build_sam_groupmix(out / "weights", encoder="gmf_sam_test", image_size=SIZE)
 
 
@@ -162,9 +166,21 @@ def test_the_recipe_of_adapt():
 
 
 def test_summary_by_hand():
-    mean, low, high = summary(np.array([[0.2, 0.4], [0.8, 0.8]]))
+    """Of eight means, four are 0.3 and four 0.8: of eight drawn, one to seven are 0.8 in 95 %. Seven have no interval."""
+    ious = np.array([[0.2, 0.4], [0.8, 0.8]] * 4)
+    mean, low, high = summary(ious)
     assert mean == pytest.approx(0.55)
-    assert (low, high) == (pytest.approx(0.3), pytest.approx(0.8))
+    assert (low, high) == (pytest.approx(0.3 + 0.5 / 8), pytest.approx(0.8 - 0.5 / 8))
+    assert summary(ious[1:]) == [pytest.approx((3 * 0.3 + 4 * 0.8) / 7)]
+    better = ious + np.array([[0.01], [0.02]] * 4)
+    mean, low, high = summary(better - ious)
+    assert mean == pytest.approx(0.015)
+    assert 0.01 < low < 0.015 < high < 0.02, "frames that differ do not hide a change that all have"
+
+
+@pytest.mark.parametrize(("figure", "text"), [([0.0349, 0.01, -0.06], "+0.035 (+0.010 to -0.060)"), ([-0.2], "-0.200")])
+def test_figures_are_told(figure, text):
+    assert tell(figure, "+") == text
 
 
 def test_python_dash_m(tmp_path):
