@@ -72,7 +72,7 @@ def adapt(
     others = [others[i] for i in np.random.default_rng(recipe.seed).permutation(len(others))[:mixed]]
     sam, source, teacher_weights = prepare_models(encoder, checkpoint, teacher, providers, image_size, recipe.seed)
     recipe = recipe.continued()
-    check_run(sam.image_encoder, own, recipe, process_state().num_processes * options.accumulate)
+    check_run(sam.image_encoder, own, recipe, options)
     check_folder(output, resume=options.resume)
     folder = Path(cache) if cache is not None else output / "cache"
     tell_cache([*measured, *own, *others], source, folder, image_size)

@@ -72,7 +72,7 @@ def distill(
     use_cache = use_cache and recipe.augmentation == "crop"
     measured, others = hold_out(found)
     # Before the teacher is asked, which may take hours.
-    check_run(sam.image_encoder, others, recipe, process_state().num_processes * options.accumulate)
+    check_run(sam.image_encoder, others, recipe, options)
     check_folder(Path(output), resume=options.resume)
     folder = Path(cache) if cache is not None else Path(output, "cache")
     tell_cache(found, source, folder if use_cache else None, image_size)

@@ -42,7 +42,18 @@ from .data import CachedPicture, Maps, Samples, Share, sample_loader, whole_pict
 from .figures import draw_features, stack_pictures
 from .masks import Decoder, boxes_of, draw_points, mask_losses
 from .recipe import Phase, Recipe, save_recipe
-from .run import Log, RunOptions, autocast, describe_run, open_run, read_ahead, save_run, start_accelerator, stop_signals
+from .run import (
+    Log,
+    RunOptions,
+    autocast,
+    describe_run,
+    open_run,
+    process_state,
+    read_ahead,
+    save_run,
+    start_accelerator,
+    stop_signals,
+)
 from .student import Student, check_student, fit_neck, scale_neck, start_from_teacher
 from .teacher import Teacher, teach
 
@@ -95,7 +106,7 @@ def train_student(
         SaveError: something cannot be written; the checkpoint before it is kept.
     """
     accelerator = start_accelerator()
-    check_run(encoder, pictures, recipe, accelerator.num_processes * options.accumulate)
+    check_run(encoder, pictures, recipe, options)
     if not held_out:
         raise InvalidInputError("no picture is held out to measure on: give one or more.")
     if any(phase.target == "masks" for phase in recipe.phases) and decoder is None:
@@ -339,14 +350,22 @@ def check_run(
     encoder: nn.Module,
     pictures: Sequence[Picture] | Sequence[CachedPicture],
     recipe: Recipe,
-    parts: int,
+    options: RunOptions,
 ) -> None:
-    """Raise InvalidInputError for what cannot be run; `parts` are those that a batch is cut into, over all processes."""
+    """Raise InvalidInputError for what cannot be run."""
     check_student(encoder)
+    if options.grad_checkpointing:
+        try:
+            for enable in (True, False):
+                cast(Any, encoder).set_grad_checkpointing(enable)
+        except (AttributeError, AssertionError) as e:  # timm's models that have none assert that it is not asked for
+            name = cast(Any, encoder).pretrained_cfg["architecture"]
+            raise InvalidInputError(f"{name} has no gradient checkpointing ({e}): leave it out, or use another encoder.") from e
     if not pictures:
         raise InvalidInputError("there is no picture to train on: give one or more.")
     if recipe.augmentation == "resized_crop" and isinstance(pictures[0], CachedPicture):
         raise InvalidInputError("a resized crop is another picture each time and cannot come from the cache: use none.")
+    parts = process_state().num_processes * options.accumulate
     for phase in recipe.phases:
         multiple = parts * (recipe.crops_per_picture if phase.crop else 1)
         if phase.batch_size % multiple:

@@ -62,6 +62,10 @@ class SamBackbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_intermediates(x, [])[0]
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        backbone = getattr(self.backbone, "model", self.backbone)  # of transformers timm wraps the whole
+        backbone.set_grad_checkpointing(enable)
+
 
 class LinearNeck(nn.Module):
     """Maps of several strides resized to one grid, concatenated, one 1x1 convolution without bias."""

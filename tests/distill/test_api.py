@@ -114,6 +114,7 @@ def test_command_refuses_before_the_teacher_is_asked(photos, mobile_sam, tmp_pat
         (["--recipe", "papers"], "did you mean paper"),
         (["--accumulate", "3"], "a batch in 3 parts"),
         (["--precision", "fp8"], "precision is 'fp8'"),
+        (["--grad-checkpointing", "--encoder", "timm/hrnet_w18_small"], "timm/hrnet_w18_small has no gradient checkpointing"),
     ):
         with pytest.raises((InvalidInputError, KeyError), match=match):
             run("distill", photos, "--teacher", mobile_sam, "--output", tmp_path / "run", *args)

@@ -59,6 +59,24 @@ def test_a_timm_backbone_is_a_student():
     assert set(out) == {"features", "hint_out"}
 
 
+@pytest.mark.parametrize(("name", "block"), [("resnet10t", "layer2"), ("test_vit", "model.blocks.2")])
+def test_a_timm_backbone_checkpoints_its_activations(name, block):
+    """Of convolutions, and of transformers, which timm wraps in another way."""
+    encoder = SamBackbone(name, 64)
+    x = torch.randn(2, 3, 64, 64)
+    gradients, runs = [], []
+    encoder.backbone.get_submodule(block).register_forward_pre_hook(lambda *_: runs.append(enable))
+    for enable in (False, True):
+        encoder.set_grad_checkpointing(enable)
+        encoder.zero_grad()
+        encoder(x).square().mean().backward()
+        gradients.append({key: p.grad.clone() for key, p in encoder.named_parameters() if p.grad is not None})
+    assert runs == [False, True, True], "a checkpointed block runs again in the backward pass"
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient)
+
+
 @pytest.mark.parametrize("encoder", ["groupmixformer_mobile", "resnet18"])
 def test_models_without_sams_features(encoder):
     with pytest.raises(InvalidInputError, match="no SAM features"):
