@@ -34,6 +34,7 @@ from segment_anything.modeling import Sam
 from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
+from .encoders.backbone import PREFIX
 from .encoders.config import pretrained_file
 from .errors import InvalidInputError, SaveError, WeightsError, WeightsNotFoundError
 
@@ -245,6 +246,8 @@ def save_pretrained(
 ) -> Path:
     """Write `model.safetensors`, `config.json` and a model card, `README.md`; both this package and timm read them back.
 
+    Of an encoder "timm/..." there is no `config.json`: its neck is this package's, which alone reads it back.
+
     Args:
         sam: A model built by `build_sam_groupmix`.
         folder: Where to write; made if need be.
@@ -258,9 +261,10 @@ def save_pretrained(
     make_folder(folder)
     encoder = sam.image_encoder
     save_weights(sam, folder / FILE_NAME, training=training, half=half)
-    model_args = {"img_size": encoder.img_size}
-    # a Path in older timm, declared as str in newer, which takes both
-    write_beside(folder / "config.json", lambda part: save_config_for_hf(encoder, cast(Any, part), model_args=model_args))
+    if not encoder_name(sam).startswith(PREFIX):
+        model_args = {"img_size": encoder.img_size}
+        # a Path in older timm, declared as str in newer, which takes both
+        write_beside(folder / "config.json", lambda part: save_config_for_hf(encoder, cast(Any, part), model_args=model_args))
     write_beside(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))
     return folder
 
@@ -302,6 +306,7 @@ def model_card(sam: Sam, checkpoint: str, training: dict[str, Any] | None = None
         pipeline_tag="mask-generation",
         tags=["segment-anything", "timm", "groupmixformer"],
     )
+    alone = f'The encoder alone: `timm.create_model("{in_timm}", pretrained=True)`, after `import groupmix_sam`.\n\n'
     record = "Not recorded." if training is None else f"```json\n{_json(training, indent=2)}\n```"
     text = f"""---
 {data.to_yaml()}
@@ -318,9 +323,7 @@ from segment_anything import SamPredictor
 predictor = SamPredictor(build_sam_groupmix({arguments}))
 ```
 
-The encoder alone: `timm.create_model("{in_timm}", pretrained=True)`, after `import groupmix_sam`.
-
-## Training
+{"" if name.startswith(PREFIX) else alone}## Training
 
 {record}
 """

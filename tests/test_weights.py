@@ -75,6 +75,15 @@ class TestFiles:
         assert '"steps": 3' in card
         assert f'build_sam_groupmix("{folder}", encoder="gmf_sam_test", image_size=256)' in card
 
+    def test_a_timm_backbone_is_not_promised_to_timm(self, folder, tmp_path):
+        backbone = {"encoder": "timm/resnet10t", "image_size": 256}
+        sam = build_sam_groupmix(None, **backbone)
+        save_pretrained(sam, tmp_path / "backbone")
+        assert {p.name for p in (tmp_path / "backbone").iterdir()} == {"model.safetensors", "README.md"}
+        assert "timm.create_model" not in (tmp_path / "backbone" / "README.md").read_text()
+        assert f'timm.create_model("local-dir:{folder}", pretrained=True)' in (folder / "README.md").read_text()
+        assert_same(sam, build_sam_groupmix(tmp_path / "backbone", **backbone))
+
     def test_mobile_sam_file(self, shared):
         path = shared / "weights" / "mobile_sam.safetensors"
         sam = build_sam_groupmix(path, encoder="sam_tiny_vit_5m")
