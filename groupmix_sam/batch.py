@@ -31,7 +31,7 @@ from .pictures import SUFFIXES
 from .prompts import COLUMNS, Prompt, check_columns
 from .sam import build_sam_groupmix
 from .segment import everything, segment
-from .weights import FILE_NAME
+from .weights import is_exported
 
 try:
     import pyarrow as pa
@@ -99,7 +99,7 @@ class Job:
     @property
     def exported(self) -> bool:
         """Whether the checkpoint is a folder that `groupmix-sam export` wrote."""
-        return Path(self.checkpoint).is_dir() and not Path(self.checkpoint, FILE_NAME).is_file()
+        return is_exported(self.checkpoint)
 
     def sam(self) -> Sam:
         """Return the model."""
@@ -160,7 +160,7 @@ def batch(
         source=_absolute(source),
         output=_absolute(output),
         everything=prompts is None,
-        checkpoint=_absolute(checkpoint) if Path(checkpoint).exists() else checkpoint,
+        checkpoint=_absolute(checkpoint) if checkpoint != "default" and Path(checkpoint).exists() else checkpoint,
         encoder=encoder,
         image_size=image_size,
         grid=grid,

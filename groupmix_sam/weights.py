@@ -40,6 +40,7 @@ from .errors import InvalidInputError, SaveError, WeightsError, WeightsNotFoundE
 
 __all__ = [
     "checksum",
+    "is_exported",
     "load_prompt_and_decoder",
     "load_weights",
     "make_folder",
@@ -142,6 +143,11 @@ def find_weights(checkpoint: str | PathLike[str], encoder: str) -> Path:
     if not found:
         raise WeightsNotFoundError(f"there is no weights file {path}: check the path, or use 'default' or 'hf-hub:org/repo'.")
     return path
+
+
+def is_exported(checkpoint: str | PathLike[str]) -> bool:
+    """Return whether `checkpoint` is a folder of `groupmix-sam export`, and none of weights; "default" is never a folder."""
+    return checkpoint != "default" and Path(checkpoint).is_dir() and not Path(checkpoint, FILE_NAME).is_file()
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -214,6 +214,16 @@ def test_everything_is_what_one_process_finds(weights, tmp_path):
     assert nothing == [{"picture": "a.png", "size": [90, 120]}]
 
 
+def test_default_is_never_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "default").mkdir()
+    monkeypatch.chdir(tmp_path)
+    jobs = []
+    monkeypatch.setattr(module, "_begin", lambda job, *_: jobs.append(job) or table())
+    batch("photos", "out")
+    batch("photos", "out", checkpoint="./default")
+    assert [(job.checkpoint, job.exported) for job in jobs] == [("default", False), (str(tmp_path / "default"), True)]
+
+
 def test_a_part_that_kills_its_workers_is_given_up(weights, pictures, tmp_path):
     worker = Segmenter(job(pictures, tmp_path, weights))
     for number in range(TRIES):

@@ -17,7 +17,7 @@ from ..deploy.predictor import read_config
 from ..errors import ImageReadError, InvalidInputError, NoImageError, UnknownNameError
 from ..images import as_box, as_points, decode_image, draw_masks
 from ..sam import build_sam_groupmix
-from ..weights import FILE_NAME
+from ..weights import is_exported
 
 __all__ = ["MAX_PIXELS", "REFERENCE", "Answer", "Click", "Demo", "Session", "load_predictor"]
 
@@ -266,9 +266,8 @@ def load_predictor(source: str, *, encoder: str = "gmf_sam_2282", image_size: in
         encoder: Of weights: a name out of `ENCODERS`.
         image_size: Of weights: side in pixels that pictures are resized to.
     """
-    folder = Path(source)
-    if folder.is_dir() and not (folder / FILE_NAME).is_file():
-        predictor, config = Predictor(folder), read_config(folder)
+    if is_exported(source):
+        predictor, config = Predictor(source), read_config(Path(source))
         runtime, precision = RUNTIMES[config["runtime"]], config["precision"]
     else:
         predictor = Predictor(build_sam_groupmix(source, encoder=encoder, image_size=image_size))

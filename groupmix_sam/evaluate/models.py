@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..deploy import Predictor
 from ..errors import InvalidInputError, WeightsError
 from ..sam import SAM_VITS, build_sam_groupmix
-from ..weights import FILE_NAME, find_weights, read_weights, sha256
+from ..weights import find_weights, is_exported, read_weights, sha256
 
 __all__ = ["Model", "NanoSamPredictor", "load_model"]
 
@@ -70,7 +70,7 @@ def load_model(
     Raises:
         WeightsError: the weights were not found, are damaged, or do not say which encoder they are for.
     """
-    if Path(checkpoint).is_dir() and not Path(checkpoint, FILE_NAME).is_file():
+    if is_exported(checkpoint):
         if resize != "sam":
             raise InvalidInputError(f"{checkpoint} is an exported model, which resizes by itself: use resize 'sam'.")
         exported = Predictor(checkpoint)

@@ -192,3 +192,10 @@ def test_weights_are_named_by_their_source(sam, tmp_path):
     name, predictor = load_predictor(path, encoder="gmf_sam_test", image_size=256)
     assert name == f"{path}: PyTorch fp32, 256 px"
     assert predictor.model_hash == Predictor(sam).model_hash
+
+
+def test_default_is_never_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "default").mkdir()
+    monkeypatch.chdir(tmp_path)
+    name, _ = load_predictor("default")
+    assert name == "default: PyTorch fp32, 1024 px"

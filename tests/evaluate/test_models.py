@@ -23,6 +23,12 @@ def test_default_weights():
     assert model.label == f"gmf_sam_2282-{model.sha256[:8]}"
 
 
+def test_default_is_never_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "default").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_model().sha256 == sha256(Path(pretrained_file("gmf_sam_2282")))
+
+
 def test_our_weights_say_what_they_are_for(tmp_path):
     sam = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=256)
     model = load_model(save_weights(sam, tmp_path / "a.safetensors"), image_size=256)
