@@ -104,10 +104,11 @@ def average_precision(result: Result, annotations: str | PathLike[str]) -> dict[
         }
         for row in result.rows
     ]
+    names = picture_names(load_coco(annotations), Path(annotations))  # in the order by which `Detections` takes the first ones
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
         evaluation = COCOeval_faster(truth, truth.loadRes(masks), iouType="segm")
-        evaluation.params.imgIds = truth.getImgIds()[: result.data["pictures"]]
+        evaluation.params.imgIds = list(names)[: result.data["pictures"]]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -37,15 +37,19 @@ def task(data, limit=None):
     return Detections(data / "found.json", data / "annotations.json", data / "images", Protocol(), limit)
 
 
-@pytest.mark.parametrize("limit", [None, 2])
-def test_ap_is_pycocotools(data, tmp_path, limit):
+@pytest.mark.parametrize(("limit", "ids"), [(None, [10, 11, 12, 13]), (2, [10, 11, 12, 13]), (2, [13, 11, 12, 10])])
+def test_ap_is_pycocotools(data, tmp_path, limit, ids):
+    """Of the first pictures in the order of the file, whatever their ids."""
+    labels = json.loads((data / "annotations.json").read_text())
+    labels["images"].sort(key=lambda image: ids.index(image["id"]))
+    (data / "annotations.json").write_text(json.dumps(labels))
     result = evaluate(task(data, limit), Model(PlainPredictor(), "plain"), tmp_path / "r.json")
     ours = average_precision(load_result(tmp_path / "r.json"), data / "annotations.json")
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(data / "annotations.json"))
         masks = [{**{k: row[k] for k in ("image_id", "category_id", "score")}, "segmentation": rle(row)} for row in result.rows]
         theirs = COCOeval(truth, truth.loadRes(masks), "segm")
-        theirs.params.imgIds = [10, 11, 12, 13][:limit]
+        theirs.params.imgIds = ids[:limit]
         theirs.evaluate()
         theirs.accumulate()
         theirs.summarize()
