@@ -86,6 +86,11 @@ def evaluate(
         truths = (output.parent if output else RESULTS) / "truths"
         task = Agreement(data, protocol, judge, prompts_file or grid or 0, confidence, limit, truths)
         reference = None
+    elif annotations is None and not file.exists():
+        raise InvalidInputError(
+            f"{data} has no labels, there is no {file.name} in it: "
+            "add --reference and --grid or --prompts-file to measure without them, or --annotations and their file."
+        )
     else:
         task = Labelled(file, folder, protocol, limit)
     if reference and reference.endswith(".json"):

@@ -72,7 +72,8 @@ def test_agreement(data, weights, tmp_path):
     [
         ([], "there is no folder None"),
         (["nowhere"], "there is no folder nowhere"),
-        (["DATA/images"], "cannot be read as JSON"),
+        (["DATA/images"], "images has no labels, there is no annotations.json in it: add --reference and --grid"),
+        (["DATA/images", "--annotations", "nowhere.json"], "nowhere.json cannot be read as JSON"),
         (["DATA/images", "--grid", "3"], "without labels a reference is needed"),
         (["DATA", "--prompt", "circle"], "the prompt is 'circle'"),
     ],
