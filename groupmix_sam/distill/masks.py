@@ -96,6 +96,8 @@ def mask_losses(student: Decoded, teacher: Decoded, valid: Tensor) -> Tensor:
 def mask_agreement(student: Tensor, teacher: Tensor, valid: Tensor, decoder: Decoder, points: Tensor) -> Tensor:
     """Return the IoU, P, of the best mask (by predicted IoU) that each features give for a point; for P points of a picture.
 
+    It is 1 where both masks are empty.
+
     Args:
         student: 1 x 256 x S/16 x S/16.
         teacher: The same; its masks are taken as the truth.

@@ -5,7 +5,6 @@ Eleven of the twelve come from vit-pytorch, in sizes of about 5 M parameters; th
 
 import csv
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
@@ -27,7 +26,7 @@ import groupmix_sam  # noqa: F401  registers groupmixformer_mobile in timm
 
 from ..errors import InvalidInputError, MissingExtraError, UnknownNameError
 from ..images import read_image
-from ..weights import make_folder
+from ..weights import make_folder, write_beside
 
 try:
     from vit_pytorch.cait import CaiT
@@ -161,6 +160,7 @@ def train_encoders(names: Sequence[str], data: Path, output: Path, settings: Set
 
     Raises:
         InvalidInputError: the data are not like that, or `output` is of other settings or data.
+        SaveError: `output` cannot be written to.
     """
     train, val, classes = _read_folder(data, settings)
     for name in names:
@@ -337,6 +337,4 @@ def _write_log(output: Path, log: Sequence[Epoch]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_beside(path, lambda part: part.write_text(text, encoding="utf-8"))

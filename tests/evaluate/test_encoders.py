@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from groupmix_sam.cli import app
-from groupmix_sam.errors import InvalidInputError, UnknownNameError
+from groupmix_sam.errors import InvalidInputError, SaveError, UnknownNameError
 from groupmix_sam.evaluate import encoders
 from groupmix_sam.evaluate.encoders import PAPER, Epoch, Settings, build_encoder, encoder_table, read_log, train_encoders
 
@@ -135,6 +135,13 @@ def test_what_is_wrong_is_said(data, tmp_path):
     (data / "disc").rename(tmp_path / "one" / "disc")
     with pytest.raises(InvalidInputError, match=r"has the classes \['disc'\]"):
         train_encoders(SMALL, tmp_path / "one", tmp_path / "out", FAST, 0)
+
+
+def test_a_log_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "log.csv").mkdir()
+    with pytest.raises(SaveError, match=r"log\.csv could not be written"):
+        encoders._write_log(tmp_path, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"], "nothing is left beside it"
 
 
 def test_command(data, tmp_path):
