@@ -215,8 +215,8 @@ _NANOSAM = Recipe(
 )
 PRESETS = {
     "default": Recipe(),
-    # From trained weights, on whole pictures at a falling rate: the last run of those that ship, but for its ridge finish, which
-    # gave nothing there.
+    # From trained weights, on whole pictures at a falling rate: the last run of those that ship, without its ridge finish,
+    # which gave nothing there.
     "continue": Recipe(epochs=1.5, phases=(Phase(1.0, 0, 1),), lr=5e-4, ridge_finish=False).continued(),
     # Wu & Ma, arXiv 2403.10053: NanoSAM's framework, 13 epochs of batches of 8.
     "paper": replace(_NANOSAM, epochs=13, phases=(Phase(1.0, 0, 8),)),
