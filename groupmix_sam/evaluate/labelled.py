@@ -118,11 +118,12 @@ class Labelled:
         return [(a, mask) for a, mask in masks if np.count_nonzero(mask) >= self.protocol.least_area]
 
     def _facts(self, annotation: dict[str, Any], mask: Mask) -> dict[str, Any]:
-        """Return what a row says of an annotation, and its own box, left, top, right and bottom, if it has one."""
+        """Return what a row says of an annotation, and its own box, left, top, right and bottom, if it has one with an area."""
         box = None
         if annotation.get("bbox"):
             left, top, width, height = map(float, annotation["bbox"])
-            box = [left, top, left + width, top + height]
+            if not (width <= 0 or height <= 0):  # as of some of COCO's, which no predictor can be asked about
+                box = [left, top, left + width, top + height]
         area = float(annotation.get("area", np.count_nonzero(mask)))
         if not np.isfinite([area, *(box or [])]).all():
             raise ValueError("area or bbox")

@@ -68,12 +68,13 @@ def test_a_picture_without_annotations_costs_nothing(data, tmp_path):
     assert model.predictor.pictures == 2
 
 
-def test_boxes_that_are_missing_are_the_masks(data, tmp_path):
+@pytest.mark.parametrize("bbox", [None, [60, 20, 0, 20]])
+def test_boxes_that_are_missing_or_empty_are_the_masks(data, tmp_path, bbox):
     file = data / "annotations.json"
     expected = run(data, tmp_path, prompts=("box",)).rows[1]
     coco = json.loads(file.read_text())
     for annotation in coco["annotations"]:
-        del annotation["bbox"]
+        annotation["bbox"] = bbox
     file.write_text(json.dumps(coco))
     row = evaluate(task(data, prompts=("box",)), Model(PlainPredictor(), "plain"), tmp_path / "again.json").rows[1]
     assert row == expected
