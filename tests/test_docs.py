@@ -161,7 +161,7 @@ def run(desk, words):
     for given, more in ALSO.items():
         if given in words and not (given == "--grid" and words[1] == "everything"):
             arguments += more
-            if given.startswith("runs/"):
+            if given.startswith("runs/") and words[1] != "distill":  # which has them as its --start
                 arguments += ["--checkpoint", given]
     if tuple(arguments) in DONE:
         return
