@@ -87,6 +87,7 @@ OTHERS = {
 FOREIGN = {
     **dict.fromkeys(["--encoders", "--size", "--work"], "benchmarks/deploy.py"),
     "--files": "examples/label_backend.py",
+    "--exported": "benchmarks/batch.py",
 }
 
 # What a page's Python takes as given, and what it cannot have here.
