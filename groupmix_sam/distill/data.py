@@ -4,10 +4,12 @@ What a run's n-th sample is depends on the seed and on n alone, so that a run go
 processes share out what one would have seen.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import torch
@@ -216,5 +218,23 @@ class Share(Sampler[list[int]]):
 def sample_loader(samples: Samples, share: Share, workers: int) -> "DataLoader[Maps]":
     """Return a loader that reads ahead in processes of its own, or in this one without any."""
     return DataLoader(
-        samples, batch_sampler=share, num_workers=workers, collate_fn=collate, pin_memory=torch.cuda.is_available()
+        samples,
+        batch_sampler=share,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=pass_first_stop,
     )
+
+
+def pass_first_stop(_worker: int) -> None:
+    """Let a reading process live through the first SIGTERM or Ctrl-C.
+
+    Schedulers and terminals send them to all processes; the training one then stops after a step, and ends the others.
+    """
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)

@@ -261,7 +261,9 @@ def start(cached, folder, *, hold=0, accumulate=1, launcher=()):
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, *launcher, str(script), *arguments]
-    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def finished(process):
@@ -293,7 +295,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(cached, whole_run, tmp
         process = start(cached, folder, hold=at + 1)
         reached = lambda at=at: (folder / "checkpoint.safetensors").is_file() and _step(folder) >= at  # noqa: E731
         wait_for(reached, process)
-        process.send_signal(how)
+        os.killpg(process.pid, how)  # to those that read pictures too, as schedulers do
         (tmp_path / f"go{at + 1}").touch()
         out, _ = process.communicate(timeout=300)
         assert process.returncode != 0
