@@ -7,6 +7,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import InvalidInputError, MissingExtraError
 from ..images import read_image
 from ..prompts import Prompt
@@ -28,7 +31,7 @@ NAMES = ("AP", "AP50", "AP75", "AP S", "AP M", "AP L")
 class Detections:
     """Boxes that a detector found: COCO's results format, a list of `image_id`, `category_id`, `bbox` and `score`.
 
-    A mask keeps its box's class and score.
+    A mask keeps its box's class and score. That of a box without an area, or outside the picture, is empty.
 
     Args:
         detections: The JSON file.
@@ -87,10 +90,19 @@ class Detections:
         predictor.set_image(image)
         rows = []
         for i, found in enumerate(self.found[picture]):
-            answer = ask(predictor, Prompt(box=found["box"]), self.protocol.choice("box"))
-            row = {"picture": picture, "id": i, "prompt": "box", **found, "predicted_iou": answer.predicted}
-            rows.append({**row, "size": list(answer.mask.shape), "mask": encode(answer.mask)})
+            mask, predicted = self._ask(predictor, Prompt(box=found["box"]), image.shape[:2])
+            row = {"picture": picture, "id": i, "prompt": "box", **found, "predicted_iou": predicted}
+            rows.append({**row, "size": list(mask.shape), "mask": encode(mask)})
         return rows
+
+    def _ask(self, predictor: Any, prompt: Prompt, size: tuple[int, int]) -> tuple[NDArray[np.bool_], float]:
+        """Return the mask for a box and its predicted IoU; an empty one, whatever the model, for a box that shows nothing."""
+        try:
+            prompt.check(size)
+        except InvalidInputError:
+            return np.zeros(size, dtype=bool), 0.0
+        answer = ask(predictor, prompt, self.protocol.choice("box"))
+        return answer.mask, answer.predicted
 
 
 def average_precision(result: Result, annotations: str | PathLike[str]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from pycocotools.cocoeval import COCOeval
 from typer.testing import CliRunner
 
 from groupmix_sam import build_sam_groupmix
+from groupmix_sam.annotations import decode_rle
 from groupmix_sam.cli import app
 from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.evaluate import Model, Protocol, evaluate, load_result
@@ -55,6 +56,21 @@ def test_ap_is_pycocotools(data, tmp_path, limit, ids):
         theirs.summarize()
     assert list(ours.values()) == pytest.approx(theirs.stats[:6], abs=1e-9)
     assert 0.05 < ours["AP"] < 0.95
+
+
+def test_a_box_that_shows_nothing_has_an_empty_mask(data):
+    """Whatever the model would have made of it: without an area, or outside the picture."""
+    found = [
+        {"image_id": 10, "category_id": 1, "bbox": box, "score": 0.5}
+        for box in ([5, 5, 0, 10], [5, 5, 10, 0], [9000, 5, 10, 10], [5, 5, 10, 10])
+    ]
+    (data / "found.json").write_text(json.dumps(found))
+    ours = task(data)
+    rows = ours.measure(PlainPredictor(), ours.pictures()[0])
+    areas = [int(decode_rle(rle(row)).sum()) for row in rows]
+    assert areas[:3] == [0, 0, 0]
+    assert areas[3] > 0
+    assert [row["predicted_iou"] for row in rows[:3]] == [0.0, 0.0, 0.0]
 
 
 def rle(row):
