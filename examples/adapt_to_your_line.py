@@ -68,7 +68,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--output", type=Path, default=Path("runs/line"))
     parser.add_argument("--checkpoint", default="default", help="weights to start from")
-    parser.add_argument("--encoder", default="gmf_sam_2282", help="the encoder that they are for")
     args = parser.parse_args()
 
     frames = args.frames
@@ -79,14 +78,14 @@ def main() -> None:
             Image.fromarray(draw_frame(seed)[0]).save(frames / f"{seed:02}.png")
 
     recipe = replace(ADAPT, minutes=args.minutes)
-    record = adapt(frames, args.teacher, args.output, recipe, checkpoint=args.checkpoint, encoder=args.encoder)
+    record = adapt(frames, args.teacher, args.output, recipe, checkpoint=args.checkpoint)
     mean_before, mean_after = record["agreement"]["before"][0], record["agreement"]["after"][0]
     print(f"agreement with the teacher on frames that were held out: {mean_before:.3f} before, {mean_after:.3f} after")
 
     if args.frames is None:
         unseen = [draw_frame(1000 + seed) for seed in range(max(1, args.count // 4))]
         for name, checkpoint in (("before", args.checkpoint), ("after", args.output / "weights")):
-            predictor = SamPredictor(build_sam_groupmix(checkpoint, encoder=args.encoder))
+            predictor = SamPredictor(build_sam_groupmix(checkpoint))
             print(f"mIoU with the drawn truth, by box, {name}: {measure(predictor, unseen):.3f}")
         image, parts = unseen[0]
         predictor.set_image(image)

@@ -21,9 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from groupmix_sam import build_sam_groupmix
 from groupmix_sam.annotations import AnnotatedPicture, to_coco, to_labelme
-from groupmix_sam.deploy import Predictor
+from groupmix_sam.deploy import load_predictor
 from groupmix_sam.deploy.stream import Frames
 from groupmix_sam.pictures import name_pictures
 from groupmix_sam.segment import everything
@@ -53,12 +52,13 @@ def main() -> None:
     parser.add_argument("--least-score", type=float, default=0.8, help="leave out masks of which the model is less sure")
     parser.add_argument("--least-stability", type=float, default=0.85, help="leave out masks that change more")
     parser.add_argument("--least-area", type=int, default=200, help="leave out masks of fewer pixels")
-    parser.add_argument("--image-size", type=int, default=1024, help="side in pixels that pictures are resized to")
+    parser.add_argument("--checkpoint", default="default", help="weights, or a folder that `groupmix-sam export` wrote")
+    parser.add_argument("--image-size", type=int, help="of weights: side in pixels that pictures are resized to")
     options = parser.parse_args()
     if any(options.output.glob("*.json")):
         parser.error(f"{options.output} has labels already, which may have been corrected: give another --output")
 
-    predictor = Predictor(build_sam_groupmix(image_size=options.image_size))
+    predictor = load_predictor(options.checkpoint, image_size=options.image_size)
     options.output.mkdir(parents=True, exist_ok=True)
     done = []
     for name, image in pictures_of(options.source, options.every):

@@ -27,7 +27,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from groupmix_sam.demo.session import load_predictor
+from groupmix_sam.demo.session import load_named
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.errors import GroupMixSamError, InvalidInputError
 from groupmix_sam.images import read_image
@@ -220,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studio", type=Path, help="Label Studio's data folder")
     parser.add_argument("--files", type=Path, help="its LOCAL_FILES_DOCUMENT_ROOT, to read pictures there too")
-    parser.add_argument("--model", default="default", help="a folder that `groupmix-sam export` wrote, or weights")
+    parser.add_argument("--checkpoint", default="default", help="weights, or a folder that `groupmix-sam export` wrote")
     parser.add_argument("--host", default=LOCAL[0], help="address to listen at; another one opens it to your network")
     parser.add_argument("--port", type=int, default=9090, help="port to listen at; 0 is any that is free")
     options = parser.parse_args()
@@ -228,7 +228,7 @@ def main() -> None:
         if folder and not folder.is_dir():
             parser.error(f"there is no folder {folder}")
 
-    version, predictor = load_predictor(options.model)
+    version, predictor = load_named(options.checkpoint)
     backend = Backend(predictor, version, options.studio / "media" / "upload", options.files)
     with Server((options.host, options.port), backend) as server:
         if options.host not in LOCAL:

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from groupmix_sam import build_sam_groupmix
-from groupmix_sam.deploy import Predictor
+from groupmix_sam.deploy import load_predictor
 from groupmix_sam.images import as_points, draw_masks
 from groupmix_sam.pictures import Picture, find_pictures
 
@@ -51,14 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", type=Path, help="a picture or a folder of them")
     parser.add_argument("--hand", action="append", help="x,y in pixels of a hand, in place of the detector; may be given again")
-    parser.add_argument("--model", default="default", help="a folder that `groupmix-sam export` wrote, or weights")
+    parser.add_argument("--checkpoint", default="default", help="weights, or a folder that `groupmix-sam export` wrote")
     parser.add_argument("--output", type=Path, default=Path("hands"))
     args = parser.parse_args(arguments)
 
     centres = np.array([hand.split(",") for hand in args.hand or []], dtype=float).reshape(-1, 2)
     find_hands = hand_finder() if not args.hand else lambda image: as_points(centres, None, image.shape[:2])[0]
-    exported = Path(args.model, "parity.json").is_file()
-    predictor = Predictor(args.model if exported else build_sam_groupmix(args.model))
+    predictor = load_predictor(args.checkpoint)
     args.output.mkdir(parents=True, exist_ok=True)
     with (args.output / "hands.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)

@@ -21,10 +21,9 @@ from uuid import uuid4
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything.modeling import Sam
 from tqdm import tqdm
 
-from .deploy.predictor import Predictor, model_hash, read_config
+from .deploy.predictor import Predictor, load_predictor, model_hash, read_config
 from .errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError, SaveError
 from .images import decode_image
 from .pictures import SUFFIXES
@@ -83,8 +82,8 @@ class Job:
     output: str
     everything: bool
     checkpoint: str
-    encoder: str
-    image_size: int
+    encoder: str | None
+    image_size: int | None
     grid: int
     least_score: float
     least_stability: float
@@ -95,23 +94,20 @@ class Job:
         for name in ("grid", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}: give 1 or more.")
-
-    @property
-    def exported(self) -> bool:
-        """Whether the checkpoint is a folder that `groupmix-sam export` wrote."""
-        return is_exported(self.checkpoint)
-
-    def sam(self) -> Sam:
-        """Return the model."""
-        return build_sam_groupmix(self.checkpoint, encoder=self.encoder, image_size=self.image_size)
+        if is_exported(self.checkpoint) and (self.encoder is not None or self.image_size is not None):
+            raise InvalidInputError(
+                f"{self.checkpoint} was exported, with its own encoder and size: leave out encoder and image_size."
+            )
 
     def predictor(self) -> Predictor:
         """Return what answers prompts."""
-        return Predictor(self.checkpoint, threads=self.threads) if self.exported else Predictor(self.sam())
+        return load_predictor(self.checkpoint, encoder=self.encoder, image_size=self.image_size, threads=self.threads)
 
     def model_hash(self) -> str:
         """Return the hash of the weights, which are looked for and checked."""
-        return str(read_config(Path(self.checkpoint))["model_hash"]) if self.exported else model_hash(self.sam())
+        if is_exported(self.checkpoint):
+            return str(read_config(Path(self.checkpoint))["model_hash"])
+        return model_hash(build_sam_groupmix(self.checkpoint, encoder=self.encoder, image_size=self.image_size))
 
 
 def batch(
@@ -120,8 +116,8 @@ def batch(
     prompts: str | PathLike[str] | None = None,
     *,
     checkpoint: str = "default",
-    encoder: str = "gmf_sam_2282",
-    image_size: int = 1024,
+    encoder: str | None = None,
+    image_size: int | None = None,
     grid: int = 32,
     least_score: float = 0.88,
     least_stability: float = 0.95,
@@ -139,9 +135,9 @@ def batch(
         source: The pictures' folder: a path, or a URI as pyarrow takes it, such as "s3://bucket/photos" or "fsspec+...://...".
         output: A folder to write to, alike.
         prompts: A table, see `read_prompts`; None for everything in all pictures, see `segment.everything`.
-        checkpoint: What `build_sam_groupmix` takes, or a folder that `groupmix-sam export` wrote; each worker reads it.
-        encoder: The registered name of the encoder; not of an exported folder, which says it.
-        image_size: Side in pixels that pictures are resized to; not of an exported folder.
+        checkpoint: What `load_predictor` takes; each worker reads it.
+        encoder: Likewise.
+        image_size: Likewise.
         grid: Of everything: so many points a side are asked about.
         least_score: Of everything: masks of which the model is less sure are left out.
         least_stability: Of everything: masks that change more with the threshold are left out.

@@ -10,14 +10,14 @@ from torch import nn
 
 from . import encoders as _  # noqa: F401  registers the encoders in timm
 from .encoders.backbone import PREFIX, SamBackbone
-from .encoders.config import EMBED_DIM, SAM_MEAN, SAM_STD, STRIDE, check_img_size
-from .errors import UnknownNameError
-from .weights import load_weights
+from .encoders.config import DEFAULT_ENCODER, EMBED_DIM, IMAGE_SIZE, SAM_MEAN, SAM_STD, STRIDE, check_img_size
+from .errors import UnknownNameError, WeightsError
+from .weights import SAM_VITS, find_weights, load_weights, origin_of, read_weights
 
-__all__ = ["ENCODERS", "SAM_VITS", "build_sam_groupmix", "sam_model_registry"]
+__all__ = ["ENCODERS", "build_sam_groupmix", "sam_model_registry"]
 
 ENCODERS = (
-    "gmf_sam_2282",
+    DEFAULT_ENCODER,
     "gmf_sam_2264",
     "gmf_sam_33124",
     "gmf_sam_3312",
@@ -30,23 +30,38 @@ ENCODERS = (
 def build_sam_groupmix(
     checkpoint: str | PathLike[str] | None = "default",
     *,
-    encoder: str = "gmf_sam_2282",
-    image_size: int = 1024,
+    encoder: str | None = None,
+    image_size: int | None = None,
 ) -> Sam:
     """Return a `segment_anything` Sam in eval mode, for SamPredictor and SamAutomaticMaskGenerator.
 
     Args:
         checkpoint: "default" (the weights in this package), a file or a folder, "hf-hub:org/repo[@revision]", or None for
             an untrained model.
-        encoder: A name out of `ENCODERS`, or "timm/" and the name of any timm backbone, for which there are no default weights.
+        encoder: A name out of `ENCODERS`, or "timm/" and the name of any timm backbone, for which there are no default
+            weights. By default what the weights say that they are for; "gmf_sam_2282" of none.
         image_size: Side in pixels that pictures are resized and padded to, a multiple of 16. The weights fit every size and
-            are at their best at 1024.
+            are at their best at the one that they were trained at, which is the default; 1024 of none.
 
     Raises:
         UnknownNameError: there is no such encoder.
         InvalidInputError: the image size cannot be used.
         WeightsError: the weights were not found, are damaged, or belong to another encoder.
     """
+    if encoder is None or image_size is None:
+        name: str | None = DEFAULT_ENCODER
+        size = IMAGE_SIZE
+        if checkpoint is not None and checkpoint != "default":
+            checkpoint = find_weights(checkpoint)
+            name, size = origin_of(*read_weights(checkpoint))
+        encoder = name if encoder is None else encoder
+        image_size = size if image_size is None else image_size
+        if encoder is None or encoder in SAM_VITS.values():
+            raise WeightsError(
+                f"{checkpoint} does not say which encoder it is for: pass encoder=."
+                if encoder is None
+                else f"{checkpoint} holds segment-anything's {encoder}: load it with its sam_model_registry."
+            )
     if encoder not in (*ENCODERS, "gmf_sam_test") and not str(encoder).startswith(PREFIX):
         raise UnknownNameError.near("encoder", encoder, ENCODERS)
     image_size = check_img_size(image_size)
@@ -79,10 +94,6 @@ def create_encoder(name: str, image_size: int) -> nn.Module:
     if name.startswith(PREFIX):
         return SamBackbone(name.removeprefix(PREFIX), image_size)
     return timm.create_model(name, img_size=image_size)
-
-
-# SAM's own encoders by their width, as segment-anything's registry names them.
-SAM_VITS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 
 class _Registry(dict[str, Callable[..., Sam]]):

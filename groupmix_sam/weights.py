@@ -35,15 +35,17 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from .encoders.backbone import PREFIX
-from .encoders.config import pretrained_file
+from .encoders.config import DEFAULT_ENCODER, IMAGE_SIZE, pretrained_file
 from .errors import InvalidInputError, SaveError, WeightsError, WeightsNotFoundError
 
 __all__ = [
+    "SAM_VITS",
     "checksum",
     "is_exported",
     "load_prompt_and_decoder",
     "load_weights",
     "make_folder",
+    "origin_of",
     "push_to_hub",
     "save_pretrained",
     "save_weights",
@@ -59,11 +61,13 @@ HUB_PREFIX = "hf-hub:"
 # MobileSAM's own file, by its size: a fine-tuned one of the same name is not refused.
 MOBILE_SAM_PT = (40_728_226, "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f")
 # The files in this package, so that a damaged installation is told at once.
-PRETRAINED = {"gmf_sam_2282": "18817f86c1e93e69f7eec30c6119489253dc9d06f46c6693cd6663a0c8decb90"}
+PRETRAINED = {DEFAULT_ENCODER: "18817f86c1e93e69f7eec30c6119489253dc9d06f46c6693cd6663a0c8decb90"}
 FORMAT_VERSION = "1"
 DOWNLOAD_ATTEMPTS = 3
 # Smaller tensors stay in fp32 when weights are halved: norms, variances and the prompt encoder's positions need the digits.
 HALF_FROM = 4096
+# SAM's own encoders by their width, as segment-anything's registry names them.
+SAM_VITS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 
 def load_weights(sam: Sam, checkpoint: str | PathLike[str]) -> None:
@@ -119,8 +123,8 @@ def load_prompt_and_decoder(sam: Sam, state_dict: dict[str, Tensor]) -> None:
             raise WeightsError(f"the weights hold no whole {name}: give those of a whole MobileSAM.") from e
 
 
-def find_weights(checkpoint: str | PathLike[str], encoder: str) -> Path:
-    """Return the file that `checkpoint` stands for, downloaded if need be."""
+def find_weights(checkpoint: str | PathLike[str], encoder: str = DEFAULT_ENCODER) -> Path:
+    """Return the file that `checkpoint` stands for, downloaded if need be; `encoder` says whose default."""
     if not isinstance(checkpoint, (str, PathLike)):
         raise InvalidInputError(f"checkpoint is {checkpoint!r}: give 'default', a path, 'hf-hub:org/repo[@revision]' or None.")
     if checkpoint == "default":
@@ -177,6 +181,21 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(
             f"{path} is not a whole safetensors file ({e}): download or save it again. Pickles are not read under any name."
         ) from e
+
+
+def origin_of(state_dict: dict[str, Tensor], metadata: dict[str, str]) -> tuple[str | None, int]:
+    """Return which encoder weights are for, None if nothing says it, and the image size that they were trained at, else 1024.
+
+    Ours say both in their header. MobileSAM's and SAM's own are told by their tensors.
+    """
+    patch = state_dict.get("image_encoder.patch_embed.proj.weight")
+    name = metadata.get("architecture")
+    if name is None and any(key.startswith("image_encoder.layers.") for key in state_dict):
+        name = "sam_tiny_vit_5m"
+    elif name is None and patch is not None:
+        name = SAM_VITS.get(patch.shape[0])
+    size = metadata.get("image_size", "")
+    return name, int(size) if size.isdecimal() else IMAGE_SIZE
 
 
 def download(repo: str) -> Path:
@@ -237,7 +256,7 @@ def save_weights(sam: Sam, path: str | PathLike[str], *, training: dict[str, Any
     """
     path = Path(path)
     metadata = {"format": "pt", "format_version": FORMAT_VERSION, "library": "groupmix-sam"}
-    metadata["architecture"] = encoder_name(sam)
+    metadata |= {"architecture": encoder_name(sam), "image_size": str(sam.image_encoder.img_size)}
     if training is not None:
         metadata["training"] = _json(training)
     state_dict = {k: v.detach().cpu().contiguous() for k, v in sam.state_dict().items()}
@@ -302,9 +321,6 @@ def push_to_hub(
 def model_card(sam: Sam, checkpoint: str, training: dict[str, Any] | None = None) -> str:
     """Return a Hub model card, with how to load the weights from `checkpoint` and how they were trained."""
     name = encoder_name(sam)
-    arguments = f'"{checkpoint}", encoder="{name}"'
-    if sam.image_encoder.img_size != 1024:
-        arguments += f", image_size={sam.image_encoder.img_size}"
     in_timm = checkpoint if checkpoint.startswith(HUB_PREFIX) else f"local-dir:{checkpoint}"
     data = ModelCardData(
         license="apache-2.0",
@@ -326,7 +342,7 @@ Segment Anything with the encoder `{name}`, for groupmix-sam (Group-Mix SAM, arX
 from groupmix_sam import build_sam_groupmix
 from segment_anything import SamPredictor
 
-predictor = SamPredictor(build_sam_groupmix({arguments}))
+predictor = SamPredictor(build_sam_groupmix("{checkpoint}"))
 ```
 
 {"" if name.startswith(PREFIX) else alone}## Training

@@ -22,8 +22,8 @@ from groupmix_sam import build_sam_groupmix
 from groupmix_sam.annotations import from_coco, from_contours, from_labelme
 from groupmix_sam.batch import batch
 from groupmix_sam.cli import app, main
-from groupmix_sam.demo.session import load_predictor
-from groupmix_sam.deploy import Predictor
+from groupmix_sam.demo.session import load_named
+from groupmix_sam.deploy import Predictor, load_predictor
 from groupmix_sam.deploy.export import export
 from groupmix_sam.deploy.parity import Thresholds
 from groupmix_sam.distill import ADAPT, RunOptions, adapt, distill, load_recipe
@@ -45,7 +45,7 @@ COFFEE = Path(__file__).parents[1] / "examples" / "coffee.jpg"
 def tiny(tmp_path_factory):
     sam = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=256)
     path = save_weights(sam, tmp_path_factory.mktemp("cli") / "tiny.safetensors")
-    return ["--checkpoint", str(path), "--encoder", "gmf_sam_test", "--image-size", "256"]
+    return ["--checkpoint", str(path)]
 
 
 def run(*args):
@@ -64,19 +64,24 @@ def failure(capsys, *args):
     return capsys.readouterr().err
 
 
-def test_segment_draws_what_sam_predictor_says(tiny, tmp_path):
-    out = tmp_path / "mask.png"
-    done = run("segment", COFFEE, "--box", "170,16,420,312", "--point", "275,130", "--output", out, *tiny)
-    assert done.exit_code == 0
-    assert f"wrote {out}" in done.stdout
-    sam = build_sam_groupmix(tiny[1], encoder="gmf_sam_test", image_size=256)
-    predictor = SamPredictor(sam)
+def test_segment_draws_what_sam_predictor_says(tmp_path):
+    """The mask that is written is SamPredictor's but for a hair at the outline, and it is the one that is drawn."""
+    drawn, written = tmp_path / "drawn.png", tmp_path / "mask.png"
+    prompt = ["--box", "170,16,420,312", "--point", "275,130", "--image-size", "256"]
+    for out, kind in ((drawn, "overlay"), (written, "mask")):
+        done = run("segment", COFFEE, *prompt, "--format", kind, "--output", out)
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert f"wrote {out}" in done.stdout
+    predictor = SamPredictor(build_sam_groupmix(image_size=256))
     image = read_image(COFFEE)
     predictor.set_image(image)
     point, box = np.array([[275.0, 130.0]]), np.array([170.0, 16, 420, 312])
     masks, _, _ = predictor.predict(point, np.array([1]), box, multimask_output=False)
-    expected = draw_masks(image, [masks[0]], points=point, labels=np.array([1]), box=box)
-    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(expected))
+    found = np.asarray(Image.open(written)) > 0
+    assert masks[0].sum() > 10_000
+    assert (found & masks[0]).sum() / (found | masks[0]).sum() > 0.99
+    expected = draw_masks(image, [found], points=point, labels=np.array([1]), box=box)
+    assert np.array_equal(np.asarray(Image.open(drawn)), np.asarray(expected))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +97,7 @@ def test_segment_draws_what_sam_predictor_says(tiny, tmp_path):
         (["--box", "1,2,3"], "is not left,top,right,bottom"),
         (["--point", "5,5", "--encoder", "gmf_sam_228"], "did you mean gmf_sam_2282"),
         (["--point", "5,5", "--checkpoint", "no.safetensors"], "there is no weights file no.safetensors"),
-        (["--point", "5,5", "--checkpoint", "no.safetensors", "--image-size", "1000"], "use 992 or 1008"),
+        (["--point", "5,5", "--image-size", "1000"], "use 992 or 1008"),
     ],
 )
 def test_segment_says_what_is_wrong(capsys, args, message):
@@ -181,7 +186,7 @@ def test_a_folder_in_every_format(tiny, line, tmp_path, capsys):
     each = {"_overlay.png", "_mask.png", "_contours.json", ".json", ".txt"}
     assert written == {f"{name}{end}" for name in ("a", "two/b") for end in each} | {"annotations.json", "classes.txt"}
     assert (out / "classes.txt").read_text() == "nut\n"
-    predictor = SamPredictor(build_sam_groupmix(tiny[1], encoder="gmf_sam_test", image_size=256))
+    predictor = Predictor(build_sam_groupmix(tiny[1]))
     coco = {p.path.resolve(): p for p in from_coco(json.loads((out / "annotations.json").read_text()), out)}
     for name in ("a", "two/b"):
         image = read_image(line / f"{name}.png")
@@ -247,11 +252,12 @@ def test_prompts_by_picture(tiny, line, tmp_path):
 
 def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
     """It is `deploy.Predictor` that gets it."""
-    sam = build_sam_groupmix(tiny[1], encoder="gmf_sam_test", image_size=256)
+    sam = build_sam_groupmix(tiny[1])
     asked = []
-    monkeypatch.setattr("groupmix_sam.deploy.Predictor", lambda folder: asked.append(folder) or SamPredictor(sam))
-    done = run("segment", line / "a.png", "--point", "20,20", "--model", tmp_path, "--output", tmp_path / "o.png")
-    assert (done.exit_code, asked) == (0, [tmp_path])
+    fake = lambda folder, threads: asked.append(folder) or SamPredictor(sam)  # noqa: E731
+    monkeypatch.setattr("groupmix_sam.deploy.predictor.Predictor", fake)
+    done = run("segment", line / "a.png", "--point", "20,20", "--checkpoint", tmp_path, "--output", tmp_path / "o.png")
+    assert (done.exit_code, asked) == (0, [str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -265,7 +271,7 @@ def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
         (["--point", "1,1", "--box", "1,1,5,5", "--box", "1,1,6,6"], "any of 2 boxes"),
         (["--point", "1,1", "--prompts", "p.csv"], "give one of them"),
         (["--prompts", "p.csv"], "none.png, which p.csv names, is not among the pictures"),
-        (["--point", "1,1", "--model", "m", "--image-size", "512"], "has its own weights and size"),
+        (["--point", "1,1", "--checkpoint", "line", "--image-size", "512"], "line was exported, with its own encoder and size"),
         (["no/*.png", "--point", "1,1"], "no file is like no/*.png"),
         (["line/a.jpg", "--point", "1,1"], "a_overlay.png would be both a.png's and a.jpg's"),
     ],
@@ -373,7 +379,7 @@ def test_everything_is_the_function(tiny, line, tmp_path):
     assert done.exit_code == 0
     assert "2 x 1 pass of the encoder and 16 prompts" in done.stderr
     assert re.search(r"the first took [\d.]+ s, about \d+ s for the other 1\n", done.stderr)
-    sam = build_sam_groupmix(tiny[1], encoder="gmf_sam_test", image_size=256)
+    sam = build_sam_groupmix(tiny[1])
     content = from_coco(json.loads((tmp_path / "out" / "annotations.json").read_text()), tmp_path / "out")
     for annotated, name in zip(content, ("a", "two/b"), strict=True):
         image = read_image(annotated.path)
@@ -391,16 +397,16 @@ def test_defaults_are_the_functions():
         "adapt": (adapt, RunOptions),
         "batch": (batch,),
         "compare": (pick_pictures,),
-        "demo": (load_predictor,),
+        "demo": (load_named,),
         "distill": (distill, RunOptions),
         "encoders": (train_encoders, Settings),
         "evaluate": (load_model, Agreement),
-        "everything": (everything, build_sam_groupmix),
+        "everything": (everything, load_predictor),
         "export": (export, build_sam_groupmix),
         "profile": (measure_costs,),
         "push": (push_to_hub,),
-        "segment": (segment, build_sam_groupmix),
-        "stream": (build_sam_groupmix,),
+        "segment": (segment, load_predictor),
+        "stream": (load_predictor,),
     }
     assert {*functions, "info"} == set(commands)
     for name, theirs in functions.items():
@@ -424,16 +430,16 @@ def defaults(function):
 
 def test_push(tiny, monkeypatch, tmp_path):
     """To a server that speaks the Hub's protocol; what arrives can be loaded and has the record."""
-    sam = build_sam_groupmix(tiny[1], encoder="gmf_sam_test", image_size=256)
+    sam = build_sam_groupmix(tiny[1])
     path = save_weights(sam, tmp_path / "mine.safetensors", training={"data": "200 frames"})
     with running_hub() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         monkeypatch.setattr("groupmix_sam.weights.HfApi", lambda: HfApi(endpoint=hub.url, token="t"))
-        done = run("push", path, "org/repo", "--image-size", "256", "--private")
+        done = run("push", path, "org/repo", "--private")
         assert done.stdout.startswith(f"pushed to {hub.url}/org/repo/commit/")
         assert set(hub.uploads) == {"model.safetensors", "config.json", "README.md"}
     (tmp_path / "model.safetensors").write_bytes(hub.uploads["model.safetensors"])
-    again = build_sam_groupmix(tmp_path, encoder="gmf_sam_test", image_size=256)
+    again = build_sam_groupmix(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), sam.state_dict().values(), strict=True))
     assert "200 frames" in hub.uploads["README.md"].decode()
 

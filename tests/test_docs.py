@@ -37,7 +37,7 @@ MAIN = typer.main.get_command(app)
 OURS = MAIN.commands
 
 # What makes a command small. The files are untrained weights of `gmf_sam_test`.
-TINY = ["--encoder", "gmf_sam_test", "--checkpoint", "tiny.safetensors"]
+TINY = ["--checkpoint", "tiny.safetensors"]
 SMALL = {
     "adapt": [*TINY, "--minutes", "0.001", "--cache", "teacher"],
     "distill": ["--encoder", "gmf_sam_test", "--minutes", "0.001", "--cache", "teacher"],
@@ -52,8 +52,6 @@ SMALL = {
 ALSO = {
     "--reference": ["--reference", "other.safetensors"],
     "--grid": ["--grid", "2", "--confidence", "0"],
-    "runs/mine/weights": ["--encoder", "gmf_sam_test"],
-    "runs/line/weights": ["--encoder", "gmf_sam_test"],
 }
 # Commands that are read and not run, as patterns, and why.
 PARSED = {

@@ -83,7 +83,7 @@ def test_adapt_to_your_line(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["groupmix_sam.distill.adapt"], "POINTS", 1)  # to be quick
     teacher, weights = save_mobile_sam(tmp_path / "mobile_sam.pt"), tmp_path / "tiny.safetensors"
     save_weights(build_sam_groupmix(None, encoder="gmf_sam_test"), weights)
-    tiny = ["--checkpoint", weights, "--encoder", "gmf_sam_test", "--minutes", 0.001, "--count", 2]
+    tiny = ["--checkpoint", weights, "--minutes", 0.001, "--count", 2]
     _, out = run("adapt_to_your_line.py", "--teacher", teacher, *tiny)
     assert "agreement with the teacher on frames that were held out" in out
     ious = [float(iou) for iou in re.findall(r"by box, (?:before|after): (.*)", out)]
@@ -91,7 +91,7 @@ def test_adapt_to_your_line(run, tmp_path, monkeypatch):
     assert all(0 <= iou <= 1 for iou in ious)
     assert read_image("runs/line/masks.png").shape == (360, 480, 3)
     assert len(list(Path("runs/line_frames").iterdir())) == 2
-    assert build_sam_groupmix("runs/line/weights", encoder="gmf_sam_test").image_encoder.img_size == 1024
+    assert build_sam_groupmix("runs/line/weights").image_encoder.img_size == 1024
 
 
 def test_drawn_frames_have_the_masks_that_they_show():

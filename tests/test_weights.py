@@ -18,6 +18,7 @@ from groupmix_sam import build_sam_groupmix, push_to_hub, save_pretrained, weigh
 from groupmix_sam.errors import InvalidInputError, WeightsError, WeightsNotFoundError
 from groupmix_sam.weights import find_weights, read_weights, save_weights
 
+from .distill.conftest import save_mobile_sam
 from .hub import COMMIT, running_hub
 
 TINY = {"encoder": "gmf_sam_test", "image_size": 256}
@@ -51,7 +52,27 @@ class TestFiles:
     def test_header_says_what_is_inside(self, folder):
         _, metadata = read_weights(folder / "model.safetensors")
         assert metadata["architecture"] == "gmf_sam_test"
+        assert metadata["image_size"] == "256"
         assert json.loads(metadata["training"]) == {"steps": 3}
+
+    def test_header_stands_for_what_is_not_said(self, sam, folder):
+        again = build_sam_groupmix(folder)
+        assert again.image_encoder.img_size == 256
+        assert_same(sam, again)
+        assert build_sam_groupmix(folder, image_size=512).image_encoder.img_size == 512
+
+    def test_files_of_others_are_known_by_their_tensors(self, sam, tmp_path):
+        path = save_mobile_sam(tmp_path / "mobile_sam.pt")
+        mobile = build_sam_groupmix(path)
+        assert (weights.encoder_name(mobile), mobile.image_encoder.img_size) == ("sam_tiny_vit_5m", 1024)
+        assert_same(mobile, build_sam_groupmix(path, encoder="sam_tiny_vit_5m"))
+        save_file({"image_encoder.patch_embed.proj.weight": torch.zeros(768, 3, 16, 16)}, tmp_path / "b.safetensors")
+        with pytest.raises(WeightsError, match="holds segment-anything's vit_b: load it with its sam_model_registry"):
+            build_sam_groupmix(tmp_path / "b.safetensors")
+        torch.save(sam.state_dict(), tmp_path / "sam.pt")  # has no header
+        with pytest.raises(WeightsError, match="does not say which encoder it is for: pass encoder="):
+            build_sam_groupmix(tmp_path / "sam.pt")
+        assert_same(sam, build_sam_groupmix(tmp_path / "sam.pt", encoder="gmf_sam_test", image_size=256))
 
     def test_half_keeps_small_tensors_exact(self, sam, tmp_path):
         path = save_weights(sam, tmp_path / "half.safetensors", half=True)
@@ -73,7 +94,7 @@ class TestFiles:
         card = (folder / "README.md").read_text()
         assert "license: apache-2.0" in card
         assert '"steps": 3' in card
-        assert f'build_sam_groupmix("{folder}", encoder="gmf_sam_test", image_size=256)' in card
+        assert f'build_sam_groupmix("{folder}")' in card
 
     def test_a_timm_backbone_is_not_promised_to_timm(self, folder, tmp_path):
         backbone = {"encoder": "timm/resnet10t", "image_size": 256}
@@ -338,9 +359,7 @@ class TestHub:
         sent, expected = (safetensors.torch.load(files["model.safetensors"]) for files in (hub.uploads, hub.files))
         assert sent.keys() == expected.keys()
         assert all(torch.equal(sent[key], expected[key]) for key in expected)
-        assert (
-            'build_sam_groupmix("hf-hub:org/repo", encoder="gmf_sam_test", image_size=256)' in hub.uploads["README.md"].decode()
-        )
+        assert 'build_sam_groupmix("hf-hub:org/repo")' in hub.uploads["README.md"].decode()
         assert json.loads(hub.uploads["config.json"]) == json.loads(hub.files["config.json"])
 
 

@@ -30,7 +30,7 @@ groupmix-sam segment photo.jpg --point 365,290
 groupmix-sam demo photo.jpg
 groupmix-sam adapt my_frames/ --teacher mobile_sam.pt --output runs/line
 groupmix-sam export openvino exported/ --pictures my_frames/ --checkpoint runs/line/weights
-groupmix-sam segment photos/ --prompts prompts.csv --format labelme --model exported/
+groupmix-sam segment photos/ --prompts prompts.csv --format labelme --checkpoint exported/
 
 Weights come with the package. Each command has examples of its own: groupmix-sam segment --help.
 Progress goes to the terminal alone, results to stdout, what went wrong to stderr.

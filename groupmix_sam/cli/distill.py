@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .options import Encoder, ImageSize
+from .options import ImageSize
 
 Teacher = Annotated[
     str, typer.Option(help="MobileSAM's mobile_sam.pt, segment-anything's sam_vit_*.pth, an ONNX file or a TensorRT engine.")
@@ -27,8 +27,11 @@ def distill(
     ] = "default",
     minutes: Annotated[float | None, typer.Option(help="Time to train, beside the teacher's, instead of epochs.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often to see each picture, instead of the recipe's.")] = None,
-    encoder: Encoder = "gmf_sam_2282",
-    image_size: ImageSize = 1024,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="The encoder's registered name, or 'timm/' and a backbone's; by default what --start says."),
+    ] = None,
+    image_size: ImageSize = None,
     start: Annotated[str | None, typer.Option(help="Weights to start from, like --checkpoint; none if left out.")] = None,
     cache: Cache = None,
     use_cache: Annotated[bool, typer.Option("--cache-features/--no-cache", help="Keep what the teacher says on disk.")] = True,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .options import Checkpoint, ImageSize
+from .options import ImageSize, Model
 
 RESULTS = Path("runs/evaluate")
 
@@ -16,11 +16,11 @@ def evaluate(
         Path | None, typer.Argument(help="A folder with annotations.json in COCO's format and images/; or pictures alone.")
     ] = None,
     annotations: Annotated[Path | None, typer.Option(help="The annotation file, if DATA has only its pictures.")] = None,
-    checkpoint: Checkpoint = "default",
+    checkpoint: Model = "default",
     encoder: Annotated[
         str | None, typer.Option(help="A registered encoder, or vit_b, vit_l, vit_h; else what the weights say.")
     ] = None,
-    image_size: ImageSize = 1024,
+    image_size: ImageSize = None,
     preset: Annotated[str, typer.Option(help="'sam', or 'nanosam': as NanoSAM's and the paper's figures are made.")] = "sam",
     prompt: Annotated[
         list[str] | None, typer.Option(help="box, point, random-point or clicks-N; may be given again. Replaces the preset's.")

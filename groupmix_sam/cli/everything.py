@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..annotations import TOLERANCE
-from .options import Checkpoint, Encoder, Exported, ImageSize, load_predictor
+from .options import Encoder, ImageSize, Model
 from .outputs import Category, Formats, Json, Output, Outputs, Overwrite, Pictures, Tolerance, annotate, name_sources
 
 if TYPE_CHECKING:
@@ -26,17 +26,16 @@ def everything(
     tolerance: Tolerance = TOLERANCE,
     as_json: Json = False,
     overwrite: Overwrite = False,
-    model: Exported = None,
-    checkpoint: Checkpoint = "default",
-    encoder: Encoder = "gmf_sam_2282",
-    image_size: ImageSize = 1024,
+    checkpoint: Model = "default",
+    encoder: Encoder = None,
+    image_size: ImageSize = None,
 ) -> None:
     """Segment everything in pictures, by a grid of points, and write masks: drawn over the picture, or for other programs.
 
     groupmix-sam everything photo.jpg --grid 16
     groupmix-sam everything photos/ --format labelme --output labelled/
     """
-    from ..deploy import Predictor
+    from ..deploy.predictor import load_predictor
     from ..segment import everything as find
     from ..segment import everything_costs
 
@@ -45,7 +44,7 @@ def everything(
     outputs = Outputs(
         output, formats or ["overlay"], named, [category], tolerance, as_json, draw_prompts=False, overwrite=overwrite
     )
-    predictor = load_predictor(model, checkpoint, encoder, image_size, Predictor)
+    predictor = load_predictor(checkpoint, encoder=encoder, image_size=image_size)
     plural = "es" if passes > 1 else ""
     typer.echo(f"{len(named)} x {passes} pass{plural} of the encoder and {prompts} prompts", err=True)
     left = len(named)

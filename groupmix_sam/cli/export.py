@@ -15,8 +15,8 @@ def export(
     pictures: Annotated[Path, typer.Option(help="A folder of your own pictures, to compare masks on and to calibrate int8.")],
     precision: Annotated[str, typer.Option(help="fp32; fp16; int8; for openvino bf16.")] = "fp32",
     checkpoint: Checkpoint = "default",
-    encoder: Encoder = "gmf_sam_2282",
-    image_size: ImageSize = 1024,
+    encoder: Encoder = None,
+    image_size: ImageSize = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Let the encoder take several pictures.")] = False,
     count: Annotated[int, typer.Option(help="Pictures to compare masks on; for int8 four times as many calibrate.")] = 8,
     mean_iou: Annotated[float, typer.Option(help="What the masks' IoU to the fp32 model's must reach in the mean.")] = 0.97,
@@ -44,7 +44,7 @@ def export(
     for picture in found[:: max(1, len(found) // wanted)][:wanted]:
         try:
             image = picture.decode()
-            check_aspect(image.shape[:2], image_size)
+            check_aspect(image.shape[:2], sam.image_encoder.img_size)
             images.append(image)
         except (ImageReadError, InvalidInputError) as e:
             typer.echo(f"skipped: {e}", err=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ImageSize
+from .options import Encoder, ImageSize
 
 
 def push(
@@ -14,8 +14,8 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make it private, if it is new.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Store the large tensors as fp16.")] = False,
     message: Annotated[str, typer.Option(help="The commit's message.")] = "Upload Group-Mix SAM",
-    encoder: Annotated[str | None, typer.Option(help="The encoder's name; else what the weights say.")] = None,
-    image_size: ImageSize = 1024,
+    encoder: Encoder = None,
+    image_size: ImageSize = None,
 ) -> None:
     """Share weights on the Hugging Face Hub, with a config for timm and a card that has their training record.
 
@@ -23,11 +23,12 @@ def push(
 
         groupmix-sam push runs/line/weights org/repo --private
     """
+    from ..encoders.config import DEFAULT_ENCODER
     from ..sam import build_sam_groupmix
     from ..weights import find_weights, push_to_hub, read_weights
 
-    _, metadata = read_weights(find_weights(checkpoint, encoder or "gmf_sam_2282"))
-    sam = build_sam_groupmix(checkpoint, encoder=encoder or metadata.get("architecture", "gmf_sam_2282"), image_size=image_size)
+    _, metadata = read_weights(find_weights(checkpoint, encoder or DEFAULT_ENCODER))
+    sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
     training = json.loads(metadata["training"]) if "training" in metadata else None
     address = push_to_hub(sam, repo, training=training, half=half, private=private, message=message)
     typer.echo(f"pushed to {address}")

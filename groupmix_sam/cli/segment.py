@@ -7,7 +7,7 @@ import typer
 
 from ..annotations import TOLERANCE
 from ..errors import InvalidInputError
-from .options import Checkpoint, Encoder, Exported, ImageSize, load_predictor, numbers
+from .options import Encoder, ImageSize, Model, numbers
 from .outputs import Category, Formats, Json, Output, Outputs, Overwrite, Pictures, Tolerance, annotate, name_sources
 
 if TYPE_CHECKING:
@@ -28,10 +28,9 @@ def segment(
     tolerance: Tolerance = TOLERANCE,
     as_json: Json = False,
     overwrite: Overwrite = False,
-    model: Exported = None,
-    checkpoint: Checkpoint = "default",
-    encoder: Encoder = "gmf_sam_2282",
-    image_size: ImageSize = 1024,
+    checkpoint: Model = "default",
+    encoder: Encoder = None,
+    image_size: ImageSize = None,
 ) -> None:
     """Segment things in pictures, by points, boxes or both, and write masks: drawn over the picture, or for other programs.
 
@@ -39,8 +38,7 @@ def segment(
     groupmix-sam segment photos/ --prompts prompts.csv --format coco --output masks/
     groupmix-sam segment photo.jpg --box 170,16,420,312 --format mask --output - > mask.png
     """
-    from segment_anything import SamPredictor
-
+    from ..deploy.predictor import load_predictor
     from ..prompts import EVERY, read_prompts
     from ..segment import segment as find
 
@@ -59,7 +57,7 @@ def segment(
         named = {name: picture for name, picture in named.items() if name in wanted}
     categories = [prompt.category or category for group in wanted.values() for prompt in group]
     outputs = Outputs(output, formats or ["overlay"], named, categories, tolerance, as_json, overwrite=overwrite)
-    predictor = load_predictor(model, checkpoint, encoder, image_size, SamPredictor)
+    predictor = load_predictor(checkpoint, encoder=encoder, image_size=image_size)
     annotate(named, lambda name, image: find(predictor, image, wanted.get(EVERY) or wanted[name], category), outputs)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .options import Checkpoint, Encoder, Exported, ImageSize, load_predictor, numbers
+from .options import Encoder, ImageSize, Model, numbers
 
 
 def stream(
@@ -17,22 +17,21 @@ def stream(
     masks: Annotated[Path | None, typer.Option(help="Write masks, a line of JSON a frame, as run lengths.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a video with the masks drawn, .mp4 or .avi.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after so many frames.")] = None,
-    model: Exported = None,
-    checkpoint: Checkpoint = "default",
-    encoder: Encoder = "gmf_sam_2282",
-    image_size: ImageSize = 1024,
+    checkpoint: Model = "default",
+    encoder: Encoder = None,
+    image_size: ImageSize = None,
 ) -> None:
     """Segment what a camera or a video shows, the newest frame first, until it ends or Ctrl-C.
 
     groupmix-sam stream 0 --box 170,16,420,312 --masks masks.jsonl
-    groupmix-sam stream rtsp://camera/1 --model exported/ --prompts prompts.json --overlay seen.mp4
+    groupmix-sam stream rtsp://camera/1 --checkpoint exported/ --prompts prompts.json --overlay seen.mp4
     """
     import time
     from contextlib import ExitStack
 
     import numpy as np
 
-    from ..deploy.predictor import Predictor
+    from ..deploy.predictor import load_predictor
     from ..deploy.stream import Clock, Frames, MaskFile, Overlay, Prompts, read_prompts
     from ..deploy.stream import stream as run
 
@@ -46,7 +45,7 @@ def stream(
         points = np.array([[numbers(text, 2, "x,y")] for text in point or []])
         wanted = Prompts(points=points, labels=np.ones(points.shape[:2], dtype=np.int64))
     frames = Frames(source)
-    predictor = load_predictor(model, checkpoint, encoder, image_size, Predictor)
+    predictor = load_predictor(checkpoint, encoder=encoder, image_size=image_size)
     clock, told, count = Clock(), time.monotonic(), 0
     with ExitStack() as stack:
         outputs: list[Any] = []

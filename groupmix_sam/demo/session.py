@@ -13,13 +13,12 @@ from PIL import Image, ImageDraw
 
 from ..deploy import Predictor
 from ..deploy.parity import mask_iou
-from ..deploy.predictor import read_config
+from ..deploy.predictor import load_predictor, read_config
 from ..errors import ImageReadError, InvalidInputError, NoImageError, UnknownNameError
 from ..images import as_box, as_points, decode_image, draw_masks
-from ..sam import build_sam_groupmix
 from ..weights import is_exported
 
-__all__ = ["MAX_PIXELS", "REFERENCE", "Answer", "Click", "Demo", "Session", "load_predictor"]
+__all__ = ["MAX_PIXELS", "REFERENCE", "Answer", "Click", "Demo", "Session", "load_named"]
 
 # What a session keeps and computes grows with the picture: this is that of a camera of 6000 x 4000, with some to spare.
 MAX_PIXELS = 25_000_000
@@ -258,21 +257,15 @@ class Demo:
             return Answer(masks, scores, perf_counter() - start)
 
 
-def load_predictor(source: str, *, encoder: str = "gmf_sam_2282", image_size: int = 1024) -> tuple[str, Predictor]:
-    """Return a model and the name that the page shows: weights in PyTorch, an exported folder in its own runtime.
-
-    Args:
-        source: "default", a file, a folder or "hf-hub:org/repo[@revision]"; or a folder that `groupmix-sam export` wrote.
-        encoder: Of weights: a name out of `ENCODERS`.
-        image_size: Of weights: side in pixels that pictures are resized to.
-    """
-    if is_exported(source):
-        predictor, config = Predictor(source), read_config(Path(source))
+def load_named(checkpoint: str, *, encoder: str | None = None, image_size: int | None = None) -> tuple[str, Predictor]:
+    """Return a model, as `load_predictor` takes it, after the name that the page shows."""
+    runtime, precision = "PyTorch", "fp32"
+    if is_exported(checkpoint):
+        config = read_config(Path(checkpoint))
         runtime, precision = RUNTIMES[config["runtime"]], config["precision"]
-    else:
-        predictor = Predictor(build_sam_groupmix(source, encoder=encoder, image_size=image_size))
-        runtime, precision = "PyTorch", "fp32"
-    return f"{source}: {runtime} {precision}, {predictor.image_size} px", predictor
+        encoder = image_size = None  # they are of the weights beside it
+    predictor = load_predictor(checkpoint, encoder=encoder, image_size=image_size)
+    return f"{checkpoint}: {runtime} {precision}, {predictor.image_size} px", predictor
 
 
 def _draw_corner(picture: Image.Image, x: float, y: float) -> None:

@@ -22,11 +22,12 @@ from ..errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFo
 from ..images import as_rgb, check_aspect, check_boxes, check_points
 from ..prompts import is_ambiguous
 from ..runtimes import Model, OnnxModel, OpenvinoModel, TensorrtModel, TorchModel
-from ..weights import checksum, sha256, write_beside
+from ..sam import build_sam_groupmix
+from ..weights import checksum, is_exported, sha256, write_beside
 from .decoder import Decoder, ImageTokens
 from .fuse import fuse
 
-__all__ = ["Predictor", "model_hash"]
+__all__ = ["Predictor", "load_predictor", "model_hash"]
 
 FORMAT_VERSION = 1
 PARTS = ("encoder", "masks", "image", "decoder")
@@ -345,6 +346,32 @@ class Predictor:
         for mask, low in zip(masks, logits, strict=True):  # one prompt at a time, as logits take four times a mask's memory
             np.greater(rows @ low @ columns.T, self.mask_threshold, out=mask)
         return masks
+
+
+def load_predictor(
+    checkpoint: str | PathLike[str] = "default",
+    *,
+    encoder: str | None = None,
+    image_size: int | None = None,
+    threads: int | None = None,
+) -> Predictor:
+    """Return a predictor by the name of its model: weights in PyTorch, on the GPU if there is one, or an exported folder.
+
+    Args:
+        checkpoint: What `build_sam_groupmix` takes, or a folder that `groupmix-sam export` wrote.
+        encoder: As for `build_sam_groupmix`; not of an exported folder, which has its own.
+        image_size: Likewise.
+        threads: Of an exported folder's runtime, see `Predictor`.
+
+    Raises:
+        GroupMixSamError: one of those that `build_sam_groupmix` and `Predictor` raise.
+    """
+    if not is_exported(checkpoint):
+        sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
+        return Predictor(sam.to("cuda" if torch.cuda.is_available() else "cpu"))
+    if encoder is not None or image_size is not None:
+        raise InvalidInputError(f"{checkpoint} was exported, with its own encoder and size: leave out encoder and image_size.")
+    return Predictor(checkpoint, threads=threads)
 
 
 def model_hash(sam: Sam) -> str:

@@ -38,11 +38,11 @@ def adapt(
     options: RunOptions = RunOptions(),  # noqa: B008  it is frozen
     *,
     checkpoint: str | PathLike[str] = "default",
-    encoder: str = "gmf_sam_2282",
+    encoder: str | None = None,
     general: str | PathLike[str] | None = None,
     cache: str | PathLike[str] | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
-    image_size: int = 1024,
+    image_size: int | None = None,
 ) -> dict[str, Any]:
     """Distil on from trained weights on one's own unlabelled frames; return the record, with the agreement before and after.
 
@@ -56,11 +56,11 @@ def adapt(
         recipe: How to train; its starts are left out.
         options: How to carry it out.
         checkpoint: The weights to start from, as `build_sam_groupmix` takes them.
-        encoder: The encoder that they are for.
+        encoder: The encoder that they are for; by default what they say.
         general: Pictures of other things, as `find_pictures` takes them; some are mixed in, so that what was known is kept.
         cache: Folder for the teacher's features; in `output` by default.
         providers: ONNX Runtime's, for a teacher in ONNX.
-        image_size: Side in pixels that pictures are resized to.
+        image_size: Side in pixels that pictures are resized to; by default what the weights say.
 
     Raises:
         GroupMixSamError: one of those that `distill` raises.
@@ -71,6 +71,7 @@ def adapt(
     mixed = min(len(others), round(len(own) * GENERAL_SHARE / (1 - GENERAL_SHARE)))
     others = [others[i] for i in np.random.default_rng(recipe.seed).permutation(len(others))[:mixed]]
     sam, source, teacher_weights = prepare_models(encoder, checkpoint, teacher, providers, image_size, recipe.seed)
+    image_size = int(sam.image_encoder.img_size)
     recipe = recipe.continued()
     check_run(sam.image_encoder, own, recipe, options)
     check_folder(output, resume=options.resume)

@@ -11,6 +11,7 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from ..encoders.config import DEFAULT_ENCODER
 from ..errors import InvalidInputError, MissingExtraError
 from ..pictures import Picture, find_pictures
 from ..sam import build_sam_groupmix
@@ -26,7 +27,6 @@ from .train import check_run, train_student
 
 __all__ = ["distill"]
 
-DEFAULT_ENCODER = "gmf_sam_2282"
 MAX_HELD_OUT = 24
 
 
@@ -37,12 +37,12 @@ def distill(
     recipe: Recipe = Recipe(),  # noqa: B008  it is frozen
     options: RunOptions = RunOptions(),  # noqa: B008
     *,
-    encoder: str = "gmf_sam_2282",
+    encoder: str | None = None,
     start: str | PathLike[str] | None = None,
     cache: str | PathLike[str] | None = None,
     use_cache: bool = True,
     providers: Sequence[str] = ("CPUExecutionProvider",),
-    image_size: int = 1024,
+    image_size: int | None = None,
 ) -> dict[str, Any]:
     """Distil an encoder from unlabelled pictures; return the record of the run, which the weights' header has as well.
 
@@ -55,18 +55,19 @@ def distill(
         output: Folder to write to.
         recipe: How to train.
         options: How to carry it out.
-        encoder: A name out of `groupmix_sam.sam.ENCODERS`, or "timm/" and the name of a timm backbone.
+        encoder: As `build_sam_groupmix` takes it, of `start`: so "gmf_sam_2282" if there is none.
         start: Weights to start from, as `build_sam_groupmix` takes them; the recipe's own starts are then left out.
         cache: Folder for the teacher's features; in `output` by default.
         use_cache: Whether to keep the teacher's features, which a resized crop forbids. Those held out are kept in any case.
         providers: ONNX Runtime's, for a teacher in ONNX.
-        image_size: Side in pixels that pictures are resized to.
+        image_size: Side in pixels that pictures are resized to: that of `start`, else 1024.
 
     Raises:
         GroupMixSamError: one of those that `find_pictures`, `load_teacher`, `cache_features` and `train_student` raise.
     """
     found = find_pictures(pictures) if isinstance(pictures, (str, PathLike)) else list(pictures)
     sam, source, teacher_weights = prepare_models(encoder, start, teacher, providers, image_size, recipe.seed)
+    image_size = int(sam.image_encoder.img_size)
     if start is not None:
         recipe = recipe.continued()
     use_cache = use_cache and recipe.augmentation == "crop"
@@ -96,11 +97,11 @@ def tell_cache(pictures: Sequence[Picture], teacher: Teacher, folder: Path | Non
 
 
 def prepare_models(
-    encoder: str,
+    encoder: str | None,
     start: str | PathLike[str] | None,
     teacher: str | PathLike[str],
     providers: Sequence[str],
-    image_size: int,
+    image_size: int | None,
     seed: int,
 ) -> tuple[Sam, Teacher, dict[str, Tensor]]:
     """Return a Sam to be trained, with the teacher's decoder, or MobileSAM's; the teacher; and the teacher's weights."""

@@ -15,8 +15,7 @@ from ..encoders.config import EMBED_DIM, STRIDE
 from ..encoders.tiny_vit import checkpoint_filter_fn
 from ..errors import WeightsError
 from ..runtimes import Model, OnnxModel, TensorrtModel
-from ..sam import SAM_VITS
-from ..weights import find_weights, read_weights, sha256
+from ..weights import SAM_VITS, find_weights, read_weights, sha256
 from .data import Maps
 
 __all__ = ["RuntimeTeacher", "Teacher", "TorchTeacher", "load_teacher"]

@@ -9,7 +9,9 @@ import torch
 from ..errors import InvalidInputError
 
 __all__ = [
+    "DEFAULT_ENCODER",
     "EMBED_DIM",
+    "IMAGE_SIZE",
     "SAM_MEAN",
     "SAM_STD",
     "STRIDE",
@@ -20,6 +22,8 @@ __all__ = [
     "sam_cfg",
 ]
 
+DEFAULT_ENCODER = "gmf_sam_2282"
+IMAGE_SIZE = 1024
 STRIDE = 16
 EMBED_DIM = 256
 # segment-anything's pixel_mean and pixel_std, RGB, divided by 255.
@@ -31,7 +35,7 @@ def sam_cfg(**kwargs: Any) -> dict[str, Any]:
     """Return a timm pretrained config for a SAM encoder: 3 x 1024 x 1024, SAM's mean and std, no classifier."""
     return {
         "num_classes": 0,
-        "input_size": (3, 1024, 1024),
+        "input_size": (3, IMAGE_SIZE, IMAGE_SIZE),
         "min_input_size": (3, STRIDE, STRIDE),
         "fixed_input_size": False,
         "pool_size": None,

@@ -16,14 +16,13 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..deploy import Predictor
+from ..deploy import load_predictor
+from ..encoders.config import DEFAULT_ENCODER, IMAGE_SIZE
 from ..errors import InvalidInputError, WeightsError
-from ..sam import SAM_VITS, build_sam_groupmix
-from ..weights import find_weights, is_exported, read_weights, sha256
+from ..sam import build_sam_groupmix
+from ..weights import SAM_VITS, find_weights, is_exported, origin_of, read_weights, sha256
 
 __all__ = ["Model", "NanoSamPredictor", "load_model"]
-
-DEFAULT_ENCODER = "gmf_sam_2282"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Model:
     predictor: Any
     name: str
     sha256: str | None = None
-    image_size: int = 1024
+    image_size: int = IMAGE_SIZE
 
     @property
     def label(self) -> str:
@@ -55,7 +54,7 @@ def load_model(
     checkpoint: str | PathLike[str] = "default",
     *,
     encoder: str | None = None,
-    image_size: int = 1024,
+    image_size: int | None = None,
     resize: str = "sam",
 ) -> Model:
     """Load a model for evaluation, onto the GPU if there is one.
@@ -64,7 +63,7 @@ def load_model(
         checkpoint: "default", a file, a folder or "hf-hub:org/repo[@revision]"; ours, MobileSAM's or SAM's own; or a folder
             that `groupmix-sam export` wrote, whose encoder and size are its own.
         encoder: A name out of `ENCODERS`, "vit_b", "vit_l" or "vit_h"; by default what the weights say.
-        image_size: Side in pixels that pictures are resized to; 1024 alone for SAM's own.
+        image_size: Side in pixels that pictures are resized to; by default what the weights say; 1024 alone for SAM's own.
         resize: "sam" or "nanosam", see `Protocol`.
 
     Raises:
@@ -73,39 +72,25 @@ def load_model(
     if is_exported(checkpoint):
         if resize != "sam":
             raise InvalidInputError(f"{checkpoint} is an exported model, which resizes by itself: use resize 'sam'.")
-        exported = Predictor(checkpoint)
+        exported = load_predictor(checkpoint, encoder=encoder, image_size=image_size)
         return Model(exported, Path(checkpoint).name, exported.model_hash, exported.image_size)
-    if encoder is None and checkpoint == "default":
-        encoder = DEFAULT_ENCODER
     path = find_weights(checkpoint, encoder or DEFAULT_ENCODER)
-    digest = sha256(path)
-    state_dict: dict[str, Tensor] = {}
-    if encoder is None or encoder in SAM_VITS.values():
-        state_dict, metadata = read_weights(path)
-        encoder = encoder or metadata.get("architecture") or _encoder_of(state_dict, str(path))
-    if encoder in SAM_VITS.values():
-        if image_size != 1024:
-            raise InvalidInputError(f"the image size is {image_size}: {encoder} takes 1024 alone.")
-        sam = segment_anything.sam_model_registry[encoder]()
+    state_dict, metadata = read_weights(path)
+    name = encoder or origin_of(state_dict, metadata)[0]
+    if name in SAM_VITS.values():
+        if image_size not in (None, IMAGE_SIZE):
+            raise InvalidInputError(f"the image size is {image_size}: {name} takes {IMAGE_SIZE} alone.")
+        sam = segment_anything.sam_model_registry[name]()
         try:
             sam.load_state_dict(state_dict)
         except RuntimeError as e:
-            raise WeightsError(f"{path} does not fit {encoder!r}: pass the encoder= that it was made for.") from e
+            raise WeightsError(f"{path} does not fit {name!r}: pass the encoder= that it was made for.") from e
     else:
         # "default" stays "default": its hash is checked against that of the file that shipped
         sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
     sam = sam.eval().to(_device())
     predictor = NanoSamPredictor(sam) if resize == "nanosam" else SamPredictor(sam)
-    return Model(predictor, encoder, digest, image_size)
-
-
-def _encoder_of(state_dict: dict[str, Tensor], path: str) -> str:
-    if any(key.startswith("image_encoder.layers.") for key in state_dict):
-        return "sam_tiny_vit_5m"
-    patch = state_dict.get("image_encoder.patch_embed.proj.weight")
-    if patch is not None and patch.shape[0] in SAM_VITS:
-        return SAM_VITS[patch.shape[0]]
-    raise WeightsError(f"{path} does not say which encoder it is for: pass encoder=.")
+    return Model(predictor, str(name), sha256(path), int(sam.image_encoder.img_size))
 
 
 def _device() -> torch.device:

@@ -63,7 +63,7 @@ def url(exported):
     reference = ("--reference", MOBILE_SAM) if MOBILE_SAM.is_file() else ()
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        args = command("demo", "--port", port, "--model", "default", "--model", exported, *reference)
+        args = command("demo", "--port", port, "--checkpoint", "default", "--checkpoint", exported, *reference)
         pipe = subprocess.PIPE
         with subprocess.Popen(args, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
             try:

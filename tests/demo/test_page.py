@@ -83,7 +83,7 @@ def test_another_host_is_warned_of(sam, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "serve", lambda *args: served.append(args))
     monkeypatch.setattr(page, "build", lambda demo, start: SimpleNamespace(block_thread=lambda: None))
     weights = str(save_weights(sam, tmp_path / "tiny.safetensors"))
-    args = ["demo", "--model", weights, "--encoder", "gmf_sam_test", "--image-size", "256"]
+    args = ["demo", "--checkpoint", weights, "--encoder", "gmf_sam_test", "--image-size", "256"]
     done = CliRunner().invoke(app, [*args, "--host", "0.0.0.0"], catch_exceptions=False)
     assert "warning: whoever reaches 0.0.0.0 can use this page" in done.stderr
     assert served[0][1] == "0.0.0.0"

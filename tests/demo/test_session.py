@@ -7,7 +7,7 @@ from PIL import Image
 from segment_anything import SamPredictor
 
 from groupmix_sam.demo import Answer, Demo, Session
-from groupmix_sam.demo.session import REFERENCE, load_predictor
+from groupmix_sam.demo.session import REFERENCE, load_named
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.errors import ImageReadError, InvalidInputError, NoImageError, UnknownNameError
 from groupmix_sam.images import draw_masks
@@ -189,7 +189,7 @@ def test_visitors_at_once_get_what_sam_predictor_says_of_their_own_picture(sam):
 
 def test_weights_are_named_by_their_source(sam, tmp_path):
     path = str(save_weights(sam, tmp_path / "tiny.safetensors"))
-    name, predictor = load_predictor(path, encoder="gmf_sam_test", image_size=256)
+    name, predictor = load_named(path)
     assert name == f"{path}: PyTorch fp32, 256 px"
     assert predictor.model_hash == Predictor(sam).model_hash
 
@@ -197,5 +197,5 @@ def test_weights_are_named_by_their_source(sam, tmp_path):
 def test_default_is_never_a_folder(tmp_path, monkeypatch):
     (tmp_path / "default").mkdir()
     monkeypatch.chdir(tmp_path)
-    name, _ = load_predictor("default")
+    name, _ = load_named("default")
     assert name == "default: PyTorch fp32, 1024 px"
