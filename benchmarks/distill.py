@@ -10,6 +10,7 @@ student's forward and backward passes.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ class Ours:
         self.student, self.average = student, deepcopy(student)
         self.optimizer = make_optimizer(student, recipe)
         self.objective = Objective(recipe, {"features": 1.0, "hint_in": 1.0, "hint_out": 1.0}, None)
-        self.feed = Feed(pictures, teacher, recipe, SIZE, start_accelerator(), 1)
+        self.feed = Feed(pictures, teacher, recipe, SIZE, start_accelerator(), 1, Path(os.devnull))
         self.streams = [self.feed.batches(i, 0, 10**6) for i in range(len(recipe.phases))]
 
     def forward_backward(self, batch: dict[str, torch.Tensor], phase: Phase) -> None:

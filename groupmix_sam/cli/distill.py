@@ -57,12 +57,17 @@ def distill(
 
     if minutes is not None and epochs is not None:
         raise InvalidInputError("--minutes and --epochs both say how long to train: give one.")
+    if recipe == "continue" and start is None:
+        raise InvalidInputError("the recipe 'continue' goes on from trained weights: give --start, such as --start default.")
     values: dict[str, Any] = {"minutes": minutes, "epochs": epochs, "seed": seed}
+    chosen = load_recipe(recipe)
+    if epochs is not None:
+        chosen = replace(chosen, minutes=None)  # which would come first
     run(
         pictures,
         teacher,
         output,
-        replace(load_recipe(recipe), **{name: value for name, value in values.items() if value is not None}),
+        replace(chosen, **{name: value for name, value in values.items() if value is not None}),
         RunOptions(
             resume=resume,
             accumulate=accumulate,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..pictures import find_pictures
 from ..weights import write_beside
-from .api import hold_out, prepare_models, tell_cache, train_and_save
+from .api import hold_out, prepare_models, share_batches, tell_cache, train_and_save
 from .cache import cache_features
 from .data import CachedPicture, whole_pictures
 from .masks import Decoder, draw_points, mask_agreement
@@ -72,7 +72,7 @@ def adapt(
     others = [others[i] for i in np.random.default_rng(recipe.seed).permutation(len(others))[:mixed]]
     sam, source, teacher_weights = prepare_models(encoder, checkpoint, teacher, providers, image_size, recipe.seed)
     image_size = int(sam.image_encoder.img_size)
-    recipe = recipe.continued()
+    recipe = share_batches(recipe.continued(), options)
     check_run(sam.image_encoder, own, recipe, options)
     check_folder(output, resume=options.resume)
     folder = Path(cache) if cache is not None else output / "cache"

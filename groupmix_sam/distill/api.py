@@ -70,6 +70,7 @@ def distill(
     image_size = int(sam.image_encoder.img_size)
     if start is not None:
         recipe = recipe.continued()
+    recipe = share_batches(recipe, options)
     use_cache = use_cache and recipe.augmentation == "crop"
     measured, others = hold_out(found)
     # Before the teacher is asked, which may take hours.
@@ -94,6 +95,16 @@ def tell_cache(pictures: Sequence[Picture], teacher: Teacher, folder: Path | Non
         size = cache_bytes(pictures, teacher, image_size) / 1e9
         where = "no cache" if folder is None else f"what the teacher says of them goes to {folder}, up to {size:.1f} GB"
         print(f"{len(pictures)} pictures; {where}")
+
+
+def share_batches(recipe: Recipe, options: RunOptions) -> Recipe:
+    """Return the recipe with batches that all processes, and the parts that they take them in, share; say what was raised."""
+    parts = process_state().num_processes * options.accumulate
+    shared = recipe.in_parts(parts)
+    if shared != recipe and process_state().is_main_process:
+        sizes = [", ".join(str(phase.batch_size) for phase in r.phases) for r in (recipe, shared)]
+        print(f"batches of {sizes[0]} are raised to {sizes[1]}, which {parts} parts share evenly")
+    return shared
 
 
 def prepare_models(

@@ -49,14 +49,15 @@ def cache_features(
     folder = Path(folder)
     make_folder(folder)
     state = process_state()
-    needed = cache_bytes(pictures, teacher, image_size) - sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+    paths = [_path(folder, picture, teacher, image_size) for picture in pictures]
+    there = {path for path in paths if path is not None and path.is_file()}
+    needed = cache_bytes(pictures, teacher, image_size) - sum(path.stat().st_size for path in there)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InvalidInputError(
             f"{folder} may need {needed / 1e9:.1f} GB more and the disk has {free / 1e9:.1f}: "
             "put the cache elsewhere, or do without one."
         )
-    paths = [_path(folder, picture, teacher, image_size) for picture in pictures]
     mine = range(state.process_index, len(pictures), state.num_processes)
     for i in tqdm(mine, desc="teacher", unit="picture", disable=None if state.is_main_process else True):
         path = paths[i]

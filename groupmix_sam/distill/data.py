@@ -4,7 +4,9 @@ What a run's n-th sample is depends on the seed and on n alone, so that a run go
 processes share out what one would have seen.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,6 +38,8 @@ __all__ = [
 ]
 
 Maps = dict[str, Tensor]
+
+GRACE_SECONDS = 120.0  # more than a step takes
 
 
 @dataclass(frozen=True)
@@ -228,13 +232,17 @@ def sample_loader(samples: Samples, share: Share, workers: int) -> "DataLoader[M
 
 
 def pass_first_stop(_worker: int) -> None:
-    """Let a reading process live through the first SIGTERM or Ctrl-C.
+    """Let a reading process live on for a while after the first SIGTERM or Ctrl-C.
 
-    Schedulers and terminals send them to all processes; the training one then stops after a step, and ends the others.
+    Schedulers and terminals send them to all processes; the training one then stops after a step, and ends the others. One
+    that it cannot end any more, because it failed, ends by itself.
     """
 
     def note(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
+        last = threading.Timer(GRACE_SECONDS, os._exit, (1,))
+        last.daemon = True
+        last.start()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)

@@ -121,6 +121,14 @@ class Recipe:
         if phase.target == "masks" and (phase.crop or self.augmentation != "crop"):
             raise InvalidInputError(f"{phase}: masks need whole pictures, crop=0, and augmentation='crop'.")
 
+    def in_parts(self, parts: int) -> "Recipe":
+        """Return the recipe with each batch raised to the next that so many parts, processes say, can share out evenly."""
+        phases = []
+        for phase in self.phases:
+            multiple = parts * (self.crops_per_picture if phase.crop else 1)
+            phases.append(replace(phase, batch_size=-(-phase.batch_size // multiple) * multiple))
+        return replace(self, phases=tuple(phases))
+
     def continued(self) -> "Recipe":
         """Return the recipe for an encoder that is trained already: without the starts, and the hints that need them."""
         return replace(self, ridge_start=False, teacher_blocks=False, hint_weight=0.0)

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ import yaml
 from accelerate import Accelerator, PartialState
 from torch import nn
 
-from ..errors import InvalidInputError, MissingExtraError
+from ..errors import InvalidInputError, MissingExtraError, SaveError
 from ..pictures import Picture
 from ..weights import write_beside
 from .data import CachedPicture
@@ -194,17 +194,19 @@ class Log:
         if step and self.path.is_file():
             with self.path.open(newline="") as f:
                 rows = [row for row in csv.DictReader(f) if int(row["step"]) <= step]
-        self.file = self.path.open("w", newline="")
+        write_beside(self.path, lambda part: _write_rows(part, rows))
+        self.file = self.path.open("a", newline="")
         self.writer = csv.DictWriter(self.file, COLUMNS, restval="")
-        self.writer.writeheader()
-        self.writer.writerows(rows)
 
     def write(self, step: int, **values: float) -> None:
         """Add a row; the values are named as the columns."""
         if self.file is None:
             return
-        self.writer.writerow({"step": step} | {name: f"{value:.6g}" for name, value in values.items()})
-        self.file.flush()
+        try:
+            self.writer.writerow({"step": step} | {name: f"{value:.6g}" for name, value in values.items()})
+            self.file.flush()
+        except OSError as e:
+            raise SaveError(f"{self.path} cannot be written ({e}): free some space, and go on with --resume.") from e
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
@@ -214,9 +216,17 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         if self.file is not None:
-            self.file.close()
+            with suppress(OSError):  # what a full disk did not take, which has been told of
+                self.file.close()
         if self.board is not None:
             self.board.close()
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..encoders.config import STRIDE
-from ..errors import InvalidInputError, RunStoppedError
+from ..errors import InvalidInputError, RunStoppedError, SaveError
 from ..pictures import Picture
 from ..runtimes import keep_memory
 from ..weights import write_beside
@@ -122,8 +122,11 @@ def train_student(
         cast(Any, encoder).set_grad_checkpointing()
     if decoder is not None:
         decoder.to(accelerator.device)
-    feed = Feed(pictures, teacher, recipe, image_size, accelerator, options.accumulate)
+    feed = Feed(pictures, teacher, recipe, image_size, accelerator, options.accumulate, folder / "skipped.txt")
     resumed = record is not None and (folder / CHECKPOINT).is_file()
+    if not resumed and accelerator.is_main_process:
+        feed.skipped.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
     if not resumed:
         if recipe.teacher_blocks:
             start_from_teacher(encoder, teacher_weights or {})
@@ -147,7 +150,7 @@ def train_student(
         run = Run(accelerator, student, average, optimizer, objective, feed, record["steps"], held_out, folder, log, options)
         train(run, progress, stopped)
         score = finish(run)
-    return average.encoder, record | {"r2": score, "skipped": [str(pictures[i]) for i in sorted(feed.skipped)]}
+    return average.encoder, record | {"r2": score, "skipped": feed.read_skipped()}
 
 
 @dataclass
@@ -221,8 +224,9 @@ def steps_left(run: Run, step: int) -> Iterator[tuple[Phase, list[Maps]]]:
     first = 0
     for number, (phase, steps) in enumerate(zip(run.feed.recipe.phases, run.steps, strict=True)):
         done = max(0, step - first)
+        features_before = number > 0 and run.feed.recipe.phases[number - 1].target == "features"
         if done < steps:
-            if done == 0 and phase.target == "masks" and run.feed.recipe.ridge_finish:
+            if done == 0 and phase.target == "masks" and features_before and run.feed.recipe.ridge_finish:
                 finish_neck(run)
             run.student.train()
             if run.feed.part_size(phase) < 2:
@@ -310,7 +314,10 @@ class Objective:
 
 @dataclass
 class Feed:
-    """The pictures, as batches on the device with the teacher's maps. `skipped` are those that could not be read."""
+    """The pictures, as batches on the device with the teacher's maps.
+
+    `skipped` is a file of those that could not be read, a line each, which all processes add to, before a stop and after.
+    """
 
     pictures: Sequence[Picture] | Sequence[CachedPicture]
     teacher: Teacher
@@ -318,9 +325,7 @@ class Feed:
     image_size: int
     accelerator: Accelerator
     accumulate: int
-
-    def __post_init__(self) -> None:
-        self.skipped: set[int] = set()
+    skipped: Path
 
     def part_size(self, phase: Phase) -> int:
         """Return how many crops or pictures a process takes at a time."""
@@ -339,10 +344,23 @@ class Feed:
         samples = Samples(self.pictures, recipe, 0, self.image_size)
         yield from self._load(samples, Share(0, min(count, len(self.pictures)), 1, 1, 0, 1))
 
+    def _note_skipped(self, names: list[str]) -> None:
+        try:
+            with self.skipped.open("a", encoding="utf-8") as file:
+                file.writelines(f"{name}\n" for name in names)
+        except OSError as e:
+            raise SaveError(f"{self.skipped} cannot be written ({e}): free some space, and go on with --resume.") from e
+
+    def read_skipped(self) -> list[str]:
+        """Return the pictures that could not be read, each once."""
+        return sorted(set(self.skipped.read_text(encoding="utf-8").splitlines())) if self.skipped.is_file() else []
+
     def _load(self, samples: Samples, share: Share) -> Iterator[Maps]:
         device = self.accelerator.device
         for batch in sample_loader(samples, share, read_ahead(self.accelerator)):
-            self.skipped.update(batch.pop("skipped", torch.zeros(0)).long().tolist())
+            unread = batch.pop("skipped", torch.zeros(0)).long().tolist()
+            if unread:
+                self._note_skipped([str(self.pictures[i]) for i in unread])
             yield teach({name: m.to(device, non_blocking=True) for name, m in batch.items()}, self.teacher)
 
 
@@ -462,6 +480,13 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
             ours.copy_(theirs)
 
 
+def make_alike(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the first one's: BatchNorm's running statistics, and what came of them, differ a little."""
+    if accelerator.num_processes > 1:
+        for value in model.state_dict().values():
+            torch.distributed.broadcast(value, 0)
+
+
 def agreed(stopped: bool, accelerator: Accelerator) -> bool:
     """Return whether any process was told to stop, so that all of them do after the same step."""
     if accelerator.num_processes == 1:
@@ -481,6 +506,7 @@ def mean_losses(sums: dict[str, Any], accelerator: Accelerator) -> dict[str, flo
 
 def measure(run: Run, step: int) -> float:
     """Return the average's R2 on the first held-out pictures, draw the features of one, save the average."""
+    make_alike(run.average, run.accelerator)
     score = r2_score(run.average.encoder, run.held_out[:CHECK_PICTURES], run.feed.image_size, run.accelerator)
     if run.accelerator.is_main_process:
         picture = next(whole_pictures(run.held_out[:1], run.feed.image_size))
@@ -504,6 +530,7 @@ def measure(run: Run, step: int) -> float:
 def finish_neck(run: Run) -> None:
     """Fit the average's neck anew on whole pictures, and go on from the average."""
     fit_neck(run.average.encoder, run.feed.whole_pictures(FINISH_PICTURES), ridge=1e-5)
+    make_alike(run.average, run.accelerator)
     run.student.load_state_dict(run.average.state_dict())
 
 
@@ -512,6 +539,7 @@ def finish(run: Run) -> float:
     recipe, last = run.feed.recipe, sum(run.steps)
     if recipe.ridge_finish and recipe.phases[-1].target == "features":
         finish_neck(run)
+    make_alike(run.average, run.accelerator)
     score = r2_score(run.average.encoder, run.held_out, run.feed.image_size, run.accelerator)
     run.log.write(last, images=run.images(last), r2=score)
     if run.accelerator.is_main_process:

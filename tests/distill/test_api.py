@@ -108,11 +108,40 @@ def test_command_from_the_start_of_a_timm_backbone(mobile_sam, photos, tmp_path)
     assert len(list((out / "cache").glob("*.safetensors"))) == 1, "but for the picture that is held out"
 
 
+def test_epochs_take_the_place_of_a_recipes_minutes(monkeypatch, photos, mobile_sam, tmp_path):
+    """As in the recipe.yaml of a run by --minutes."""
+    asked = []
+    monkeypatch.setattr("groupmix_sam.distill.distill", lambda *args, **_: asked.append(args[3]))
+    (tmp_path / "recipe.yaml").write_text("minutes: 60\nepochs: 6\n")
+    for more in ([], ["--epochs", "3"], ["--minutes", "5"]):
+        run("distill", photos, "--teacher", mobile_sam, "--recipe", tmp_path / "recipe.yaml", *more)
+    assert [(recipe.minutes, recipe.epochs) for recipe in asked] == [(60, 6), (None, 3), (5, 6)]
+
+
+def test_command_in_two_processes(photos, mobile_sam, tmp_path):
+    """As the docs start it, of a recipe whose batches two cannot share: they are raised, and that is said."""
+    (tmp_path / "short.yaml").write_text(
+        "phases: [{crop: 64, batch_size: 3}, {crop: 0, batch_size: 1}]\nridge_finish: false\nepochs: 1\n"
+    )
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "groupmix_sam",
+        "distill", photos, "--teacher", mobile_sam, "--output", tmp_path / "run", "--recipe", tmp_path / "short.yaml",
+        "--encoder", "gmf_sam_test", "--image-size", str(SIZE),
+    ]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("batches of 3, 1 are raised to 4, 2, which 2 parts share evenly") == 1
+    found = build_sam_groupmix(tmp_path / "run" / "weights").image_encoder
+    trained = load_file(tmp_path / "run" / "encoder.safetensors")
+    assert all(torch.equal(value, trained[name]) for name, value in found.state_dict().items())
+
+
 def test_command_refuses_before_the_teacher_is_asked(photos, mobile_sam, tmp_path):
     for args, match in (
         (["--minutes", "1", "--epochs", "1"], "give one"),
         (["--recipe", "papers"], "did you mean paper"),
-        (["--accumulate", "3"], "a batch in 3 parts"),
+        (["--recipe", "continue"], "give --start"),
         (["--precision", "fp8"], "precision is 'fp8'"),
         (["--grad-checkpointing", "--encoder", "timm/hrnet_w18_small"], "timm/hrnet_w18_small has no gradient checkpointing"),
     ):

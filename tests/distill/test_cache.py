@@ -76,6 +76,8 @@ def test_a_damaged_shard_is_rebuilt(tmp_path, damage):
 
 def test_a_disk_that_is_too_small_is_told_before(tmp_path, photos, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    with (tmp_path / "of another set.safetensors").open("wb") as file:
+        file.truncate(10**9)  # which saves nothing
     with pytest.raises(InvalidInputError, match=r"may need 0\.0 GB more and the disk has 0\.0"):
         cache_features(find_pictures(photos), TiredTeacher(), tmp_path, SIZE)
 

@@ -1,4 +1,7 @@
 import io
+import signal
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -18,6 +21,27 @@ from .conftest import SIZE, PlainTeacher, paint
 
 def plain(crop, batch_size=2, **kwargs):
     return Recipe(phases=(Phase(1.0, crop, batch_size),), **kwargs)
+
+
+WORKER = """
+import os, signal, sys, time
+from groupmix_sam.distill import data
+data.GRACE_SECONDS = float(sys.argv[1])
+data.pass_first_stop(0)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(0.2)
+print("lives", flush=True)
+if len(sys.argv) > 2:
+    os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("args", "code"), [(["1"], 1), (["60", "again"], -signal.SIGTERM)])
+def test_a_worker_outlives_one_stop_but_not_for_ever(args, code):
+    """One that nobody ends any more ends by itself, and a second signal ends it at once."""
+    done = subprocess.run([sys.executable, "-c", WORKER, *args], capture_output=True, text=True, check=False, timeout=55)
+    assert (done.stdout, done.returncode) == ("lives\n", code)
 
 
 def test_find_pictures_in_a_folder(photos, tmp_path):
