@@ -43,7 +43,7 @@ def plain(picture: Path, box: list[float], checkpoint: str, size: int, count: in
     return count / (time.perf_counter() - start)
 
 
-def engine(folder: Path, prompts: Path, checkpoint: str, size: int, workers: int) -> tuple[float, float, int]:
+def engine(folder: Path, prompts: Path, checkpoint: str, size: int | None, workers: int) -> tuple[float, float, int]:
     """Return the pictures a second of a run, the seconds to its first part, and the bytes it wrote a picture."""
     with tempfile.TemporaryDirectory() as out:
         start = time.time()
@@ -84,7 +84,7 @@ def main() -> None:
                     shutil.copyfile(args.picture, folder / name)
                 prompts = folder / "prompts.csv"
                 prompts.write_text("picture,left,top,right,bottom\n" + "".join(f"{name},{args.box}\n" for name in names))
-                rate, start, written = engine(folder, prompts, checkpoint, size, workers)
+                rate, start, written = engine(folder, prompts, checkpoint, None if args.exported else size, workers)
                 rates[workers].append(rate)
                 starts.append(start)
     print(f"one plain process: {statistics.median(rates[0]):.2f} pictures/s")

@@ -227,9 +227,11 @@ def from_yolo(text: str, path: Path, size: tuple[int, int], categories: Sequence
     height, width = size
     things = []
     with _readable("YOLO file"):
-        for line in text.splitlines():
+        for line in filter(str.strip, text.splitlines()):
             category, *numbers = line.split()
             points = np.array(numbers, dtype=np.float64).reshape(-1, 2) * (width, height)
+            if len(points) < 3 or int(category) < 0:
+                raise ValueError(f"{line!r} is no class with a polygon of three points or more")  # a box, of detection
             things.append(Thing(encode_rle(fill_polygons([[points.tolist()]], size)), 1.0, categories[int(category)]))
     return AnnotatedPicture(path, size, things)
 

@@ -21,16 +21,17 @@ from uuid import uuid4
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from segment_anything.modeling import Sam
 from tqdm import tqdm
 
-from .deploy.predictor import Predictor, load_predictor, model_hash, read_config
+from .deploy.predictor import Predictor, model_hash, read_config
 from .errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError, SaveError
 from .images import decode_image
 from .pictures import SUFFIXES
 from .prompts import COLUMNS, Prompt, check_columns
 from .sam import build_sam_groupmix
 from .segment import everything, segment
-from .weights import is_exported
+from .weights import HUB_PREFIX, is_exported
 
 try:
     import pyarrow as pa
@@ -94,20 +95,30 @@ class Job:
         for name in ("grid", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}: give 1 or more.")
-        if is_exported(self.checkpoint) and (self.encoder is not None or self.image_size is not None):
+        for name in ("least_score", "least_stability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidInputError(f"{name} is {getattr(self, name)}: give a number from 0 to 1.")
+        if self.exported and (self.encoder is not None or self.image_size is not None):
             raise InvalidInputError(
                 f"{self.checkpoint} was exported, with its own encoder and size: leave out encoder and image_size."
             )
 
+    @property
+    def exported(self) -> bool:
+        """Whether the checkpoint is a folder that `groupmix-sam export` wrote."""
+        return is_exported(self.checkpoint)
+
+    def sam(self) -> Sam:
+        """Return the model, on the CPU: only CPUs are asked of Ray."""
+        return build_sam_groupmix(self.checkpoint, encoder=self.encoder, image_size=self.image_size)
+
     def predictor(self) -> Predictor:
         """Return what answers prompts."""
-        return load_predictor(self.checkpoint, encoder=self.encoder, image_size=self.image_size, threads=self.threads)
+        return Predictor(self.checkpoint, threads=self.threads) if self.exported else Predictor(self.sam())
 
     def model_hash(self) -> str:
         """Return the hash of the weights, which are looked for and checked."""
-        if is_exported(self.checkpoint):
-            return str(read_config(Path(self.checkpoint))["model_hash"])
-        return model_hash(build_sam_groupmix(self.checkpoint, encoder=self.encoder, image_size=self.image_size))
+        return str(read_config(Path(self.checkpoint))["model_hash"]) if self.exported else model_hash(self.sam())
 
 
 def batch(
@@ -135,7 +146,7 @@ def batch(
         source: The pictures' folder: a path, or a URI as pyarrow takes it, such as "s3://bucket/photos" or "fsspec+...://...".
         output: A folder to write to, alike.
         prompts: A table, see `read_prompts`; None for everything in all pictures, see `segment.everything`.
-        checkpoint: What `load_predictor` takes; each worker reads it.
+        checkpoint: What `deploy.load_predictor` takes; each worker reads it.
         encoder: Likewise.
         image_size: Likewise.
         grid: Of everything: so many points a side are asked about.
@@ -156,7 +167,7 @@ def batch(
         source=_absolute(source),
         output=_absolute(output),
         everything=prompts is None,
-        checkpoint=_absolute(checkpoint) if checkpoint != "default" and Path(checkpoint).exists() else checkpoint,
+        checkpoint=checkpoint if checkpoint == "default" or checkpoint.startswith(HUB_PREFIX) else _absolute(checkpoint),
         encoder=encoder,
         image_size=image_size,
         grid=grid,
@@ -464,7 +475,7 @@ def _prompt(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("x") is not None:
         points.append([float(row["x"]), float(row["y"])])
     box = row.get("box")
-    if row.get("left") is not None:
+    if any(row.get(side) is not None for side in SIDES):
         box = [row[side] for side in SIDES]
     labels = row.get("labels")
     labels = [1] * len(points) if labels is None else [int(label) for label in labels]

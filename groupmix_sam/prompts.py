@@ -99,6 +99,8 @@ def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
     prompts: dict[str, list[Prompt]] = {}
     for number, entry in enumerate(entries, 1):
         try:
+            if None in entry:  # where DictReader puts cells that have no column
+                raise ValueError("more cells than columns")
             name = str(entry["picture"])
             if name == EVERY and entries is content:  # only an object is meant for every picture
                 raise KeyError("picture")
@@ -138,7 +140,7 @@ def _prompt(entry: dict[str, Any]) -> Prompt:
     if entry.get("x") not in (None, ""):
         points.append([float(entry["x"]), float(entry["y"])])
     box = entry.get("box")
-    if entry.get("left") not in (None, ""):
+    if any(entry.get(side) not in (None, "") for side in ("left", "top", "right", "bottom")):
         box = [entry[side] for side in ("left", "top", "right", "bottom")]
     if not points and not box:
         raise KeyError("x")

@@ -48,20 +48,7 @@ def build_sam_groupmix(
         InvalidInputError: the image size cannot be used.
         WeightsError: the weights were not found, are damaged, or belong to another encoder.
     """
-    if encoder is None or image_size is None:
-        name: str | None = DEFAULT_ENCODER
-        size = IMAGE_SIZE
-        if checkpoint is not None and checkpoint != "default":
-            checkpoint = find_weights(checkpoint)
-            name, size = origin_of(*read_weights(checkpoint))
-        encoder = name if encoder is None else encoder
-        image_size = size if image_size is None else image_size
-        if encoder is None or encoder in SAM_VITS.values():
-            raise WeightsError(
-                f"{checkpoint} does not say which encoder it is for: pass encoder=."
-                if encoder is None
-                else f"{checkpoint} holds segment-anything's {encoder}: load it with its sam_model_registry."
-            )
+    checkpoint, encoder, image_size = _fill_in(checkpoint, encoder, image_size)
     if encoder not in (*ENCODERS, "gmf_sam_test") and not str(encoder).startswith(PREFIX):
         raise UnknownNameError.near("encoder", encoder, ENCODERS)
     image_size = check_img_size(image_size)
@@ -87,6 +74,22 @@ def build_sam_groupmix(
     if checkpoint is not None:
         load_weights(sam, checkpoint)
     return sam.eval()
+
+
+def _fill_in(
+    checkpoint: str | PathLike[str] | None, encoder: str | None, image_size: int | None
+) -> tuple[str | PathLike[str] | None, str, int]:
+    """Return the checkpoint, as a file if it had to be looked into, with the encoder and the image size that it is for."""
+    name: str | None = DEFAULT_ENCODER
+    size = IMAGE_SIZE
+    if (encoder is None or image_size is None) and checkpoint is not None and checkpoint != "default":
+        checkpoint = find_weights(checkpoint)
+        name, size = origin_of(*read_weights(checkpoint))
+    if encoder is None and name is None:
+        raise WeightsError(f"{checkpoint} does not say which encoder it is for: pass encoder=.")
+    if encoder is None and name in SAM_VITS.values():
+        raise WeightsError(f"{checkpoint} holds segment-anything's {name}: load it with its sam_model_registry.")
+    return checkpoint, str(name if encoder is None else encoder), size if image_size is None else image_size
 
 
 def create_encoder(name: str, image_size: int) -> nn.Module:

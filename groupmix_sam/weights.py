@@ -151,7 +151,12 @@ def find_weights(checkpoint: str | PathLike[str], encoder: str = DEFAULT_ENCODER
 
 def is_exported(checkpoint: str | PathLike[str]) -> bool:
     """Return whether `checkpoint` is a folder of `groupmix-sam export`, and none of weights; "default" is never a folder."""
-    return checkpoint != "default" and Path(checkpoint).is_dir() and not Path(checkpoint, FILE_NAME).is_file()
+    if checkpoint == "default" or not isinstance(checkpoint, (str, PathLike)):
+        return False
+    try:
+        return Path(checkpoint, "config.json").is_file() and not Path(checkpoint, FILE_NAME).is_file()
+    except OSError:  # a name that no file can have, or a folder that is not ours to read
+        return False
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -195,7 +200,7 @@ def origin_of(state_dict: dict[str, Tensor], metadata: dict[str, str]) -> tuple[
     elif name is None and patch is not None:
         name = SAM_VITS.get(patch.shape[0])
     size = metadata.get("image_size", "")
-    return name, int(size) if size.isdecimal() else IMAGE_SIZE
+    return name, int(size) if size.isdecimal() and len(size) < 6 else IMAGE_SIZE
 
 
 def download(repo: str) -> Path:

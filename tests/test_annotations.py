@@ -325,6 +325,13 @@ class TestYolo:
         (read,) = from_yolo(to_yolo(picture(mask), ["nut"], 0), Path("a.jpg"), (50, 60), ["nut"]).masks()
         assert np.array_equal(read, mask)
 
+    @pytest.mark.parametrize("line", ["0 0.5 0.5 0.2 0.2", "-1 0 0 1 0 1 1", "0"])
+    def test_what_is_no_polygon_is_refused(self, line):
+        """A box, which is what YOLO's files for detection have; a class that does not count from 0."""
+        with pytest.raises(InvalidInputError, match="YOLO file"):
+            from_yolo(f"0 0 0 1 0 1 1\n\n{line}\n", Path("a.jpg"), (50, 60), ["nut"])
+        assert len(from_yolo("0 0 0 1 0 1 1\n\n", Path("a.jpg"), (50, 60), ["nut"]).things) == 1
+
     def test_an_empty_mask_has_no_line(self):
         assert to_yolo(picture(np.zeros((5, 5), bool)), ["nut"]) == ""
 

@@ -216,6 +216,7 @@ def test_everything_is_what_one_process_finds(weights, tmp_path):
 
 def test_default_is_never_a_folder(tmp_path, monkeypatch):
     (tmp_path / "default").mkdir()
+    (tmp_path / "default" / "config.json").touch()
     monkeypatch.chdir(tmp_path)
     jobs = []
     monkeypatch.setattr(module, "_begin", lambda job, *_: jobs.append(job) or table())
@@ -280,6 +281,8 @@ def test_tables_refused(tmp_path, content, match):
 def test_what_cannot_be_run(weights, pictures, prompts, tmp_path, monkeypatch):
     with pytest.raises(InvalidInputError, match="threads is 0"):
         batch(pictures, tmp_path, threads=0, **weights)
+    with pytest.raises(InvalidInputError, match="least_score is 88: give a number from 0 to 1"):
+        batch(pictures, tmp_path, least_score=88, **weights)
     with pytest.raises(InvalidInputError, match="workers is 0"):
         batch(pictures, tmp_path, workers=0, **weights)
     with pytest.raises(WeightsError, match="there is no weights file"):
@@ -289,8 +292,11 @@ def test_what_cannot_be_run(weights, pictures, prompts, tmp_path, monkeypatch):
     with pytest.raises(InvalidInputError, match="gopher://x cannot be opened"):
         batch("gopher://x", tmp_path, **weights)
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(WeightsNotFoundError, match=r"there is no .*config\.json"):
+    with pytest.raises(WeightsNotFoundError, match=r"there is no weights file .*model\.safetensors"):
         batch(pictures, tmp_path / "out", prompts, checkpoint=str(pictures))
+    (tmp_path / "config.json").touch()
+    with pytest.raises(InvalidInputError, match="was exported, with its own encoder and size"):
+        batch(pictures, tmp_path / "out", prompts, checkpoint=str(tmp_path), image_size=512)
     with pytest.raises(SaveError, match="could not be written"):
         Folder(str(tmp_path / "file")).write("a", b"")
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -254,7 +254,8 @@ def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
     """It is `deploy.Predictor` that gets it."""
     sam = build_sam_groupmix(tiny[1])
     asked = []
-    fake = lambda folder, threads: asked.append(folder) or SamPredictor(sam)  # noqa: E731
+    (tmp_path / "config.json").touch()
+    fake = lambda folder: asked.append(folder) or SamPredictor(sam)  # noqa: E731
     monkeypatch.setattr("groupmix_sam.deploy.predictor.Predictor", fake)
     done = run("segment", line / "a.png", "--point", "20,20", "--checkpoint", tmp_path, "--output", tmp_path / "o.png")
     assert (done.exit_code, asked) == (0, [str(tmp_path)])
@@ -271,7 +272,10 @@ def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
         (["--point", "1,1", "--box", "1,1,5,5", "--box", "1,1,6,6"], "any of 2 boxes"),
         (["--point", "1,1", "--prompts", "p.csv"], "give one of them"),
         (["--prompts", "p.csv"], "none.png, which p.csv names, is not among the pictures"),
-        (["--point", "1,1", "--checkpoint", "line", "--image-size", "512"], "line was exported, with its own encoder and size"),
+        (["--point", "1,1", "--checkpoint", "out", "--image-size", "512"], "out was exported, with its own encoder and size"),
+        (["--point", "1,1", "--checkpoint", "line"], "there is no weights file line/model.safetensors"),
+        (["--point", "1,1", "--checkpoint", "x" * 300], "there is no weights file xxx"),
+        (["--point", "1,1", "--encoder", "vit_b"], "there is no encoder 'vit_b'"),
         (["no/*.png", "--point", "1,1"], "no file is like no/*.png"),
         (["line/a.jpg", "--point", "1,1"], "a_overlay.png would be both a.png's and a.jpg's"),
     ],
@@ -279,6 +283,8 @@ def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
 def test_segment_refuses(capsys, line, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.csv").write_text("picture,x,y\nnone.png,1,2\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").touch()
     assert message in failure(capsys, "segment", "line", *args)
 
 

@@ -37,12 +37,11 @@ MAIN = typer.main.get_command(app)
 OURS = MAIN.commands
 
 # What makes a command small. The files are untrained weights of `gmf_sam_test`.
-TINY = ["--checkpoint", "tiny.safetensors"]
 SMALL = {
-    "adapt": [*TINY, "--minutes", "0.001", "--cache", "teacher"],
+    "adapt": ["--minutes", "0.001", "--cache", "teacher"],
     "distill": ["--encoder", "gmf_sam_test", "--minutes", "0.001", "--cache", "teacher"],
     "encoders": ["--encoder", "resnet18", "--epochs", "1", "--image-size", "64", "--batch-size", "4", "--workers", "0"],
-    "evaluate": [*TINY, "--image-size", "256", "--limit", "1"],
+    "evaluate": ["--image-size", "256", "--limit", "1"],
     "everything": ["--grid", "2", "--image-size", "256"],
     "profile": ["gmf_sam_test", "--image-size", "64", "--rounds", "0"],
     "segment": ["--image-size", "256"],
@@ -157,11 +156,11 @@ DONE: set[tuple[str, ...]] = set()
 def run(desk, words):
     """Run a command of ours at the desk, made small; once."""
     arguments = [*words[1:], *SMALL.get(words[1], [])]
+    if words[1] in ("adapt", "evaluate") and "--checkpoint" not in words:
+        arguments += ["--checkpoint", "tiny.safetensors"]
     for given, more in ALSO.items():
         if given in words and not (given == "--grid" and words[1] == "everything"):
             arguments += more
-            if given.startswith("runs/") and words[1] != "distill":  # which has them as its --start
-                arguments += ["--checkpoint", given]
     if tuple(arguments) in DONE:
         return
     DONE.add(tuple(arguments))

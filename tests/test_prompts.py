@@ -31,6 +31,8 @@ def test_prompts_from_json(tmp_path):
         ("p.csv", "picture,x,y\na.jpg,1,2\na.jpg,1,z\n", "prompt 2 of"),
         ("p.csv", "picture,x,y\n,1,2\n", "prompt 1 of"),
         ("p.csv", "picture,left,top,right,bottom\na.jpg,1,2,3,\n", "prompt 1 of"),
+        ("p.csv", "picture,x,y\na.jpg,170,16,420,312\n", "prompt 1 of"),
+        ("p.csv", "picture,x,y,left,top,right,bottom\na.jpg,1,2,,3,4,5\n", "prompt 1 of"),
         ("p.json", "{", "cannot be read"),
         ("p.json", '[{"picture": "a.jpg"}]', "prompt 1 of"),
         ("p.json", '[{"picture": "a.jpg", "points": [[1, 2]], "labels": []}]', "prompt 1 of"),

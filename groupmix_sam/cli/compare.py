@@ -34,8 +34,9 @@ def compare(
         raise InvalidInputError("models need pictures and prompts: give --pictures and --prompts-file, or results alone.")
     else:
         results = predict_results([load_model(source) for source in sources], pictures, prompts_file)
-    prompt = prompt or results[0].rows[0]["prompt"]
-    assert prompt is not None
+    if not results[0].rows:
+        raise InvalidInputError(f"{sources[0]} has no mask for any of the prompts: there is nothing to compare.")
+    prompt = prompt or str(results[0].rows[0]["prompt"])
     chosen = pick_pictures(results[0], prompt, pick, rows, seed)
     heads, cells = draw_cells(results, chosen, prompt, pictures)
     save_png(heads, cells, output)

@@ -27,10 +27,12 @@ def encoders(
     """
     from ..evaluate.encoders import PAPER, Settings, encoder_table, plot, train_encoders
     from ..evaluate.tables import table
+    from ..weights import write_beside
 
     settings = Settings(epochs=epochs, image_size=image_size, batch_size=batch_size, lr=lr, seed=seed)
     log = train_encoders(encoder or list(PAPER), data, output, settings, workers)
-    (output / "table.md").write_text(table(encoder_table(log), "markdown") + "\n", encoding="utf-8")
+    text = table(encoder_table(log), "markdown") + "\n"
+    write_beside(output / "table.md", lambda part: part.write_text(text, encoding="utf-8"))
     plot(log, output / "curves.png")
     typer.echo(table(encoder_table(log)))
     typer.echo(f"wrote log.csv, table.md and curves.png into {output}; the paper's figures are of its own, private pictures")

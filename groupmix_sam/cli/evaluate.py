@@ -77,9 +77,12 @@ def evaluate(
     task: Task
     if detections is not None:
         from ..evaluate.detections import Detections, average_precision
+        from ..evaluate.summary import result_name
 
         task = Detections(detections, file, folder, protocol, limit)
-    elif prompts_file or grid is not None:
+    elif prompts_file is not None and grid is not None:
+        raise InvalidInputError("--prompts-file and --grid both say what is asked: give one of them.")
+    elif prompts_file is not None or grid is not None:
         if not reference:
             raise InvalidInputError("without labels a reference is needed: give --reference, a model's weights.")
         judge = evaluation.load_model(reference, resize=protocol.resize)
@@ -111,7 +114,10 @@ def evaluate(
     if result is None:
         return  # another process has still to finish, and prints
     if detections is not None:
-        typer.echo(", ".join(f"{name} {value:.3f}" for name, value in average_precision(result, file).items()))
+        results = [evaluation.load_result(reference)] if reference else []
+        for found in (*results, result):
+            ap = ", ".join(f"{name} {value:.3f}" for name, value in average_precision(found, file).items())
+            typer.echo(f"{result_name(found)}: {ap}" if reference else ap)
         typer.echo(f"wrote {output}")
         return
     against = evaluation.load_result(reference) if reference else None

@@ -16,7 +16,7 @@ def stream(
     prompts: Annotated[Path | None, typer.Option(help="The same as JSON: boxes, or points with labels.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Write masks, a line of JSON a frame, as run lengths.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a video with the masks drawn, .mp4 or .avi.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Stop after so many frames.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after so many frames.", min=1)] = None,
     checkpoint: Model = "default",
     encoder: Encoder = None,
     image_size: ImageSize = None,

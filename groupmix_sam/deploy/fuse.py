@@ -37,13 +37,16 @@ CHUNK = 1024
 def fuse(encoder: nn.Module) -> GroupMixFormer:
     """Return a copy of a GroupMixFormer for inference, in eval mode: the same to 1e-4 of the largest output, and faster.
 
-    It takes the encoder's place in a Sam. It cannot be trained, and its weights have no names that anything else loads.
+    It takes the encoder's place in a Sam. It cannot be trained, and its weights have no names that anything else loads. Of one
+    that is fused already it is but a copy.
 
     Raises:
         InvalidInputError: not a GroupMixFormer, or one whose heads lie across segments.
     """
     if not isinstance(encoder, GroupMixFormer):
         raise InvalidInputError(f"a {type(encoder).__name__} cannot be fused: give one of the gmf_sam_ encoders.")
+    if isinstance(encoder.stem, nn.Sequential):
+        return deepcopy(encoder)
     original = next(encoder.parameters())
     # In fp64, so that folding rounds once; on the CPU, as Apple's MPS has no fp64.
     fused = deepcopy(encoder).eval().requires_grad_(False).cpu().double()

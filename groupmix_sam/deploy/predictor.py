@@ -224,6 +224,7 @@ class Predictor:
         """Return a picture's embedding, 1 x 256 x S/16 x S/16."""
         if not self._features:
             raise NoImageError("an image must be set with set_image() to have an embedding.")
+        self._check_index(index)
         return self._features[index]
 
     def save_embedding(self, path: str | PathLike[str]) -> Path:
@@ -275,6 +276,10 @@ class Predictor:
             self._hash = model_hash(self._sam)
         return self._hash
 
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < len(self._features):
+            raise InvalidInputError(f"index is {index}: there are {len(self._features)} pictures, counted from 0.")
+
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         scale = self.image_size / max(height, width)
         return int(height * scale + 0.5), int(width * scale + 0.5)
@@ -300,8 +305,7 @@ class Predictor:
         """Return all four masks' logits and scores for each prompt, and the labels as the decoder takes them."""
         if not self._features:
             raise NoImageError("an image must be set with set_image() before masks are predicted.")
-        if not 0 <= index < len(self._features):
-            raise InvalidInputError(f"index is {index}: there are {len(self._features)} pictures, counted from 0.")
+        self._check_index(index)
         size = self._sizes[index]
         if mask_input is not None and np.size(mask_input) and point_coords is point_labels is boxes is None:
             points = np.zeros((*np.shape(mask_input)[:1], 0, 2), dtype=np.float32)  # a mask alone says what is meant
@@ -353,7 +357,6 @@ def load_predictor(
     *,
     encoder: str | None = None,
     image_size: int | None = None,
-    threads: int | None = None,
 ) -> Predictor:
     """Return a predictor by the name of its model: weights in PyTorch, on the GPU if there is one, or an exported folder.
 
@@ -361,7 +364,6 @@ def load_predictor(
         checkpoint: What `build_sam_groupmix` takes, or a folder that `groupmix-sam export` wrote.
         encoder: As for `build_sam_groupmix`; not of an exported folder, which has its own.
         image_size: Likewise.
-        threads: Of an exported folder's runtime, see `Predictor`.
 
     Raises:
         GroupMixSamError: one of those that `build_sam_groupmix` and `Predictor` raise.
@@ -371,7 +373,7 @@ def load_predictor(
         return Predictor(sam.to("cuda" if torch.cuda.is_available() else "cpu"))
     if encoder is not None or image_size is not None:
         raise InvalidInputError(f"{checkpoint} was exported, with its own encoder and size: leave out encoder and image_size.")
-    return Predictor(checkpoint, threads=threads)
+    return Predictor(checkpoint)
 
 
 def model_hash(sam: Sam) -> str:

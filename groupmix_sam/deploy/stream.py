@@ -214,20 +214,26 @@ class Clock:
 
 
 class _Output(ABC):
-    """A file that is written beside its name and takes it when closed, also after an error: what was seen is kept."""
+    """A file that is written beside its name and takes it when closed, also after an error: what was seen is kept.
+
+    After an error before the first frame nothing was seen, and a file of that name stays as it was.
+    """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
         if self.path.is_dir() or not self.path.parent.is_dir():
             raise InvalidInputError(f"cannot write {self.path}: give a file in a folder that exists.")
         self.part = self.path.with_name(f".{os.getpid()}.part.{self.path.name}")
+        self.frames = 0
 
     def __enter__(self) -> Any:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-        if self.part.exists():
+        if error is not None and self.frames == 0:
+            self.part.unlink(missing_ok=True)
+        elif self.part.exists():
             os.replace(self.part, self.path)
 
     @abstractmethod
@@ -240,7 +246,10 @@ class MaskFile(_Output):
 
     def __init__(self, path: str | PathLike[str]) -> None:
         super().__init__(path)
-        self._file = self.part.open("w", encoding="utf-8")
+        try:
+            self._file = self.part.open("w", encoding="utf-8")
+        except OSError as e:
+            raise SaveError(f"{self.path} cannot be written ({e}): give a file in a folder of yours.") from e
 
     def write(self, result: Result) -> None:
         """Add a frame."""
@@ -254,6 +263,7 @@ class MaskFile(_Output):
             print(json.dumps(record), file=self._file, flush=True)  # so that a disk that is full is told of here
         except OSError as e:
             raise SaveError(f"{self.path} cannot be written ({e}): free some space; the frames before are kept.") from e
+        self.frames += 1
 
     def close(self) -> None:
         with suppress(OSError):  # what a full disk did not take, which has been told of
@@ -282,6 +292,7 @@ class Overlay(_Output):
                 raise InvalidInputError(f"OpenCV cannot write {self.path}: give a name that ends in .avi.")
         drawn = draw_masks(result.frame[:, :, ::-1], list(result.masks))
         self._writer.write(np.asarray(drawn)[:, :, ::-1])
+        self.frames += 1
 
     def close(self) -> None:
         if self._writer is not None:
@@ -289,7 +300,10 @@ class Overlay(_Output):
 
 
 def read_prompts(path: str | PathLike[str]) -> Prompts:
-    """Read prompts for every frame: JSON, `boxes`, P x 4, or `points`, P x N x 2, with `labels`, P x N, or both."""
+    """Read prompts for every frame: JSON, `boxes`, P x 4, or `points`, P x N x 2, with `labels`, P x N, or both.
+
+    Prompts of fewer points than others are filled up with points that are none, label -1, as SAM fills up its own.
+    """
     prompts = read_prompts_file(path).get(EVERY, [])
     boxes = [prompt.box for prompt in prompts if prompt.box is not None]
     if not prompts or len(boxes) not in (0, len(prompts)):

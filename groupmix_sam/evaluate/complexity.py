@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import groupmix_sam  # noqa: F401  registers the encoders in timm
 
-from ..errors import InvalidInputError, MissingExtraError, UnknownNameError
+from ..errors import InvalidInputError, MissingExtraError, RuntimeUnavailableError, UnknownNameError
 
 try:
     with warnings.catch_warnings():
@@ -74,8 +74,14 @@ def measure_costs(
     Raises:
         UnknownNameError: there is no such encoder.
         InvalidInputError: an encoder does not take pictures of this size.
+        RuntimeUnavailableError: there is no such device here.
     """
-    x = torch.randn(1, 3, image_size, image_size, device=device)
+    if image_size < 1:
+        raise InvalidInputError(f"the image size is {image_size}: give a positive number of pixels.")
+    try:
+        x = torch.randn(1, 3, image_size, image_size, device=device)
+    except (AssertionError, RuntimeError) as e:  # AssertionError: PyTorch without CUDA
+        raise RuntimeUnavailableError(f"the device {device!r} cannot be used ({e}): use 'cpu', or another machine.") from e
     models, costs = {}, {}
     for name in names:
         if not timm.is_model(name):

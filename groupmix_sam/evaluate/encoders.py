@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -42,6 +42,8 @@ try:
     from vit_pytorch.vit import ViT
 except ImportError as e:
     raise MissingExtraError.of("vit_pytorch", "encoders") from e
+
+T = TypeVar("T")
 
 __all__ = ["PAPER", "Epoch", "Settings", "build_encoder", "encoder_table", "plot", "read_log", "train_encoders"]
 
@@ -168,7 +170,7 @@ def train_encoders(names: Sequence[str], data: Path, output: Path, settings: Set
     make_folder(output)
     record = {**asdict(settings), "classes": classes, "train": len(train), "val": len(val)}
     file = output / "settings.json"
-    if file.exists() and json.loads(file.read_text(encoding="utf-8")) != record:
+    if file.exists() and _read(file, lambda: json.loads(file.read_text(encoding="utf-8"))) != record:
         raise InvalidInputError(f"{output} was made with other settings or data, see {file}: give another output.")
     _write(file, json.dumps(record, indent=2))
     done = [epoch for epoch in read_log(output) if epoch.epoch <= settings.epochs]
@@ -189,13 +191,25 @@ def train_encoders(names: Sequence[str], data: Path, output: Path, settings: Set
 
 def read_log(output: Path) -> list[Epoch]:
     """Return the lines of `log.csv`, none if there is none."""
-    if not (output / "log.csv").exists():
+    path = output / "log.csv"
+    if not path.exists():
         return []
-    with (output / "log.csv").open(newline="", encoding="utf-8") as file:
-        return [
-            Epoch(row.pop("encoder"), int(row.pop("epoch")), **{key: float(value) for key, value in row.items()})
-            for row in csv.DictReader(file)
-        ]
+
+    def read() -> list[Epoch]:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [
+                Epoch(row.pop("encoder"), int(row.pop("epoch")), **{key: float(value) for key, value in row.items()})
+                for row in csv.DictReader(file)
+            ]
+
+    return _read(path, read)
+
+
+def _read(path: Path, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise InvalidInputError(f"{path} cannot be read ({e}): give another output, or remove it to begin again.") from e
 
 
 def encoder_table(log: Sequence[Epoch]) -> list[list[str]]:
@@ -226,7 +240,7 @@ def plot(log: Sequence[Epoch], path: Path) -> None:
             axes.plot([e.epoch for e in lines], [getattr(e, what) for e in lines], style, label=name)
         axes.set(title=what.replace("_", " "), xlabel="epoch")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
-    figure.savefig(path, format="png")
+    write_beside(path, lambda part: figure.savefig(part, format="png"))
 
 
 class _Pictures(Dataset[tuple[Tensor, int]]):

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InvalidInputError, UnknownNameError
 from ..images import draw_masks, read_image
+from ..weights import write_beside
 from .agreement import Agreement
 from .labelled import Row, decode
 from .models import Model
@@ -124,7 +125,7 @@ def save_png(heads: Sequence[str], cells: Sequence[Sequence[Cell]], path: str | 
             out.paste(_fit(cell.image, width), (MARGIN + column * (width + MARGIN), y))
             write(column, y + height - LINE - MARGIN, cell.caption)
         y += height
-    out.save(path, format="PNG")
+    write_beside(Path(path), lambda part: out.save(part, format="PNG"))
 
 
 def save_html(heads: Sequence[str], cells: Sequence[Sequence[Cell]], path: str | PathLike[str], width: int = 640) -> None:
@@ -134,7 +135,8 @@ def save_html(heads: Sequence[str], cells: Sequence[Sequence[Cell]], path: str |
         lines.append("<tr>" + "".join(f"<td>{_img(cell, width)}<br>{html.escape(cell.caption)}</td>" for cell in row) + "</tr>")
     style = "body{font:14px sans-serif}td{vertical-align:top}th{position:sticky;top:0;background:#fff}img{max-width:100%}"
     head = f'<!doctype html><meta charset="utf-8"><title>groupmix-sam compare</title><style>{style}</style>'
-    Path(path).write_text("\n".join([head, "<table>", *lines, "</table>", ""]), encoding="utf-8")
+    page = "\n".join([head, "<table>", *lines, "</table>", ""])
+    write_beside(Path(path), lambda part: part.write_text(page, encoding="utf-8"))
 
 
 def _img(cell: Cell, width: int) -> str:

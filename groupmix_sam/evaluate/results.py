@@ -214,6 +214,7 @@ def _versions() -> dict[str, str]:
         "segment-anything",
         "segment-anything-py",
         "pycocotools",
+        "faster-coco-eval",
         "numpy",
         "scipy",
         "pillow",

@@ -120,6 +120,15 @@ def test_other_encoders_are_refused(name):
         fuse(timm.create_model(name))
 
 
+def test_fused_again_is_a_copy():
+    """So that a Sam with a fused encoder can be given to a Predictor, which fuses."""
+    encoder = fuse(timm.create_model("gmf_sam_test"))
+    again = fuse(encoder)
+    x = torch.rand(1, 3, 64, 96)
+    assert again is not encoder
+    assert torch.equal(again(x), encoder(x))
+
+
 def test_heads_across_segments_are_refused():
     model = timm.create_model("gmf_sam_test", embed_dims=(30, 30, 30, 30), num_heads=6)
     with pytest.raises(InvalidInputError, match="multiple of 4"):

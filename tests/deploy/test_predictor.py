@@ -210,6 +210,13 @@ def test_embeddings_of_others_are_refused(predictor, tmp_path):
     assert np.array_equal(predictor.predict(**PROMPTS["box"])[2], before)
 
 
+def test_no_such_picture(predictor):
+    predictor.set_image(draw())
+    for call in (lambda: predictor.predict(**PROMPTS["box"], index=1), lambda: predictor.get_image_embedding(1)):
+        with pytest.raises(InvalidInputError, match="index is 1: there are 1 pictures"):
+            call()
+
+
 def test_no_image(predictor):
     predictor.set_image(draw())
     assert predictor.is_image_set

@@ -232,6 +232,15 @@ def test_outputs_take_their_names_in_the_end(tmp_path, kind):
     assert [p.name for p in tmp_path.iterdir()] == ["out.avi"]
 
 
+@pytest.mark.parametrize("kind", [MaskFile, Overlay])
+def test_an_error_before_the_first_frame_leaves_what_was_there(tmp_path, kind):
+    path = tmp_path / "out.avi"
+    path.write_bytes(b"of yesterday")
+    with pytest.raises(RuntimeError, match="no camera"), kind(path):
+        raise RuntimeError("no camera")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("out.avi", b"of yesterday")]
+
+
 def test_overlay_shows_the_mask(tmp_path):
     masks = np.zeros((1, 90, 120), bool)
     masks[0, 20:60, 30:80] = True

@@ -75,6 +75,7 @@ def test_agreement(data, weights, tmp_path):
         (["DATA/images"], "images has no labels, there is no annotations.json in it: add --reference and --grid"),
         (["DATA/images", "--annotations", "nowhere.json"], "nowhere.json cannot be read as JSON"),
         (["DATA/images", "--grid", "3"], "without labels a reference is needed"),
+        (["DATA/images", "--grid", "3", "--prompts-file", "p.csv"], "both say what is asked"),
         (["DATA", "--prompt", "circle"], "the prompt is 'circle'"),
     ],
 )

@@ -7,7 +7,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from groupmix_sam.cli import app
-from groupmix_sam.errors import InvalidInputError, UnknownNameError
+from groupmix_sam.errors import InvalidInputError, RuntimeUnavailableError, UnknownNameError
 from groupmix_sam.evaluate.complexity import cost_table, measure_costs, peak_mib
 from groupmix_sam.evaluate.tables import table
 
@@ -67,8 +67,12 @@ def test_what_is_wrong_is_said():
         measure_costs(["gmf_sam_tset"])
     with pytest.raises(InvalidInputError, match="vit_tiny_patch16_224 does not take pictures of 100 pixels"):
         measure_costs(["vit_tiny_patch16_224"], 100)
+    with pytest.raises(RuntimeUnavailableError, match="the device 'nowhere' cannot be used"):
+        measure_costs(["gmf_sam_test"], 64, device="nowhere")
     with pytest.raises(InvalidInputError, match="multiples of 16"):
         measure_costs(["gmf_sam_test"], 100)
+    with pytest.raises(InvalidInputError, match="the image size is -16"):
+        measure_costs(["gmf_sam_test"], -16)
 
 
 def test_command(tmp_path):

@@ -14,7 +14,7 @@ from groupmix_sam.cli import app
 from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.evaluate import Model, Protocol, evaluate, load_result
 from groupmix_sam.evaluate.detections import Detections, average_precision
-from groupmix_sam.weights import save_weights
+from groupmix_sam.weights import save_weights, sha256
 
 from .pictures import PlainPredictor, draw_dataset
 
@@ -85,6 +85,8 @@ def test_command(data, tmp_path):
     assert done.exit_code == 0
     ap = average_precision(load_result(tmp_path / "r.json"), data / "annotations.json")
     assert done.stdout.startswith(f"AP {ap['AP']:.3f}, AP50 {ap['AP50']:.3f}")
+    other = CliRunner().invoke(app, [*map(str, args[:-1]), str(tmp_path / "s.json"), "--reference", str(weights)])
+    assert other.stdout.count(f"gmf_sam_test ({sha256(weights)[:8]}): AP {ap['AP']:.3f}, AP50") == 2
     with pytest.raises(InvalidInputError, match="compare their AP"):
         CliRunner().invoke(app, ["evaluate", "--compare", *[str(tmp_path / "r.json")] * 2], catch_exceptions=False)
 

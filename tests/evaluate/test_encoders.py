@@ -156,3 +156,7 @@ def test_command(data, tmp_path):
         assert curves.width > 500
     with pytest.raises(InvalidInputError, match="made with other settings"):
         CliRunner().invoke(app, [*args, "--seed", "1"], catch_exceptions=False)
+    for name, content in (("log.csv", "encoder,epoch,seconds\nCCT,one,2\n"), ("settings.json", "{")):
+        (out / name).write_text(content)
+        with pytest.raises(InvalidInputError, match=rf"{name} cannot be read .* remove it to begin again"):
+            CliRunner().invoke(app, args, catch_exceptions=False)
