@@ -21,7 +21,7 @@ def evaluate(
         str | None, typer.Option(help="A registered encoder, or vit_b, vit_l, vit_h; else what the weights say.")
     ] = None,
     image_size: ImageSize = None,
-    preset: Annotated[str, typer.Option(help="'sam', or 'nanosam': as NanoSAM's and the paper's figures are made.")] = "sam",
+    preset: Annotated[str, typer.Option(help="'sam', or 'nanosam': NanoSAM's way, and the paper's as we read it.")] = "sam",
     prompt: Annotated[
         list[str] | None, typer.Option(help="box, point, random-point or clicks-N; may be given again. Replaces the preset's.")
     ] = None,
@@ -51,7 +51,7 @@ def evaluate(
 ) -> None:
     """Measure a model's masks on COCO-format labels, or against a reference model's on pictures without labels.
 
-    A run that was killed goes on when started again. Several processes: accelerate launch $(which groupmix-sam) evaluate ...
+    A run that was killed goes on when started again. In several processes: torchrun --nproc-per-node 2 -m groupmix_sam ...
 
         groupmix-sam evaluate DATA --reference mobile_sam.pt
         groupmix-sam evaluate photos/ --reference mobile_sam.pt --grid 16

@@ -72,7 +72,7 @@ def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
         session = gr.State(Session(), time_to_live=SESSION_SECONDS)
         gr.Markdown(EXPLANATION)
         with gr.Row():
-            with gr.Column(scale=5, min_width=480):
+            with gr.Column(scale=5, min_width=320):
                 with gr.Row():
                     picture = gr.Image(
                         label="Picture",

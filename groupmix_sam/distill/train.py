@@ -85,7 +85,8 @@ def train_student(
     """Train an encoder to give the teacher's features; return it with the averaged weights, and the record of the run.
 
     Writes into `folder`: `recipe.yaml`, `run.yaml` (what it is run on), `log.csv`, `checkpoint.safetensors`, `features/` and
-    `features.png` (teacher and student side by side at each check), `encoder.safetensors` (the average).
+    `features.png` (teacher and student side by side at each check), `encoder.safetensors` (the average), and `skipped.txt` if
+    a picture could not be read.
 
     Args:
         encoder: A SAM encoder of this package; turn the recipe's starts off if it is trained already.

@@ -257,6 +257,20 @@ def test_a_click_shows_what_sam_predictor_says(visitor, expected):
     visitor.says("Start with a picture")
 
 
+def test_a_phone_has_room_for_it(browser, url, expected):
+    """Nothing lies beyond the edge, and a tap is where the finger is."""
+    visitor = Visitor(browser, url, viewport={"width": 390, "height": 844})
+    visitor.give(COFFEE)
+    visitor.says("Click on what you want.")
+    visitor.click(*SPOON)
+    mask, scores = best(expected, point_coords=np.array([SPOON]), point_labels=np.array([1]))
+    visitor.covers(mask)
+    visitor.scored(scores)
+    assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 390
+    visitor.screenshot("demo_phone")
+    visitor.close()
+
+
 def test_a_box_is_two_clicks_and_models_are_switched(visitor, expected, sam, exported):
     visitor.give(COFFEE)
     visitor.says("Click on what you want.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -119,19 +120,26 @@ def test_epochs_take_the_place_of_a_recipes_minutes(monkeypatch, photos, mobile_
 
 
 def test_command_in_two_processes(photos, mobile_sam, tmp_path):
-    """As the docs start it, of a recipe whose batches two cannot share: they are raised, and that is said."""
+    """As the docs start it, of a recipe whose batches two cannot share: they are raised, and that is said.
+
+    What either process cannot read is named once.
+    """
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    (folder / "z.png").write_bytes(b"no picture")
     (tmp_path / "short.yaml").write_text(
         "phases: [{crop: 64, batch_size: 3}, {crop: 0, batch_size: 1}]\nridge_finish: false\nepochs: 1\n"
     )
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "groupmix_sam",
-        "distill", photos, "--teacher", mobile_sam, "--output", tmp_path / "run", "--recipe", tmp_path / "short.yaml",
-        "--encoder", "gmf_sam_test", "--image-size", str(SIZE),
+        "distill", folder, "--teacher", mobile_sam, "--output", tmp_path / "run", "--recipe", tmp_path / "short.yaml",
+        "--encoder", "gmf_sam_test", "--image-size", str(SIZE), "--no-cache",
     ]  # fmt: skip
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("batches of 3, 1 are raised to 4, 2, which 2 parts share evenly") == 1
+    assert done.stderr.count(f"skipped, it cannot be read or is too narrow: {folder / 'z.png'}") == 1
+    assert (tmp_path / "run" / "skipped.txt").read_text().splitlines().count(str(folder / "z.png")) >= 1
     found = build_sam_groupmix(tmp_path / "run" / "weights").image_encoder
     trained = load_file(tmp_path / "run" / "encoder.safetensors")
     assert all(torch.equal(value, trained[name]) for name, value in found.state_dict().items())
