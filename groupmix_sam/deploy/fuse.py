@@ -45,7 +45,7 @@ def fuse(encoder: nn.Module) -> GroupMixFormer:
     """
     if not isinstance(encoder, GroupMixFormer):
         raise InvalidInputError(f"a {type(encoder).__name__} cannot be fused: give one of the gmf_sam_ encoders.")
-    if isinstance(encoder.stem, nn.Sequential):
+    if not any(isinstance(module, PatchEmbed) for module in encoder.modules()):
         return deepcopy(encoder)
     original = next(encoder.parameters())
     # In fp64, so that folding rounds once; on the CPU, as Apple's MPS has no fp64.
