@@ -5,7 +5,7 @@
     python examples/worker_hands.py frame.jpg --hand 310,240 --hand 120,260
 
 For every picture it writes NAME_hands.png into --output, and for all of them hands.csv, a line a hand: `picture,x,y`, which
-`groupmix-sam evaluate --prompts-file` and `groupmix-sam compare --prompts-file` take (the paper's Table 3 and Figure 4).
+`groupmix-sam evaluate --prompts` and `groupmix-sam compare --prompts` take (the paper's Table 3 and Figure 4).
 
 Hands are found by mediapipe's hand landmarks. Its wheel of version 0.10.21 has the models in it (newer ones fetch them), needs
 Python 3.12 or older, and brings NumPy 1: give it an environment of its own. Without it, --hand says where the hands are, and

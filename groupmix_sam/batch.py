@@ -39,7 +39,7 @@ try:
 except ImportError as e:
     raise MissingExtraError.of("pyarrow", "ray") from e
 
-__all__ = ["MASKS", "Totals", "batch", "read_prompts"]
+__all__ = ["MASKS", "Totals", "batch", "read_prompt_table"]
 
 FORMAT_VERSION = 1
 # One prompt: points in pixels, x before y; their labels, 1 or 0; left, top, right and bottom of a box, or null.
@@ -145,7 +145,7 @@ def batch(
     Args:
         source: The pictures' folder: a path, or a URI as pyarrow takes it, such as "s3://bucket/photos" or "fsspec+...://...".
         output: A folder to write to, alike.
-        prompts: A table, see `read_prompts`; None for everything in all pictures, see `segment.everything`.
+        prompts: A table, see `read_prompt_table`; None for everything in all pictures, see `segment.everything`.
         checkpoint: What `deploy.load_predictor` takes; each worker reads it.
         encoder: Likewise.
         image_size: Likewise.
@@ -190,7 +190,7 @@ def batch(
     return totals
 
 
-def read_prompts(path: str | PathLike[str]) -> dict[str, list[dict[str, Any]]]:
+def read_prompt_table(path: str | PathLike[str]) -> dict[str, list[dict[str, Any]]]:
     """Return a table's prompts in pixels, by picture: "points", "labels" and "box" each.
 
     A row is a prompt: `picture`, its path below the folder; and `x` and `y`, or `left`, `top`, `right` and `bottom`, or all.
@@ -380,7 +380,7 @@ def _clean(place: Folder) -> set[str]:
 def _list(job: Job, prompts: str | PathLike[str] | None) -> pa.Table:
     """Return the pictures that a table names, in its order, or all that are in the source, sorted."""
     if prompts is not None:
-        found = read_prompts(prompts)
+        found = read_prompt_table(prompts)
         return pa.table({"picture": list(found), "prompts": list(found.values())}, schema=PICTURES)
     try:
         names = sorted(name for name in Folder(job.source).names() if Path(name).suffix.lower() in SUFFIXES)
@@ -486,7 +486,7 @@ def _prompt(row: dict[str, Any]) -> dict[str, Any]:
 
 def _prompts_hash(path: str | PathLike[str]) -> str:
     """Return what tells a table from another: its prompts, however they are written."""
-    return hashlib.sha256(json.dumps(read_prompts(path)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(read_prompt_table(path)).encode()).hexdigest()
 
 
 def _parquet(table: pa.Table) -> bytes:

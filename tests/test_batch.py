@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from groupmix_sam import batch as module
 from groupmix_sam.annotations import decode_rle
-from groupmix_sam.batch import MASKS, TRIES, Folder, Job, Segmenter, Totals, batch, read_prompts
+from groupmix_sam.batch import MASKS, TRIES, Folder, Job, Segmenter, Totals, batch, read_prompt_table
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.errors import InvalidInputError, MissingExtraError, SaveError, WeightsError, WeightsNotFoundError
 from groupmix_sam.images import read_image
@@ -86,7 +86,7 @@ def expected(weights, pictures, prompts):
     """Return the masks by picture and prompt, of one predictor in this process."""
     predictor = Predictor(build_sam_groupmix(**weights))
     found = {}
-    for name in read_prompts(prompts):
+    for name in read_prompt_table(prompts):
         if not name.endswith(".png") or not (pictures / name).is_file():
             continue
         predictor.set_image(read_image(pictures / name))
@@ -236,7 +236,7 @@ def test_a_part_that_kills_its_workers_is_given_up(weights, pictures, tmp_path):
 
 def test_a_uri_is_as_good_as_a_path(weights, pictures, prompts, tmp_path):
     worker = Segmenter(job(f"fsspec+file://{pictures}", f"fsspec+file://{tmp_path}/out", weights, everything=False))
-    worker(table("00.png").set_column(1, "prompts", [[read_prompts(f"fsspec+file://{prompts}")["00.png"][1:2]]]))
+    worker(table("00.png").set_column(1, "prompts", [[read_prompt_table(f"fsspec+file://{prompts}")["00.png"][1:2]]]))
     (row,) = masks_of(tmp_path / "out")
     assert np.array_equal(decode_rle(row), expected(weights, pictures, prompts)["00.png", 1][0])
 
@@ -250,9 +250,9 @@ def test_prompts_of_a_parquet_file_are_those_of_a_csv(tmp_path):
     ]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     (tmp_path / "named.csv").write_text("picture,x,y,category\n01,1,2,nut\n")
-    assert read_prompts(tmp_path / "named.csv")["01"] == [{"points": [[1.0, 2.0]], "labels": [1], "box": None}]
-    from_csv = read_prompts(tmp_path / "a.csv")
-    assert from_csv == read_prompts(tmp_path / "a.parquet")
+    assert read_prompt_table(tmp_path / "named.csv")["01"] == [{"points": [[1.0, 2.0]], "labels": [1], "box": None}]
+    from_csv = read_prompt_table(tmp_path / "a.csv")
+    assert from_csv == read_prompt_table(tmp_path / "a.parquet")
     assert from_csv["02"] == [{"points": [[5.0, 6.0]], "labels": [1], "box": [7.0, 8.0, 9.0, 10.0]}]
     assert len(from_csv["01"]) == 2
 
@@ -275,7 +275,7 @@ def test_prompts_of_a_parquet_file_are_those_of_a_csv(tmp_path):
 def test_tables_refused(tmp_path, content, match):
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(InvalidInputError, match=match):
-        read_prompts(tmp_path / "a.csv")
+        read_prompt_table(tmp_path / "a.csv")
 
 
 def test_what_cannot_be_run(weights, pictures, prompts, tmp_path, monkeypatch):

@@ -11,8 +11,10 @@ from ..errors import InvalidInputError
 def compare(
     sources: Annotated[list[str], typer.Argument(help="Results of `evaluate`; or models' weights, the first for the truth.")],
     pictures: Annotated[Path | None, typer.Option(help="The pictures' folder; by default what the results say.")] = None,
-    prompts_file: Annotated[Path | None, typer.Option(help="For models: prompts, a CSV or JSON as for evaluate.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Which prompts to draw, such as box; else the first there are.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="For models: prompts, a CSV or JSON as for evaluate.")] = None,
+    prompt_kind: Annotated[
+        str | None, typer.Option(help="Which prompts to draw, such as box; else those of the first mask.")
+    ] = None,
     pick: Annotated[str, typer.Option(help="Which pictures: worst, best (of the first result) or random.")] = "worst",
     rows: Annotated[int, typer.Option(help="How many pictures.")] = 6,
     seed: Annotated[int, typer.Option(help="Of random pictures.")] = 0,
@@ -21,7 +23,7 @@ def compare(
     """Draw what models make of the same prompts: rows of pictures, columns of models.
 
     groupmix-sam compare A.json B.json
-    groupmix-sam compare mobile_sam.pt default --pictures photos/ --prompts-file prompts.csv
+    groupmix-sam compare mobile_sam.pt default --pictures photos/ --prompts prompts.csv
     """
     from ..evaluate import load_model, load_result
     from ..evaluate.figures import draw_cells, pick_pictures, predict_results, save_html, save_png
@@ -30,15 +32,15 @@ def compare(
         raise InvalidInputError(f"cannot write {output}: give a file that ends in .png, in a folder that exists.")
     if all(source.endswith(".json") for source in sources):
         results = [load_result(source) for source in sources]
-    elif pictures is None or prompts_file is None:
-        raise InvalidInputError("models need pictures and prompts: give --pictures and --prompts-file, or results alone.")
+    elif pictures is None or prompts is None:
+        raise InvalidInputError("models need pictures and prompts: give --pictures and --prompts, or results alone.")
     else:
-        results = predict_results([load_model(source) for source in sources], pictures, prompts_file)
+        results = predict_results([load_model(source) for source in sources], pictures, prompts)
     if not results[0].rows:
         raise InvalidInputError(f"{sources[0]} has no mask for any of the prompts: there is nothing to compare.")
-    prompt = prompt or str(results[0].rows[0]["prompt"])
-    chosen = pick_pictures(results[0], prompt, pick, rows, seed)
-    heads, cells = draw_cells(results, chosen, prompt, pictures)
+    kind = prompt_kind or str(results[0].rows[0]["prompt"])
+    chosen = pick_pictures(results[0], kind, pick, rows, seed)
+    heads, cells = draw_cells(results, chosen, kind, pictures)
     save_png(heads, cells, output)
     save_html(heads, cells, output.with_suffix(".html"))
     typer.echo(f"wrote {output} and {output.with_suffix('.html')}: {', '.join(chosen)}")

@@ -22,7 +22,7 @@ def evaluate(
     ] = None,
     image_size: ImageSize = None,
     preset: Annotated[str, typer.Option(help="'sam', or 'nanosam': NanoSAM's way, and the paper's as we read it.")] = "sam",
-    prompt: Annotated[
+    prompt_kind: Annotated[
         list[str] | None, typer.Option(help="box, point, random-point or clicks-N; may be given again. Replaces the preset's.")
     ] = None,
     choose: Annotated[
@@ -38,7 +38,7 @@ def evaluate(
     detections: Annotated[
         Path | None, typer.Option(help="Boxes of a detector, COCO's results format: print the AP of their masks.")
     ] = None,
-    prompts_file: Annotated[
+    prompts: Annotated[
         Path | None, typer.Option(help="Without labels: prompts, a CSV (picture,x,y or picture,left,top,right,bottom) or JSON.")
     ] = None,
     grid: Annotated[int | None, typer.Option(help="Without labels: n x n points a picture.")] = None,
@@ -69,7 +69,7 @@ def evaluate(
     if data is None or not data.is_dir():
         raise InvalidInputError(f"there is no folder {data}: give one with annotations.json and images/, or with pictures.")
     changes: dict[str, Any] = {"choose": choose, "crowds": crowds, "least_area": least_area, "resize": resize}
-    changes["prompts"] = tuple(prompt) if prompt else None
+    changes["prompts"] = tuple(prompt_kind) if prompt_kind else None
     given = {name: value for name, value in changes.items() if value is not None}
     protocol = replace(evaluation.preset(preset), seed=seed, **given)
     file = annotations or data / "annotations.json"
@@ -80,19 +80,19 @@ def evaluate(
         from ..evaluate.summary import result_name
 
         task = Detections(detections, file, folder, protocol, limit)
-    elif prompts_file is not None and grid is not None:
-        raise InvalidInputError("--prompts-file and --grid both say what is asked: give one of them.")
-    elif prompts_file is not None or grid is not None:
+    elif prompts is not None and grid is not None:
+        raise InvalidInputError("--prompts and --grid both say what is asked: give one of them.")
+    elif prompts is not None or grid is not None:
         if not reference:
             raise InvalidInputError("without labels a reference is needed: give --reference, a model's weights.")
         judge = evaluation.load_model(reference, resize=protocol.resize)
         truths = (output.parent if output else RESULTS) / "truths"
-        task = Agreement(data, protocol, judge, prompts_file or grid or 0, confidence, limit, truths)
+        task = Agreement(data, protocol, judge, prompts or grid or 0, confidence, limit, truths)
         reference = None
     elif annotations is None and not file.exists():
         raise InvalidInputError(
             f"{data} has no labels, there is no {file.name} in it: "
-            "add --reference and --grid or --prompts-file to measure without them, or --annotations and their file."
+            "add --reference and --grid or --prompts to measure without them, or --annotations and their file."
         )
     else:
         task = Labelled(file, folder, protocol, limit)
@@ -101,9 +101,7 @@ def evaluate(
     model = evaluation.load_model(checkpoint, encoder=encoder, image_size=image_size, resize=protocol.resize)
     # Evaluations that differ in what is asked go to different files, so that one does not stop at the other's.
     asked = [] if preset == "sam" else [preset]
-    asked += [
-        part for part in (prompts_file and prompts_file.stem, grid and f"grid{grid}", detections and detections.stem) if part
-    ]
+    asked += [part for part in (prompts and prompts.stem, grid and f"grid{grid}", detections and detections.stem) if part]
     stem = "-".join([data.resolve().name, *asked])
     output = output or RESULTS / f"{stem}-{model.label}.json"
     if reference and not reference.endswith(".json"):

@@ -32,13 +32,13 @@ def stream(
     import numpy as np
 
     from ..deploy.predictor import load_predictor
-    from ..deploy.stream import Clock, Frames, MaskFile, Overlay, Prompts, read_prompts
+    from ..deploy.stream import Clock, Frames, MaskFile, Overlay, Prompts
     from ..deploy.stream import stream as run
 
     if (box is not None) + (point is not None) + (prompts is not None) != 1:
         raise InvalidInputError("say what to segment by one of --box, --point and --prompts.")
     if prompts is not None:
-        wanted = read_prompts(prompts)
+        wanted = Prompts.from_file(prompts)
     elif box is not None:
         wanted = Prompts(boxes=np.array([numbers(text, 4, "left,top,right,bottom") for text in box]))
     else:

@@ -21,11 +21,10 @@ from ..annotations import encode_rle
 from ..errors import ImageReadError, InvalidInputError, SaveError
 from ..extras import import_extra
 from ..images import draw_masks
-from ..prompts import EVERY
-from ..prompts import read_prompts as read_prompts_file
+from ..prompts import EVERY, read_prompts
 from .predictor import Predictor
 
-__all__ = ["Clock", "Frames", "MaskFile", "Overlay", "Prompts", "Result", "read_prompts", "stream"]
+__all__ = ["Clock", "Frames", "MaskFile", "Overlay", "Prompts", "Result", "stream"]
 
 Frame = NDArray[np.uint8]
 
@@ -39,6 +38,21 @@ class Prompts(NamedTuple):
     boxes: NDArray[np.float64] | None = None
     points: NDArray[np.float64] | None = None
     labels: NDArray[np.int64] | None = None
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str]) -> "Prompts":
+        """Read prompts for every frame: JSON, `boxes`, P x 4, or `points`, P x N x 2, with `labels`, P x N, or both.
+
+        Prompts of fewer points than others are filled up with points that are none, label -1, as SAM fills up its own.
+        """
+        prompts = read_prompts(path).get(EVERY, [])
+        boxes = [prompt.box for prompt in prompts if prompt.box is not None]
+        if not prompts or len(boxes) not in (0, len(prompts)):
+            raise InvalidInputError(f'{path} holds no prompts for all frames: write {{"boxes": [[left, top, right, bottom]]}}.')
+        most = max(len(prompt.points) for prompt in prompts)
+        points = np.array([prompt.points + [[0, 0]] * (most - len(prompt.points)) for prompt in prompts], dtype=np.float64)
+        labels = np.array([prompt.labels + [-1] * (most - len(prompt.labels)) for prompt in prompts])
+        return cls(np.array(boxes) if boxes else None, *((points, labels) if most else (None, None)))
 
 
 class Result(NamedTuple):
@@ -297,18 +311,3 @@ class Overlay(_Output):
     def close(self) -> None:
         if self._writer is not None:
             self._writer.release()
-
-
-def read_prompts(path: str | PathLike[str]) -> Prompts:
-    """Read prompts for every frame: JSON, `boxes`, P x 4, or `points`, P x N x 2, with `labels`, P x N, or both.
-
-    Prompts of fewer points than others are filled up with points that are none, label -1, as SAM fills up its own.
-    """
-    prompts = read_prompts_file(path).get(EVERY, [])
-    boxes = [prompt.box for prompt in prompts if prompt.box is not None]
-    if not prompts or len(boxes) not in (0, len(prompts)):
-        raise InvalidInputError(f'{path} holds no prompts for all frames: write {{"boxes": [[left, top, right, bottom]]}}.')
-    most = max(len(prompt.points) for prompt in prompts)
-    points = np.array([prompt.points + [[0, 0]] * (most - len(prompt.points)) for prompt in prompts], dtype=np.float64)
-    labels = np.array([prompt.labels + [-1] * (most - len(prompt.labels)) for prompt in prompts])
-    return Prompts(np.array(boxes) if boxes else None, *((points, labels) if most else (None, None)))

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from groupmix_sam.annotations import decode_rle
 from groupmix_sam.cli import app
 from groupmix_sam.deploy import Predictor
-from groupmix_sam.deploy.stream import Clock, Frames, MaskFile, Overlay, Prompts, Result, read_prompts, stream
+from groupmix_sam.deploy.stream import Clock, Frames, MaskFile, Overlay, Prompts, Result, stream
 from groupmix_sam.errors import ImageReadError, InvalidInputError
 from groupmix_sam.prompts import Prompt
 from groupmix_sam.segment import segment
@@ -301,20 +301,20 @@ def test_clock():
 def test_prompt_files(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"points": [[[3, 4]], [[5, 6]]]}))
-    prompts = read_prompts(path)
+    prompts = Prompts.from_file(path)
     assert prompts.boxes is None
     assert prompts.labels.tolist() == [[1], [1]]
     path.write_text(json.dumps({"points": [[[3, 4]], [[5, 6], [7, 8]]], "boxes": [[1, 2, 9, 9], [1, 2, 9, 8]]}))
-    prompts = read_prompts(path)
+    prompts = Prompts.from_file(path)
     assert prompts.boxes.tolist() == [[1, 2, 9, 9], [1, 2, 9, 8]]
     assert prompts.points.tolist() == [[[3, 4], [0, 0]], [[5, 6], [7, 8]]]
     assert prompts.labels.tolist() == [[1, -1], [1, 1]], "-1 is no point"
     for text in ("no json", "[]", "{}", '{"boxes": [[1], [1, 2]]}', '[{"picture": "a.jpg", "x": 1, "y": 2}]'):
         path.write_text(text)
         with pytest.raises(InvalidInputError, match=r"a\.json"):
-            read_prompts(path)
+            Prompts.from_file(path)
     with pytest.raises(InvalidInputError, match="cannot be read"):
-        read_prompts(tmp_path / "none.json")
+        Prompts.from_file(tmp_path / "none.json")
 
 
 def test_bad_files(tmp_path):

@@ -33,7 +33,7 @@ def run(*args):
 
 def test_evaluate_prints_what_it_wrote(data, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = ["--image-size", 256, "--prompt", "clicks-2", "--prompt", "box", "--crowds"]
+    options = ["--image-size", 256, "--prompt-kind", "clicks-2", "--prompt-kind", "box", "--crowds"]
     out = run("evaluate", data, "--checkpoint", weights / "a.safetensors", *options)
     (path,) = (tmp_path / "runs" / "evaluate").iterdir()
     assert path.name.startswith("drawn-gmf_sam_test-")
@@ -61,7 +61,7 @@ def test_labels_elsewhere_a_reference_and_a_comparison(data, weights, tmp_path):
 def test_agreement(data, weights, tmp_path):
     (tmp_path / "hands.csv").write_text("picture,x,y\n0.png,20,20\n1.png,64,30\n1.png,24,20\n")
     args = ["evaluate", data / "images", "--checkpoint", weights / "a.safetensors", "--reference", weights / "a.safetensors"]
-    run(*args, "--prompts-file", tmp_path / "hands.csv", "--output", tmp_path / "r.json")
+    run(*args, "--prompts", tmp_path / "hands.csv", "--output", tmp_path / "r.json")
     result = load_result(tmp_path / "r.json")
     assert [row["iou"] for row in result.rows] == [1.0] * len(result.rows), "a model agrees with itself"
     assert result.data["reference"]["name"] == "gmf_sam_test"
@@ -75,8 +75,8 @@ def test_agreement(data, weights, tmp_path):
         (["DATA/images"], "images has no labels, there is no annotations.json in it: add --reference and --grid"),
         (["DATA/images", "--annotations", "nowhere.json"], "nowhere.json cannot be read as JSON"),
         (["DATA/images", "--grid", "3"], "without labels a reference is needed"),
-        (["DATA/images", "--grid", "3", "--prompts-file", "p.csv"], "both say what is asked"),
-        (["DATA", "--prompt", "circle"], "the prompt is 'circle'"),
+        (["DATA/images", "--grid", "3", "--prompts", "p.csv"], "both say what is asked"),
+        (["DATA", "--prompt-kind", "circle"], "the prompt is 'circle'"),
     ],
 )
 def test_what_is_wrong_is_said(data, args, message):

@@ -96,14 +96,14 @@ def run(*args):
 
 def test_command(result, data, tmp_path):
     out = tmp_path / "c.png"
-    done = run("compare", tmp_path / "plain.json", "--prompt", "point", "--rows", "2", "--output", out)
+    done = run("compare", tmp_path / "plain.json", "--prompt-kind", "point", "--rows", "2", "--output", out)
     names = ", ".join(pick_pictures(result, "point", "worst", 2))
     assert done.stdout == f"wrote {out} and {out.with_suffix('.html')}: {names}\n"
     save_png(*draw_cells([result], names.split(", "), "point"), tmp_path / "d.png")
     assert out.read_bytes() == (tmp_path / "d.png").read_bytes()
     weights = save_weights(build_sam_groupmix(None, encoder="gmf_sam_test", image_size=256), tmp_path / "a.safetensors")
     (tmp_path / "p.csv").write_text("picture,x,y\n1.png,24,20\n")
-    arguments = ["--pictures", data / "images", "--prompts-file", tmp_path / "p.csv", "--output", tmp_path / "e.png"]
+    arguments = ["--pictures", data / "images", "--prompts", tmp_path / "p.csv", "--output", tmp_path / "e.png"]
     assert run("compare", weights, weights, *arguments).stdout.endswith(": 1.png\n")
     with pytest.raises(InvalidInputError, match="models need pictures and prompts"):
         run("compare", weights, weights)

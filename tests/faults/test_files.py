@@ -21,16 +21,16 @@ from safetensors.torch import load_file
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.annotations import decode_rle, encode_rle
-from groupmix_sam.batch import Folder, read_prompts
+from groupmix_sam.batch import Folder, read_prompt_table
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.predictor import read_config
-from groupmix_sam.deploy.stream import read_prompts as read_stream_prompts
+from groupmix_sam.deploy.stream import Prompts
 from groupmix_sam.distill import PRESETS, cache_features, find_pictures, load_recipe
 from groupmix_sam.distill.checkpoint import Progress, load_checkpoint, save_checkpoint
 from groupmix_sam.evaluate import Labelled, Model, Protocol, Result, evaluate, load_result, summary_text
 from groupmix_sam.evaluate.detections import Detections
 from groupmix_sam.images import decode_image, read_image
-from groupmix_sam.prompts import read_prompts as read_prompts_file
+from groupmix_sam.prompts import read_prompts
 from groupmix_sam.weights import read_weights, save_weights, sha256
 
 from ..deploy.conftest import draw as drawn
@@ -323,9 +323,9 @@ CSV = b"picture,x,y\na.png,3,4\nb.png,5,6\n"
 @given(data=st.data())
 def test_prompts(attempt, folder, data):
     (folder / "p.json").write_text(json.dumps(data.draw(mutated(PROMPTS))))
-    attempt("prompts, JSON", lambda: read_prompts_file(folder / "p.json"))
+    attempt("prompts, JSON", lambda: read_prompts(folder / "p.json"))
     (folder / "p.csv").write_bytes(data.draw(damaged(CSV)))
-    attempt("prompts, CSV", lambda: read_prompts_file(folder / "p.csv"))
+    attempt("prompts, CSV", lambda: read_prompts(folder / "p.csv"))
 
 
 @bounded(100)
@@ -334,7 +334,7 @@ def test_prompts_of_a_stream(attempt, folder, predictor, data):
     """What is read, the predictor takes or refuses."""
     whole = {"boxes": [[1, 2, 20, 30], [2, 3, 9, 9]], "points": [[[1, 2]], [[3, 4]]], "labels": [[1], [0]]}
     (folder / "s.json").write_text(json.dumps(data.draw(mutated(whole))))
-    prompts = attempt("prompts of a stream", lambda: read_stream_prompts(folder / "s.json"))
+    prompts = attempt("prompts of a stream", lambda: Prompts.from_file(folder / "s.json"))
     if prompts is not None:
         predictor.set_image(PICTURE)
         attempt(
@@ -350,11 +350,11 @@ def test_tables_of_prompts(attempt, folder, data):
     from pyarrow import parquet
 
     (folder / "t.csv").write_bytes(data.draw(damaged(b"path,x,y,left,top,right,bottom\na,1,2,,,,\nb,,,1,2,3,4\n")))
-    attempt("tables, CSV", lambda: read_prompts(folder / "t.csv"))
+    attempt("tables, CSV", lambda: read_prompt_table(folder / "t.csv"))
     out = pa.BufferOutputStream()
     parquet.write_table(pa.table({"path": ["a", "b"], "box": [[1.0, 2.0, 3.0, 4.0]] * 2}), out)
     (folder / "t.parquet").write_bytes(data.draw(damaged(bytes(out.getvalue()))))
-    found = attempt("tables, Parquet", lambda: read_prompts(folder / "t.parquet"))
+    found = attempt("tables, Parquet", lambda: read_prompt_table(folder / "t.parquet"))
     assert found is None or all(isinstance(name, str) for name in found)
 
 
