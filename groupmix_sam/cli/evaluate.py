@@ -1,12 +1,15 @@
 """`groupmix-sam evaluate`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InvalidInputError
 from .options import ImageSize, Model
+
+if TYPE_CHECKING:
+    from ..evaluate import Protocol, Result, Task
 
 RESULTS = Path("runs/evaluate")
 
@@ -60,7 +63,6 @@ def evaluate(
     from dataclasses import replace
 
     from .. import evaluate as evaluation
-    from ..evaluate import Agreement, Labelled, Task
 
     if compare is not None:
         a, b = map(evaluation.load_result, compare)
@@ -72,37 +74,24 @@ def evaluate(
     changes["prompts"] = tuple(prompt_kind) if prompt_kind else None
     given = {name: value for name, value in changes.items() if value is not None}
     protocol = replace(evaluation.preset(preset), seed=seed, **given)
-    file = annotations or data / "annotations.json"
-    folder = data if annotations else data / "images"
     task: Task
-    if detections is not None:
-        from ..evaluate.detections import Detections, average_precision
-        from ..evaluate.summary import result_name
-
-        task = Detections(detections, file, folder, protocol, limit)
-    elif prompts is not None and grid is not None:
-        raise InvalidInputError("--prompts and --grid both say what is asked: give one of them.")
-    elif prompts is not None or grid is not None:
-        if not reference:
-            raise InvalidInputError("without labels a reference is needed: give --reference, a model's weights.")
-        judge = evaluation.load_model(reference, resize=protocol.resize)
+    if detections is None and (prompts is not None or grid is not None):
         truths = (output.parent if output else RESULTS) / "truths"
-        task = Agreement(data, protocol, judge, prompts or grid or 0, confidence, limit, truths)
+        task = _agreement(data, protocol, reference, prompts, grid, confidence, limit, truths)
         reference = None
-    elif annotations is None and not file.exists():
-        raise InvalidInputError(
-            f"{data} has no labels, there is no {file.name} in it: "
-            "add --reference and --grid or --prompts to measure without them, or --annotations and their file."
-        )
     else:
-        task = Labelled(file, folder, protocol, limit)
+        task = _labelled(data, annotations, detections, protocol, limit)
     if reference and reference.endswith(".json"):
         evaluation.load_result(reference)  # what is wrong with it is told before the work
     model = evaluation.load_model(checkpoint, encoder=encoder, image_size=image_size, resize=protocol.resize)
     # Evaluations that differ in what is asked go to different files, so that one does not stop at the other's.
-    asked = [] if preset == "sam" else [preset]
-    asked += [part for part in (prompts and prompts.stem, grid and f"grid{grid}", detections and detections.stem) if part]
-    stem = "-".join([data.resolve().name, *asked])
+    asked = (
+        None if preset == "sam" else preset,
+        prompts and prompts.stem,
+        grid and f"grid{grid}",
+        detections and detections.stem,
+    )
+    stem = "-".join([data.resolve().name, *(part for part in asked if part)])
     output = output or RESULTS / f"{stem}-{model.label}.json"
     if reference and not reference.endswith(".json"):
         other = evaluation.load_model(reference, resize=protocol.resize)
@@ -111,15 +100,63 @@ def evaluate(
     result = evaluation.evaluate(task, model, output)
     if result is None:
         return  # another process has still to finish, and prints
-    if detections is not None:
-        results = [evaluation.load_result(reference)] if reference else []
-        for found in (*results, result):
-            ap = ", ".join(f"{name} {value:.3f}" for name, value in average_precision(found, file).items())
-            typer.echo(f"{result_name(found)}: {ap}" if reference else ap)
-        typer.echo(f"wrote {output}")
-        return
     against = evaluation.load_result(reference) if reference else None
-    typer.echo(evaluation.summary_text(result, against))
-    if against is not None:
-        typer.echo(evaluation.compare_text(against, result))
+    if detections is not None:
+        typer.echo(_precision_text(result, against, annotations or data / "annotations.json"))
+    else:
+        typer.echo(evaluation.summary_text(result, against))
+        if against is not None:
+            typer.echo(evaluation.compare_text(against, result))
     typer.echo(f"wrote {output}")
+
+
+def _labelled(data: Path, annotations: Path | None, detections: Path | None, protocol: "Protocol", limit: int | None) -> "Task":
+    """Return what is measured by labels, those of the data unless an annotation file is given."""
+    from ..evaluate import Labelled
+
+    file = annotations or data / "annotations.json"
+    folder = data if annotations else data / "images"
+    if detections is not None:
+        from ..evaluate.detections import Detections
+
+        return Detections(detections, file, folder, protocol, limit)
+    if annotations is None and not file.exists():
+        raise InvalidInputError(
+            f"{data} has no labels, there is no {file.name} in it: "
+            "add --reference and --grid or --prompts to measure without them, or --annotations and their file."
+        )
+    return Labelled(file, folder, protocol, limit)
+
+
+def _agreement(
+    data: Path,
+    protocol: "Protocol",
+    reference: str | None,
+    prompts: Path | None,
+    grid: int | None,
+    confidence: float,
+    limit: int | None,
+    truths: Path,
+) -> "Task":
+    """Return what is measured by a reference model's masks, which are kept in the folder `truths`."""
+    from ..evaluate import Agreement, load_model
+
+    if prompts is not None and grid is not None:
+        raise InvalidInputError("--prompts and --grid both say what is asked: give one of them.")
+    if not reference:
+        raise InvalidInputError("without labels a reference is needed: give --reference, a model's weights.")
+    return Agreement(
+        data, protocol, load_model(reference, resize=protocol.resize), prompts or grid or 0, confidence, limit, truths
+    )
+
+
+def _precision_text(result: "Result", against: "Result | None", annotations: Path) -> str:
+    """Return the average precision of the masks of detections, a line a model."""
+    from ..evaluate.detections import average_precision
+    from ..evaluate.summary import result_name
+
+    lines = []
+    for found in filter(None, (against, result)):
+        ap = ", ".join(f"{name} {value:.3f}" for name, value in average_precision(found, annotations).items())
+        lines.append(f"{result_name(found)}: {ap}" if against else ap)
+    return "\n".join(lines)

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -70,56 +70,23 @@ def export(
         ParityError: the masks do not hold.
     """
     folder = Path(folder)
-    if runtime not in PRECISIONS or precision not in PRECISIONS[runtime]:
-        known = "; ".join(f"{name} with {', '.join(kinds)}" for name, kinds in PRECISIONS.items())
-        raise InvalidInputError(f"there is no {precision!r} for {runtime!r}: use {known}.")
-    if sam.device.type != "cpu":
-        raise InvalidInputError(f"the Sam is on {sam.device}: export it from the CPU, with sam.cpu().")
-    if folder.exists():
-        raise InvalidInputError(f"{folder} is there already: give a new folder, or remove it.")
-    if not folder.parent.is_dir():
-        raise InvalidInputError(f"there is no folder {folder.parent}: make it first.")
-    if not len(pictures):
-        raise InvalidInputError("there is no picture to compare masks on: give one or more.")
-    if precision == "int8" and len(calibration) < LEAST_CALIBRATION:
-        raise InvalidInputError(f"{len(calibration)} pictures are too few to calibrate on: give {LEAST_CALIBRATION} or more.")
+    _check(sam, folder, pictures, runtime, precision, calibration)
     if runtime == "tensorrt":
         import_tensorrt()  # before minutes of work
     exact = Predictor(sam)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir()
-        in_graph = precision == "fp16" and runtime != "openvino"
         if graphs is None:
+            in_graph = precision == "fp16" and runtime != "openvino"
             write_graphs(sam, part, torch.float16 if in_graph else torch.float32, dynamic_batch)
         else:
             for path in graphs.glob("*.onnx"):
                 shutil.copy(path, part)
-        inputs = (exact.preprocess(picture)[None] for picture in calibration)
         # In INT8, GroupMixFormer's depthwise convolutions cost its masks most, and nearly all its work is products.
         products_only = isinstance(sam.image_encoder, GroupMixFormer)
-        if runtime != "openvino" and precision == "int8":
-            quantize(part / "encoder.onnx", inputs, products_only, symmetric=runtime == "tensorrt")
-        if runtime == "openvino":
-            convert(part, precision, inputs, products_only)
-        if runtime == "tensorrt":
-            from .tensorrt import build_plans
-
-            build_plans(part, timing_cache)
-        config = {
-            "format_version": FORMAT_VERSION,
-            "library": f"groupmix-sam {__version__}",
-            "architecture": encoder_name(sam),
-            "runtime": runtime,
-            "precision": precision,
-            "image_size": exact.image_size,
-            "mean": exact.mean.tolist(),
-            "std": exact.std.tolist(),
-            "mask_threshold": exact.mask_threshold,
-            "dynamic_batch": dynamic_batch,
-            "model_hash": model_hash(sam),
-            "files": {path.name: sha256(path) for path in sorted(part.iterdir())},
-        }
+        _convert(part, runtime, precision, (exact.preprocess(p)[None] for p in calibration), products_only, timing_cache)
+        config = _config(part, sam, exact, runtime, precision, dynamic_batch)
         _write_json(part / "config.json", config)
         report = measure_parity(exact, Predictor(part), pictures, thresholds.score)
         check_parity(report, thresholds)
@@ -133,6 +100,66 @@ def export(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return report
+
+
+def _check(
+    sam: Sam,
+    folder: Path,
+    pictures: Sequence[NDArray[np.uint8]],
+    runtime: str,
+    precision: str,
+    calibration: Sequence[NDArray[np.uint8]],
+) -> None:
+    if runtime not in PRECISIONS or precision not in PRECISIONS[runtime]:
+        known = "; ".join(f"{name} with {', '.join(kinds)}" for name, kinds in PRECISIONS.items())
+        raise InvalidInputError(f"there is no {precision!r} for {runtime!r}: use {known}.")
+    if sam.device.type != "cpu":
+        raise InvalidInputError(f"the Sam is on {sam.device}: export it from the CPU, with sam.cpu().")
+    if folder.exists():
+        raise InvalidInputError(f"{folder} is there already: give a new folder, or remove it.")
+    if not folder.parent.is_dir():
+        raise InvalidInputError(f"there is no folder {folder.parent}: make it first.")
+    if not len(pictures):
+        raise InvalidInputError("there is no picture to compare masks on: give one or more.")
+    if precision == "int8" and len(calibration) < LEAST_CALIBRATION:
+        raise InvalidInputError(f"{len(calibration)} pictures are too few to calibrate on: give {LEAST_CALIBRATION} or more.")
+
+
+def _convert(
+    part: Path,
+    runtime: str,
+    precision: str,
+    inputs: Iterator[NDArray[np.float32]],
+    products_only: bool,
+    timing_cache: Path | None,
+) -> None:
+    """Make the runtime's models of a folder's graphs, in their place."""
+    if runtime == "openvino":
+        convert(part, precision, inputs, products_only)
+        return
+    if precision == "int8":
+        quantize(part / "encoder.onnx", inputs, products_only, symmetric=runtime == "tensorrt")
+    if runtime == "tensorrt":
+        from .tensorrt import build_plans
+
+        build_plans(part, timing_cache)
+
+
+def _config(part: Path, sam: Sam, exact: Predictor, runtime: str, precision: str, dynamic_batch: bool) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "library": f"groupmix-sam {__version__}",
+        "architecture": encoder_name(sam),
+        "runtime": runtime,
+        "precision": precision,
+        "image_size": exact.image_size,
+        "mean": exact.mean.tolist(),
+        "std": exact.std.tolist(),
+        "mask_threshold": exact.mask_threshold,
+        "dynamic_batch": dynamic_batch,
+        "model_hash": model_hash(sam),
+        "files": {path.name: sha256(path) for path in sorted(part.iterdir())},
+    }
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
