@@ -193,7 +193,8 @@ class Log:
         rows: list[dict[str, str]] = []
         if step and self.path.is_file():
             with self.path.open(newline="") as f:
-                rows = [row for row in csv.DictReader(f) if int(row["step"]) <= step]
+                # The line that ends a run, with R2 and no losses, is written anew.
+                rows = [row for row in csv.DictReader(f) if int(row["step"]) <= step and row["lr"]]
         write_beside(self.path, lambda part: _write_rows(part, rows))
         self.file = self.path.open("a", newline="")
         self.writer = csv.DictWriter(self.file, COLUMNS, restval="")

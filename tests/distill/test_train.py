@@ -382,7 +382,9 @@ def test_another_run_is_not_resumed(cached, tmp_path):
             tiny_student(), PlainTeacher(), cached[3:], cached[:2], folder, TINY, RunOptions(resume=True), image_size=SIZE
         )
     before = (folder / "encoder.safetensors").read_bytes()
+    log = (folder / "log.csv").read_text()
     run(cached, folder, options=RunOptions(resume=True))  # all done: nothing is trained any more
+    assert (folder / "log.csv").read_text() == log
     assert before == (folder / "encoder.safetensors").read_bytes()
     (folder / "run.yaml").write_text("recipe: 3")
     with pytest.raises(InvalidInputError, match="no record of a run"):
