@@ -258,8 +258,16 @@ def save_weights(sam: Sam, path: str | PathLike[str], *, training: dict[str, Any
         path: The file to write.
         training: How the weights came to be; goes into the header as JSON.
         half: Store the large tensors as fp16.
+
+    Raises:
+        InvalidInputError: the Sam was not built there, or its encoder is fused.
+        SaveError: the file cannot be written.
     """
     path = Path(path)
+    if getattr(sam.image_encoder, "is_fused", False):
+        raise InvalidInputError(
+            "the encoder is fused, and nothing could load its weights: save the Sam that it was fused from."
+        )
     metadata = {"format": "pt", "format_version": FORMAT_VERSION, "library": "groupmix-sam"}
     metadata |= {"architecture": encoder_name(sam), "image_size": str(sam.image_encoder.img_size)}
     if training is not None:

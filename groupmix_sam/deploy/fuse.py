@@ -45,7 +45,7 @@ def fuse(encoder: nn.Module) -> GroupMixFormer:
     """
     if not isinstance(encoder, GroupMixFormer):
         raise InvalidInputError(f"a {type(encoder).__name__} cannot be fused: give one of the gmf_sam_ encoders.")
-    if not any(isinstance(module, PatchEmbed) for module in encoder.modules()):
+    if encoder.is_fused:
         return deepcopy(encoder)
     original = next(encoder.parameters())
     # In fp64, so that folding rounds once; on the CPU, as Apple's MPS has no fp64.
@@ -54,6 +54,7 @@ def fuse(encoder: nn.Module) -> GroupMixFormer:
     for stage in cast(Any, fused.stages):
         stage.patch_embed = FusedPatchEmbed(stage.patch_embed)
         stage.blocks = nn.Sequential(*(FusedBlock(block) for block in stage.blocks))
+    fused.is_fused = True
     return fused.to(original.device, original.dtype)
 
 

@@ -240,6 +240,8 @@ class GroupMixFormer(nn.Module):
         dtype: What to make of them.
     """
 
+    is_fused = False  # what `deploy.fuse` returns is, and its weights have other names
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from groupmix_sam import build_sam_groupmix, save_pretrained
 from groupmix_sam.deploy import fuse
 from groupmix_sam.errors import InvalidInputError
 
@@ -130,6 +131,14 @@ def test_fused_again_is_a_copy():
     x = torch.rand(1, 3, 64, 96)
     assert again is not encoder
     assert torch.equal(again(x), encoder(x))
+
+
+def test_weights_that_nothing_loads_are_not_written(tmp_path):
+    sam = build_sam_groupmix(None, encoder="gmf_sam_test")
+    sam.image_encoder = fuse(sam.image_encoder)
+    with pytest.raises(InvalidInputError, match="save the Sam that it was fused from"):
+        save_pretrained(sam, tmp_path / "weights")
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_heads_across_segments_are_refused():
