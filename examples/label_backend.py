@@ -1,6 +1,6 @@
 """A backend for Label Studio: set a point or draw a box there, and get the mask of what it shows as a brush region.
 
-    label-studio start --data-dir studio
+    label-studio start --data-dir studio --internal-host 127.0.0.1
     python examples/label_backend.py studio
 
 Label Studio is installed for itself, and docs/interoperate.md has its settings. Pictures are read that were given to it
@@ -8,7 +8,7 @@ in the browser, and with --files those of its local files, which are under its L
 and nothing is fetched.
 
 Label Studio asks GET /health, POST /setup and POST /predict, and sends news to /webhook, which are not needed. Errors are in
-the status line, as that is what it shows of them.
+the status line, which is what it passes on; its page shows nothing of them, so they are to be read where this runs.
 """
 
 import argparse
@@ -54,15 +54,15 @@ class Backend:
         self._lock = Lock()  # a runtime is not asked by two threads at once
         self._seen = lru_cache(REMEMBERED)(self._see)
 
-    def predict(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return what /predict gives: the mask of a prompt, or nothing while nobody has set one.
+    def predict(self, request: dict[str, Any]) -> list[Any]:
+        """Return what /predict gives: the mask of a prompt, or nothing for each task while nobody has set one.
 
         Raises:
             InvalidInputError: the config, the picture or the prompt is not of the kind that this can use.
         """
         regions = ((request.get("params") or {}).get("context") or {}).get("result")
         if not regions:
-            return []
+            return [[] for _ in request["tasks"]]
         brush, image, variable = read_config(request["label_config"])
         path = self.locate(request["tasks"][0]["data"][variable])
         with self._lock:
@@ -138,7 +138,12 @@ def read_prompt(regions: list[dict[str, Any]], size: tuple[int, int]) -> Prompt:
             points.append([x // 1 - (x == width), y // 1 - (y == height)])  # the pixel that was clicked on
             labels.append(int(region.get("is_positive", True)))
         else:
-            box = [x, y, x + value["width"] / 100 * width, y + value["height"] / 100 * height]
+            # A box of three points is turned, clockwise about its first corner: take the upright one around it.
+            across, down = value["width"] / 100 * width, value["height"] / 100 * height * 1j
+            turn = np.exp(np.radians(value.get("rotation", 0)) * 1j)
+            corners = x + y * 1j + turn * np.array([0, across, down, across + down])
+            box = [corners.real.min(), corners.imag.min(), corners.real.max(), corners.imag.max()]
+            box = np.clip(box, 0, [width, height, width, height]).tolist()
     prompt = Prompt(points, labels, box, category)
     prompt.check(size)
     return prompt

@@ -140,7 +140,7 @@ def test_worker_hands_by_mediapipe(shared, run):
 
 BRUSHES = """<View>
   <Image name="image" value="$image"/>
-  <BrushLabels name="brush" toName="image"><Label value="cup"/><Label value="spoon"/></BrushLabels>
+  <BrushLabels name="brush" toName="image" smart="false"><Label value="cup"/><Label value="spoon"/></BrushLabels>
   <KeyPointLabels name="point" toName="image" smart="true"><Label value="cup"/><Label value="spoon"/></KeyPointLabels>
   <RectangleLabels name="box" toName="image" smart="true"><Label value="cup"/><Label value="spoon"/></RectangleLabels>
 </View>"""
@@ -216,26 +216,29 @@ def test_label_backend_gives_sam_predictors_mask(backend):
         {"model_version": "default: PyTorch fp32, 1024 px"},
     )
     assert backend("/webhook", {"action": "ANNOTATION_CREATED"})[0] == 200
-    assert backend("/predict", task())[1]["results"] == [], "nobody has asked for anything"
+    assert backend("/predict", task())[1]["results"] == [[]], "nobody has asked for anything"
     expected = SamPredictor(build_sam_groupmix())
     expected.set_image(read_image(COFFEE))
     box = {"type": "rectanglelabels", "value": BOX}
+    # The same one, from its upper right corner.
+    turned = {**BOX, "x": 420 / 6, "width": 296 / 6, "height": 250 / 4, "rotation": 90}
     both = (point(365, 290), point(275, 130, is_positive=False))
     prompts = {
         "point": ((point(365, 290),), {"point_coords": np.array([[365, 290]]), "point_labels": np.array([1])}),
         "points": (both, {"point_coords": np.array([[365, 290], [275, 130]]), "point_labels": np.array([1, 0])}),
         "box": ((box,), {"box": np.array([170, 16, 420, 312])}),
+        "turned box": (({**box, "value": turned},), {"box": np.array([170, 16, 420, 312])}),
     }
     for name, (regions, prompt) in prompts.items():
         masks, scores, _ = expected.predict(**prompt, multimask_output=name == "point")
         image = (
-            "http://localhost:8080/data/upload/1/coffee.jpg" if name == "box" else "/data/local-files/?d=line%201/coffee.jpg"
+            "http://localhost:8080/data/upload/1/coffee.jpg" if "box" in name else "/data/local-files/?d=line%201/coffee.jpg"
         )
         status, answer = backend("/predict", task(*regions, image=image))
         assert status == 200, answer
         (region,) = answer["results"][0]["result"]
         assert (region["from_name"], region["to_name"], region["type"]) == ("brush", "image", "brushlabels")
-        assert region["value"]["brushlabels"] == ["cup" if name == "box" else "spoon"]
+        assert region["value"]["brushlabels"] == ["cup" if "box" in name else "spoon"]
         assert (region["original_width"], region["original_height"]) == (600, 400)
         assert region["score"] == pytest.approx(scores.max(), abs=0.01)
         pixels = unpack(region["value"]["rle"]).reshape(400, 600, 4)
