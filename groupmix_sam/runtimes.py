@@ -5,6 +5,7 @@ Each runtime is imported where it is used. What a runtime would do silently, suc
 
 import ctypes
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -98,7 +99,7 @@ class OpenvinoModel:
     Args:
         path: The `.xml` or `.onnx` file.
         device: "CPU", "GPU" or another of OpenVINO's devices.
-        precision: "f32" or "bf16": OpenVINO would choose by the processor.
+        precision: "f32" or "bf16": OpenVINO would choose by the processor. Where bf16 has no instructions a warning says so.
         threads: None leaves them to OpenVINO.
 
     Raises:
@@ -119,6 +120,11 @@ class OpenvinoModel:
                 f"OpenVINO does not load {path} on {device} ({e}): its devices are {', '.join(core.available_devices)}; "
                 "check the name, or export again."
             ) from e
+        if precision == "bf16" and "BF16" not in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+            warnings.warn(
+                f"this {device} has no instructions for bf16, and emulating them is slower than fp32: export in fp32 or int8.",
+                stacklevel=2,
+            )
 
     def __call__(self, *inputs: Array) -> list[Array]:
         try:

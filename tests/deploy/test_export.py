@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -356,6 +358,14 @@ def test_other_sizes_are_refused(exported):
         OnnxModel(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
     with pytest.raises(InvalidInputError, match=r"refuses inputs of \(1, 256, 9, 9\)"):
         OpenvinoModel(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
+
+
+def test_bf16_without_its_instructions_is_told_of(exported):
+    flags = Path("/proc/cpuinfo").read_text().split()
+    quick = "avx512_bf16" in flags or "amx_bf16" in flags
+    with nullcontext() if quick else pytest.warns(UserWarning, match="no instructions for bf16"):
+        OpenvinoModel(exported / "masks.onnx", precision="bf16")
+    OpenvinoModel(exported / "masks.onnx")
 
 
 def test_signals_after_openvino(exported):
