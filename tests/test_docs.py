@@ -85,6 +85,7 @@ FOREIGN = {
     **dict.fromkeys(["--encoders", "--size", "--work"], "benchmarks/deploy.py"),
     "--files": "examples/label_backend.py",
     "--exported": "benchmarks/batch.py",
+    "--internal-host": "label-studio",
 }
 
 # What a page's Python takes as given, and what it cannot have here.
