@@ -65,7 +65,12 @@ def url(exported):
         port = busy.getsockname()[1]
         args = command("demo", "--port", port, "--checkpoint", "default", "--checkpoint", exported, *reference)
         pipe = subprocess.PIPE
-        with subprocess.Popen(args, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
+
+        def heed() -> None:
+            """Let Ctrl-C end it, also where the tests run in a shell's background, which ignores it for all below."""
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        with subprocess.Popen(args, stdout=pipe, stderr=subprocess.STDOUT, text=True, preexec_fn=heed) as process:
             try:
                 assert process.stdout.readline() == f"port {port} is taken\n"
                 found = re.match(r"open (http://127\.0\.0\.1:(\d+)) in a browser", process.stdout.readline())
