@@ -264,12 +264,10 @@ def save_weights(sam: Sam, path: str | PathLike[str], *, training: dict[str, Any
         SaveError: the file cannot be written.
     """
     path = Path(path)
-    if getattr(sam.image_encoder, "is_fused", False):
-        raise InvalidInputError(
-            "the encoder is fused, and nothing could load its weights: save the Sam that it was fused from."
-        )
     metadata = {"format": "pt", "format_version": FORMAT_VERSION, "library": "groupmix-sam"}
     metadata |= {"architecture": encoder_name(sam), "image_size": str(sam.image_encoder.img_size)}
+    if getattr(sam.image_encoder, "is_fused", False):
+        raise InvalidInputError("nothing could load a fused encoder's weights: save the Sam that it was fused from.")
     if training is not None:
         metadata["training"] = _json(training)
     state_dict = {k: v.detach().cpu().contiguous() for k, v in sam.state_dict().items()}

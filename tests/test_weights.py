@@ -374,6 +374,8 @@ class TestBadSaves:
         for model in (stock, torch.nn.Linear(1, 1), None):
             with pytest.raises(InvalidInputError, match="was not built by build_sam_groupmix"):
                 save_pretrained(model, tmp_path / "out")
+            with pytest.raises(InvalidInputError, match="was not built by build_sam_groupmix"):
+                save_weights(model, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
     def test_a_record_that_is_no_json(self, sam, tmp_path):
