@@ -84,7 +84,6 @@ OTHERS = {
 FOREIGN = {
     **dict.fromkeys(["--encoders", "--size", "--work"], "benchmarks/deploy.py"),
     "--files": "examples/label_backend.py",
-    "--exported": "benchmarks/batch.py",
     "--internal-host": "label-studio",
 }
 
