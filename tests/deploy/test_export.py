@@ -10,16 +10,18 @@ from xml.etree import ElementTree
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.cli import app
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.export import export
-from groupmix_sam.deploy.onnx import quantize
+from groupmix_sam.deploy.onnx import OPSET, _gelu, quantize
 from groupmix_sam.deploy.parity import Thresholds, mask_iou, measure_parity
 from groupmix_sam.deploy.tensorrt import lint
 from groupmix_sam.errors import InvalidInputError, MissingExtraError, ParityError, RuntimeUnavailableError, WeightsError
@@ -71,6 +73,28 @@ def same_masks(got, expected, images, atol):
 
 def test_onnx_runtime_gives_the_same(sam, exported):
     same_masks(Predictor(exported), Predictor(sam), [draw(), draw(31, 200)], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
+def test_onnx_runtime_takes_gelu_for_one_operation(exported, tmp_path, name):
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / name)
+    onnxruntime.InferenceSession(exported / name, options, providers=["CPUExecutionProvider"])
+    written, run = ({node.op_type for node in onnx.load(folder / name).graph.node} for folder in (exported, tmp_path))
+    assert "Erf" in written
+    assert "Erf" not in run
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_is_pytorchs(dtype, approximate):
+    module, x = nn.GELU(approximate).eval(), torch.linspace(-6, 6, 1001, dtype=dtype)
+    table = {torch.ops.aten.gelu.default: _gelu}
+    graph = torch.onnx.export(module, (x,), dynamo=True, opset_version=OPSET, custom_translation_table=table, verbose=False)
+    session = onnxruntime.InferenceSession(graph.model_proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    got = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    np.testing.assert_allclose(got, module(x).numpy(), atol=1e-6 if dtype is torch.float32 else 2e-3)
 
 
 def test_the_evaluator_takes_an_exported_folder(exported):
