@@ -4,7 +4,10 @@ import os
 import subprocess
 import sys
 import venv
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,12 +48,35 @@ def run(*command, **kwargs):
     return done.stdout
 
 
+def required(requirements: list[str], extras: set[str], found: dict[str, Distribution]) -> None:
+    """Add the distributions that these requirements name, and those that they require, as they are installed here."""
+    for requirement in map(Requirement, requirements):
+        if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in {"", *extras}):
+            installed = distribution(requirement.name)
+            assert requirement.specifier.contains(installed.version, prereleases=True), requirement
+            if installed.name not in found or requirement.extras:
+                found[installed.name] = installed
+                required(installed.requires or [], requirement.extras, found)
+
+
 def test_wheel_in_a_clean_environment(tmp_path):
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path, ROOT)
     (wheel,) = tmp_path.glob("groupmix_sam-*.whl")
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    run(python, "-m", "pip", "install", "--quiet", wheel)
+    run(python, "-m", "pip", "install", "--no-deps", "--quiet", wheel)
+    # What it requires is linked, as torch alone would take minutes to install.
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    (metadata,) = site.glob("groupmix_sam-*.dist-info")
+    found: dict[str, Distribution] = {}
+    required(Distribution.at(metadata).requires, set(), found)
+    assert {"torch", "timm", "segment-anything"} <= {name.lower().replace("_", "-") for name in found}
+    assert "onnxruntime" not in found
+    for file in (file for one in found.values() for file in one.files or []):
+        if file.parts[0] != ".." and "__pycache__" not in file.parts:
+            (site / file).parent.mkdir(parents=True, exist_ok=True)
+            if not (site / file).exists():
+                (site / file).symlink_to(file.locate())
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HF_"))} | {"HF_HUB_OFFLINE": "1"}
     share, score = map(float, run(python, "-c", CHECK, ROOT / "examples" / "coffee.jpg", cwd=tmp_path, env=env).split())
     # The cup and its coffee are about a fifth of the photo.
