@@ -71,6 +71,8 @@ class OnnxModel:
             )
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # Each model has threads of its own. After a run they would spin, waiting for the next, on the cores that another needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
