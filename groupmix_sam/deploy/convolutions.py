@@ -6,7 +6,6 @@ convolution; q, k and v come from one each, padded with zeros, rather than from 
 variance are 1x1 convolutions to one channel, for which there are better kernels than for a mean over channels.
 """
 
-from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 from ..encoders.groupmixformer import GroupMixFormer, to_nchw, to_nhwc
 from .fuse import FusedBlock, FusedLocalSegment, FusedPatchEmbed, FusedSegment
 
-__all__ = ["as_convolutions", "holds_in_int8"]
+__all__ = ["as_convolutions"]
 
 
 def as_convolutions(fused: GroupMixFormer) -> GroupMixFormer:
@@ -26,16 +25,6 @@ def as_convolutions(fused: GroupMixFormer) -> GroupMixFormer:
     stages = ([stage.patch_embed, *stage.blocks] for stage in cast(Any, out.stages))
     out.stages = nn.Sequential(*(nn.Sequential(_patch_embed(first), *map(ConvBlock, blocks)) for first, *blocks in stages))
     return out
-
-
-def holds_in_int8(weight: str, shape: Sequence[int]) -> bool:
-    """Whether a convolution is to be in INT8, by its weight's name in the graph and its shape.
-
-    The 1x1 convolutions are nearly all of the work. Those to one channel are LayerNorm's means, and those that mix q, k and v
-    cost some masks, by which this was chosen (docs/deploy.md).
-    """
-    outputs, _, *size = shape
-    return size == [1, 1] and outputs > 1 and "qkv" not in weight.split(".")
 
 
 class ConvNorm(nn.Module):

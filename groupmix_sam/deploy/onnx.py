@@ -6,6 +6,7 @@ prompts and of points is free, and resizing to the picture is the host's.
 """
 
 import math
+import re
 import warnings
 from collections.abc import Iterable
 from copy import deepcopy
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from ..encoders.config import EMBED_DIM
 from ..encoders.groupmixformer import GroupMixFormer
 from ..errors import MissingExtraError
-from .convolutions import as_convolutions, holds_in_int8
+from .convolutions import as_convolutions
 from .decoder import Decoder, ImageTokens
 from .fuse import fuse
 
@@ -160,6 +161,15 @@ class _Pictures:
         return next(self.feeds, None)
 
 
+def holds_in_int8(weight: str) -> bool:
+    """Whether a GroupMixFormer's convolution is to be in INT8, by its weight's name in the graph.
+
+    The third stage's projections and MLPs are. Others cost more of the masks, and narrower ones take ONNX Runtime longer than
+    in fp32, for all that is quantized and transposed around them (docs/deploy.md).
+    """
+    return re.fullmatch(r"encoder\.stages\.2\.\d+\.(proj|mlp\.\d)\.weight", weight) is not None
+
+
 def quantize(
     path: Path, calibration: Iterable[NDArray[np.float32]], products_only: bool = False, symmetric: bool = False
 ) -> None:
@@ -168,7 +178,7 @@ def quantize(
     Args:
         path: The file, which is replaced.
         calibration: What goes into its only input.
-        products_only: Whether of the convolutions only those are in INT8 that hold in it, without the last one.
+        products_only: Whether of a GroupMixFormer's convolutions only those are in INT8 that hold and pay in it.
         symmetric: Whether all zero points are 0 and biases stay in fp32, as TensorRT wants it.
 
     Raises:
@@ -183,22 +193,15 @@ def quantize(
         raise MissingExtraError.of(e.name or "onnxruntime", "onnx") from e
     quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
     graph = onnx.load(path).graph
-    weights = {tensor.name: tensor.dims for tensor in graph.initializer}
-    last = {value.name for value in graph.output}
+    weights = {tensor.name for tensor in graph.initializer}
 
     def in_int8(node: onnx.NodeProto) -> bool:
         # Not the attention's products, both of whose factors depend on the picture.
-        if node.op_type not in {"Gemm", "MatMul", "Conv"} or not weights.keys() & {*node.input}:
+        if node.op_type not in {"Gemm", "MatMul", "Conv"} or not weights & {*node.input}:
             return False
         if node.op_type != "Conv" or not products_only:
             return True
-        weight = node.input[1]
-        # The first and the fourth stage, two sevenths of the products, cost more of the masks than the others (docs/deploy.md).
-        return (
-            node.output[0] not in last
-            and holds_in_int8(weight, weights[weight])
-            and not weight.startswith(("encoder.stages.0.", "encoder.stages.3."))
-        )
+        return holds_in_int8(node.input[1])
 
     quantize_static(
         str(path),
