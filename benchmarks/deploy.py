@@ -49,6 +49,7 @@ SETTINGS = (
     ("openvino", "bf16"),
     ("openvino", "int8"),
 )
+RUNTIMES = tuple(dict.fromkeys(runtime for runtime, _ in SETTINGS))
 BOX = np.array([100.0, 80, 420, 380])
 LOOSE = Thresholds(0, 0, 0.5)  # for the time; the IoUs of ours are reported
 TIMED = Thresholds(0, 0, -10)  # random weights are sure of nothing
@@ -76,7 +77,7 @@ def load(runtime: str, precision: str, name: str, size: int, threads: int, folde
 def export_all(args: argparse.Namespace, folder: Path, judged: list[np.ndarray], calibration: list[np.ndarray]) -> None:
     """Export what is not there yet; each encoder is traced once. The others' INT8 need not be good, and takes 8 pictures."""
     for name in args.encoders:
-        missing = [(r, p) for r, p in SETTINGS if r != "torch" and not (folder / f"{name}-{r}-{p}").exists()]
+        missing = [(r, p) for r, p in args.settings if r != "torch" and not (folder / f"{name}-{r}-{p}").exists()]
         if not missing:
             continue
         sam = build(name, args.size)
@@ -168,6 +169,7 @@ def main() -> None:
     parser.add_argument("pictures", type=Path)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
+    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calibrate", type=int, default=32, help="pictures for INT8")
@@ -175,6 +177,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--peak", nargs=3, metavar=("RUNTIME", "PRECISION", "ENCODER"), help="print one's peak memory and stop")
     args = parser.parse_args()
+    args.settings = [(runtime, precision) for runtime, precision in SETTINGS if runtime in args.runtimes]
     if args.rounds and OURS not in args.encoders:
         parser.error(f"the others are compared with {OURS}: name it too.")
     torch.set_num_threads(args.threads)
@@ -196,9 +199,11 @@ def main() -> None:
         if not args.rounds:
             return
         print(f"{describe()}; {args.size} x {args.size}, {args.rounds} rounds")
-        results = {f"{r} {p}": compare((r, p), args, folder, picture) for r, p in SETTINGS}
+        results = {f"{r} {p}": compare((r, p), args, folder, picture) for r, p in args.settings}
         print(f"mask IoU of ours to fp32 PyTorch, {len(judged)} pictures")
-        for runtime, precision in SETTINGS[1:]:
+        for runtime, precision in args.settings:
+            if (runtime, precision) == ("torch", "fp32"):
+                continue
             if runtime == "torch":
                 low = load(runtime, precision, OURS, args.size, args.threads, folder)
                 report = measure_parity(Predictor(build(OURS, args.size)), low, judged)
