@@ -1,8 +1,6 @@
 import hashlib
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from groupmix_sam.weights import find_weights, read_weights, save_weights
 
 from .distill.conftest import save_mobile_sam
 from .hub import COMMIT, running_hub
+from .processes import python
 
 TINY = {"encoder": "gmf_sam_test", "image_size": 256}
 
@@ -240,12 +239,6 @@ def hub(folder, tmp_path, monkeypatch):
         monkeypatch.setenv("TQDM_POSITION", "-1")  # progress bars although there is no terminal
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         yield hub
-
-
-def python(code, *args, **env):
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=None, check=False)
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def load_from_hub(name):

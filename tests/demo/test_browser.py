@@ -21,9 +21,9 @@ from PIL import Image
 from segment_anything import SamPredictor
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.deploy.parity import mask_iou
+from groupmix_sam.deploy.export import export
+from groupmix_sam.deploy.parity import Thresholds, mask_iou
 from groupmix_sam.images import COLORS, draw_masks, read_image
-from groupmix_sam.weights import save_weights
 
 from ..conftest import SHARED
 
@@ -48,13 +48,10 @@ def command(*args):
 
 @pytest.fixture(scope="module")
 def exported(sam, tmp_path_factory):
-    """The tiny Sam for ONNX Runtime, which runs in other processes only, as Makefile says why."""
-    folder = tmp_path_factory.mktemp("demo")
-    weights = save_weights(sam, folder / "tiny.safetensors")
-    model = ("--checkpoint", weights, "--encoder", "gmf_sam_test", "--image-size", 256)
-    pictures = ("--pictures", COFFEE.parent, "--count", 1, "--least-score", 0)
-    subprocess.run(command("export", "onnx", folder / "exported", *model, *pictures), check=True, capture_output=True)
-    return folder / "exported"
+    """The tiny Sam for ONNX Runtime."""
+    folder = tmp_path_factory.mktemp("demo") / "exported"
+    export(sam, folder, [read_image(COFFEE)], thresholds=Thresholds(score=0))
+    return folder
 
 
 @pytest.fixture(scope="module")
