@@ -82,7 +82,7 @@ OTHERS = {
 }
 # Options in the text that are no command's of ours.
 FOREIGN = {
-    **dict.fromkeys(["--encoders", "--size", "--work"], "benchmarks/deploy.py"),
+    **dict.fromkeys(["--encoders", "--runtimes", "--size", "--work"], "benchmarks/deploy.py"),
     "--files": "examples/label_backend.py",
     "--internal-host": "label-studio",
 }

@@ -199,8 +199,9 @@ def test_adapting_to_nothing_new_keeps_agreement(mobile_sam, tmp_path):
 
 
 def test_the_recipe_of_adapt():
-    """As the command's help says: 20 minutes, no start, and the neck is left as it is."""
+    """As the command's help says: 20 minutes, no start, the neck is left as it is, and frames are seen as at inference."""
     assert (ADAPT.minutes, ADAPT.ridge_start, ADAPT.ridge_finish, ADAPT.hint_weight) == (20.0, False, False, 0.0)
+    assert [phase.crop for phase in ADAPT.phases] == [0]
 
 
 def test_summary_by_hand():
