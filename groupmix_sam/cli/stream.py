@@ -10,7 +10,7 @@ from .options import Encoder, ImageSize, Model, numbers
 
 
 def stream(
-    source: Annotated[str, typer.Argument(help="A camera's index, a URL such as rtsp://..., or a video file.")],
+    source: Annotated[str, typer.Argument(help="A camera's index or device, a URL such as rtsp://..., or a video file.")],
     box: Annotated[list[str] | None, typer.Option(help="left,top,right,bottom in pixels; once for each thing.")] = None,
     point: Annotated[list[str] | None, typer.Option(help="x,y in pixels; once for each thing.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="The same as JSON: boxes, or points with labels.")] = None,
@@ -21,11 +21,12 @@ def stream(
     encoder: Encoder = None,
     image_size: ImageSize = None,
 ) -> None:
-    """Segment what a camera or a video shows, the newest frame first, until it ends or Ctrl-C.
+    """Segment what a camera or a video shows, the newest frame first, until it ends, Ctrl-C or SIGTERM.
 
     groupmix-sam stream 0 --box 170,16,420,312 --masks masks.jsonl
     groupmix-sam stream rtsp://camera/1 --checkpoint exported/ --prompts prompts.json --overlay seen.mp4
     """
+    import signal
     import time
     from contextlib import ExitStack
 
@@ -48,6 +49,8 @@ def stream(
     predictor = load_predictor(checkpoint, encoder=encoder, image_size=image_size)
     clock, told, count = Clock(), time.monotonic(), 0
     with ExitStack() as stack:
+        # A service that is stopped ends as by Ctrl-C, so that its files are kept.
+        stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
         outputs: list[Any] = []
         if masks is not None:
             outputs.append(stack.enter_context(MaskFile(masks)))

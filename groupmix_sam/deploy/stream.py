@@ -72,19 +72,22 @@ class Frames:
     while one is worked on replace each other, and their numbers are skipped.
 
     Args:
-        source: A camera's index as "0", a URL such as "rtsp://...", or a file.
+        source: A camera's index as "0" or its device as "/dev/video0", a URL such as "rtsp://...", a GStreamer pipeline, whose
+            elements are joined by " ! " and which an OpenCV with GStreamer opens, or a file, by path or "file://...".
         patience: Seconds without a frame after which a camera or URL is given up.
         open_capture: What opens a source; OpenCV's VideoCapture.
 
     Raises:
         MissingExtraError: there is no OpenCV.
-        ImageReadError: while frames are read: the source cannot be opened, or is gone for longer than `patience`. What else a
-            capture raises is raised there too; an error of OpenCV from a camera or URL counts as a source that dropped out.
+        ImageReadError: while frames are read: the source cannot be opened, is a file without a frame, or is gone for longer
+            than `patience`. What else a capture raises is raised there too; an error of OpenCV from a camera or URL counts as a
+            source that dropped out.
     """
 
     def __init__(self, source: str, *, patience: float = 30.0, open_capture: Callable[[Any], Any] | None = None) -> None:
         self.source = source
-        self.live = source.isdecimal() or "://" in source
+        url = "://" in source and not source.startswith("file://")
+        self.live = url or source.isdecimal() or source.startswith("/dev/") or " ! " in source
         self.patience = patience
         self._cv2 = import_extra("cv2", "stream")
         self._open = open_capture or self._cv2.VideoCapture
@@ -131,6 +134,8 @@ class Frames:
                 number += 1
         finally:
             capture.release()
+        if number == 0 and not self._ended:
+            raise ImageReadError(f"{self.source} has no frame that OpenCV can read: convert it to MP4.")
 
     def _newest_frames(self) -> Iterator[tuple[int, Frame]]:
         self._thread = threading.Thread(target=self._keep_reading, daemon=True)
@@ -230,7 +235,7 @@ class Clock:
 class _Output(ABC):
     """A file that is written beside its name and takes it when closed, also after an error: what was seen is kept.
 
-    After an error before the first frame nothing was seen, and a file of that name stays as it was.
+    Where no frame was written, a file of that name stays as it was.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -245,10 +250,10 @@ class _Output(ABC):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-        if error is not None and self.frames == 0:
-            self.part.unlink(missing_ok=True)
-        elif self.part.exists():
+        if self.frames:
             os.replace(self.part, self.path)
+        else:
+            self.part.unlink(missing_ok=True)
 
     @abstractmethod
     def close(self) -> None:

@@ -2,8 +2,11 @@
 
 import itertools
 import json
+import os
+import signal
 import threading
 import weakref
+from contextlib import suppress
 from types import SimpleNamespace
 
 import cv2
@@ -214,6 +217,23 @@ def test_camera_by_index(clock):
     assert set(opened) == {3}
 
 
+@pytest.mark.parametrize(
+    ("source", "live"),
+    [
+        ("0", True),
+        ("rtsp://line/1", True),
+        ("/dev/video0", True),
+        ("/dev/v4l/by-id/usb-camera-index0", True),
+        ("nvarguscamerasrc ! nvvidconv ! appsink", True),
+        ("line.mp4", False),
+        ("file:///videos/line.mp4", False),
+        ("C:/videos/line!.mp4", False),
+    ],
+)
+def test_which_sources_are_live(source, live):
+    assert Frames(source).live == live
+
+
 def test_stops_from_another_thread():
     frames = Frames("0", open_capture=lambda source: Camera([], opened=False))
     threading.Timer(0.1, frames.close).start()
@@ -233,11 +253,13 @@ def test_outputs_take_their_names_in_the_end(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [MaskFile, Overlay])
-def test_an_error_before_the_first_frame_leaves_what_was_there(tmp_path, kind):
+@pytest.mark.parametrize("error", [RuntimeError("no camera"), None], ids=["an error", "Ctrl-C, which the command takes"])
+def test_where_there_was_no_frame_what_was_there_stays(tmp_path, kind, error):
     path = tmp_path / "out.avi"
     path.write_bytes(b"of yesterday")
-    with pytest.raises(RuntimeError, match="no camera"), kind(path):
-        raise RuntimeError("no camera")
+    with suppress(RuntimeError), kind(path):
+        if error is not None:
+            raise error
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("out.avi", b"of yesterday")]
 
 
@@ -273,6 +295,25 @@ def test_command(video, tmp_path, sam):
             assert coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) == {**rle, "counts": rle["counts"].encode()}
     seen = cv2.VideoCapture(str(overlay))
     assert (seen.get(cv2.CAP_PROP_FRAME_COUNT), seen.get(cv2.CAP_PROP_FPS)) == (4, 25)
+
+
+def test_a_service_that_is_stopped_keeps_its_masks(tmp_path, sam, monkeypatch):
+    weights = save_weights(sam, tmp_path / "mine.safetensors")
+    masks = tmp_path / "masks.jsonl"
+
+    class Stopped(Camera):
+        def read(self):
+            if self.count == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().read()
+
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: Stopped(range(9)))
+    before = signal.getsignal(signal.SIGTERM)
+    arguments = ["stream", "line.avi", "--box", "9,9,60,60", "--masks", str(masks), "--checkpoint", str(weights)]
+    done = CliRunner().invoke(app, [*arguments, "--encoder", "gmf_sam_test", "--image-size", "256"], catch_exceptions=False)
+    assert (done.exit_code, done.stdout.splitlines()[0]) == (0, "stopped")
+    assert [json.loads(line)["frame"] for line in masks.read_text().splitlines()] == [0, 1, 2]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(
@@ -318,6 +359,8 @@ def test_prompt_files(tmp_path):
 
 
 def test_bad_files(tmp_path):
+    with pytest.raises(ImageReadError, match=r"line\.avi has no frame"):
+        list(Frames("line.avi", open_capture=lambda source: Camera([])))
     with pytest.raises(ImageReadError, match="cannot be opened as a video"):
         list(Frames(str(tmp_path / "none.avi")))
     for kind, name in ((MaskFile, "no/where.jsonl"), (Overlay, "a.gif"), (Overlay, ".")):
