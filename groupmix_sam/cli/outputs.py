@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -232,7 +233,7 @@ def annotate(
 
     Raises:
         ImageReadError: some were left out.
-        RunStoppedError: Ctrl-C; what was found is written.
+        RunStoppedError: Ctrl-C; what was found is written, as it is after any other error.
     """
     done = skipped = 0
     stopped = False
@@ -259,6 +260,11 @@ def annotate(
                 tqdm.write(f"wrote {', '.join(files)}: {_describe(found)}", file=sys.stdout)
     except KeyboardInterrupt:
         stopped = True
+    except BaseException:
+        if done:
+            with suppress(SaveError):  # what is wrong has been told of
+                outputs.close()
+        raise
     files = outputs.close()
     if files and not outputs.as_json and not outputs.to_stdout:
         typer.echo(f"wrote {', '.join(files)}: {done} picture{'s' * (done != 1)}")
