@@ -28,7 +28,7 @@ from .deploy.predictor import Predictor, model_hash, read_config
 from .errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError, SaveError
 from .images import decode_image
 from .pictures import SUFFIXES
-from .prompts import COLUMNS, Prompt, check_columns
+from .prompts import COLUMNS, LISTS, Prompt, as_prompt, check_columns
 from .sam import build_sam_groupmix
 from .segment import everything, segment
 from .weights import HUB_PREFIX, is_exported
@@ -56,7 +56,6 @@ MASKS = pa.schema(
         "error": pa.string(),
     }
 )
-SIDES = ("left", "top", "right", "bottom")
 # What Ray's own processes, started here and for this run alone, are told before Ray is imported: to report to nobody, to listen
 # on 127.0.0.1 alone (the switch's name is older than its use), and to keep their log to themselves.
 LOCAL_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
@@ -211,14 +210,16 @@ def read_prompt_table(path: str | PathLike[str]) -> dict[str, list[dict[str, Any
         rows = table.to_pylist()
     except (OSError, pa.ArrowException, ValueError) as e:
         raise InvalidInputError(f"the prompts {path} cannot be read ({e}): give a CSV or a Parquet file.") from e
-    check_columns(path, table.column_names, (*COLUMNS, "points", "labels", "box") if is_parquet else COLUMNS)
+    check_columns(f"{path} has columns", table.column_names, (*COLUMNS, *LISTS) if is_parquet else COLUMNS)
     prompts: dict[str, list[dict[str, Any]]] = {}
     for number, row in enumerate(rows, 1):
         try:
             if not isinstance(row["picture"], str):
                 raise TypeError("picture")
-            prompts.setdefault(row["picture"], []).append(_prompt(row))
-        except (KeyError, TypeError, ValueError) as e:
+            prompt = as_prompt({name: value for name, value in row.items() if value is not None})
+            given = {"points": prompt.points, "labels": prompt.labels, "box": prompt.box}
+            prompts.setdefault(row["picture"], []).append(given)
+        except (KeyError, OverflowError, TypeError, ValueError) as e:
             raise InvalidInputError(
                 f"prompt {number} of {path} is {row!r}: give picture, and x and y or left, top, right and bottom."
             ) from e
@@ -341,17 +342,18 @@ class Segmenter:
 
 def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.Table:
     """Return the list of pictures: that of the run that is there, if it is this one, or a new one, which is written."""
+    asked = None if prompts is None else read_prompt_table(prompts)
     record = {
         "format_version": FORMAT_VERSION,
         "source": job.source,
-        "prompts": None if prompts is None else _prompts_hash(prompts),
+        "prompts": None if asked is None else _prompts_hash(asked),
         "model_hash": job.model_hash(),
         **{name: value for name, value in asdict(job).items() if name not in ("source", "output", "checkpoint", "threads")},
     }
     try:
         there = json.loads(place.read("run.json"))
     except FileNotFoundError:
-        pictures = _list(job, prompts)
+        pictures = _list(job, asked)
         place.write("pictures.parquet", _parquet(pictures))
         place.write("run.json", json.dumps(record, indent=2).encode())
         return pictures
@@ -377,11 +379,10 @@ def _clean(place: Folder) -> set[str]:
     return names - hidden
 
 
-def _list(job: Job, prompts: str | PathLike[str] | None) -> pa.Table:
-    """Return the pictures that a table names, in its order, or all that are in the source, sorted."""
+def _list(job: Job, prompts: dict[str, list[dict[str, Any]]] | None) -> pa.Table:
+    """Return the pictures that prompts are for, in their order, or all that are in the source, sorted."""
     if prompts is not None:
-        found = read_prompt_table(prompts)
-        return pa.table({"picture": list(found), "prompts": list(found.values())}, schema=PICTURES)
+        return pa.table({"picture": list(prompts), "prompts": list(prompts.values())}, schema=PICTURES)
     try:
         names = sorted(name for name in Folder(job.source).names() if Path(name).suffix.lower() in SUFFIXES)
     except OSError as e:
@@ -470,23 +471,9 @@ def _workers(ray: Any, workers: int | None, threads: int) -> int:
     return wanted
 
 
-def _prompt(row: dict[str, Any]) -> dict[str, Any]:
-    points = [[float(x), float(y)] for x, y in row.get("points") or []]
-    if row.get("x") is not None:
-        points.append([float(row["x"]), float(row["y"])])
-    box = row.get("box")
-    if any(row.get(side) is not None for side in SIDES):
-        box = [row[side] for side in SIDES]
-    labels = row.get("labels")
-    labels = [1] * len(points) if labels is None else [int(label) for label in labels]
-    if (not points and box is None) or len(labels) != len(points):
-        raise ValueError("neither points nor a box")
-    return {"points": points, "labels": labels, "box": None if box is None else [float(value) for value in box]}
-
-
-def _prompts_hash(path: str | PathLike[str]) -> str:
+def _prompts_hash(prompts: dict[str, list[dict[str, Any]]]) -> str:
     """Return what tells a table from another: its prompts, however they are written."""
-    return hashlib.sha256(json.dumps(read_prompt_table(path)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
 
 
 def _parquet(table: pa.Table) -> bytes:

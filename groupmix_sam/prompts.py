@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -13,12 +13,14 @@ import numpy as np
 from .errors import InvalidInputError
 from .images import as_box, as_points
 
-__all__ = ["COLUMNS", "EVERY", "Prompt", "check_columns", "is_ambiguous", "read_prompts"]
+__all__ = ["COLUMNS", "EVERY", "LISTS", "Prompt", "as_prompt", "check_columns", "is_ambiguous", "read_prompts"]
 
 # What prompts that are for every picture are kept under.
 EVERY = ""
 # Of a CSV.
 COLUMNS = ("picture", "x", "y", "left", "top", "right", "bottom", "category")
+# Of JSON and Parquet beside those.
+LISTS = ("points", "labels", "box")
 
 
 @dataclass(frozen=True)
@@ -92,19 +94,21 @@ def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
                 content, columns = list(table), table.fieldnames or ()
     except (OSError, ValueError, csv.Error) as e:
         raise InvalidInputError(f"the prompts {path} cannot be read ({e}): give a CSV or a JSON file.") from e
-    check_columns(path, columns, COLUMNS)
+    check_columns(f"{path} has columns", columns, COLUMNS)
     entries = _for_every_picture(content, path) if isinstance(content, dict) else content
     if not isinstance(entries, list) or not entries:
         raise InvalidInputError(f"{path} holds no list of prompts: see the docs of read_prompts.")
     prompts: dict[str, list[Prompt]] = {}
     for number, entry in enumerate(entries, 1):
+        if isinstance(entry, dict) and not columns:
+            check_columns(f"prompt {number} of {path} has keys", entry, (*COLUMNS, *LISTS))
         try:
             if None in entry:  # where DictReader puts cells that have no column
                 raise ValueError("more cells than columns")
             name = str(entry["picture"])
             if name == EVERY and entries is content:  # only an object is meant for every picture
                 raise KeyError("picture")
-            prompts.setdefault(name, []).append(_prompt(entry))
+            prompts.setdefault(name, []).append(as_prompt(entry))
         except (KeyError, OverflowError, TypeError, ValueError) as e:
             raise InvalidInputError(
                 f"prompt {number} of {path} is {entry!r}: give picture, and x and y or left, top, right and bottom."
@@ -112,20 +116,20 @@ def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
     return prompts
 
 
-def check_columns(path: object, columns: Sequence[str], known: Sequence[str]) -> None:
-    """Raise InvalidInputError if a table has others than the known columns, whose meaning would be lost without a word."""
+def check_columns(what: str, columns: Iterable[str], known: Sequence[str]) -> None:
+    """Raise InvalidInputError if there are others than the known columns, whose meaning would be lost without a word."""
     unknown = [name for name in columns if name not in known]
     if unknown:
         raise InvalidInputError(
-            f"{path} has columns that mean nothing here, {', '.join(map(repr, unknown))}: leave them out; known are "
-            f"{', '.join(known)}."
+            f"{what} that mean nothing here, {', '.join(map(repr, unknown))}: leave them out; known are {', '.join(known)}."
         )
 
 
 def _for_every_picture(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """Return columns, `boxes`, `points`, `labels` and `categories`, as a list of prompts."""
     keys = {"boxes": "box", "points": "points", "labels": "labels", "categories": "category"}
-    columns = {keys[name]: values for name, values in content.items() if name in keys and values is not None}
+    check_columns(f"{path} has keys", content, list(keys))
+    columns = {keys[name]: values for name, values in content.items() if values is not None}
     if not {"box", "points"} & columns.keys():
         raise InvalidInputError(f'{path} has neither "boxes" nor "points": write {{"boxes": [[left, top, right, bottom]]}}.')
     try:
@@ -135,7 +139,13 @@ def _for_every_picture(content: dict[str, Any], path: Path) -> list[dict[str, An
     return [{"picture": EVERY, **dict(zip(columns, row, strict=True))} for row in rows]
 
 
-def _prompt(entry: dict[str, Any]) -> Prompt:
+def as_prompt(entry: Mapping[str, Any]) -> Prompt:
+    """Return the prompt of a row: of a table's `COLUMNS`, or of `LISTS`; raise what float, int and unpacking raise.
+
+    Raises:
+        KeyError: it has neither a point nor a box.
+        ValueError: a box is not of four numbers, or labels are more or fewer than points.
+    """
     points = [[float(x), float(y)] for x, y in entry.get("points", [])]
     if entry.get("x") not in (None, ""):
         points.append([float(entry["x"]), float(entry["y"])])

@@ -15,12 +15,21 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
+from typer.testing import CliRunner
 
 from groupmix_sam import batch as module
 from groupmix_sam.annotations import decode_rle
 from groupmix_sam.batch import MASKS, TRIES, Folder, Job, Segmenter, Totals, batch, read_prompt_table
+from groupmix_sam.cli import app
 from groupmix_sam.deploy import Predictor
-from groupmix_sam.errors import InvalidInputError, MissingExtraError, SaveError, WeightsError, WeightsNotFoundError
+from groupmix_sam.errors import (
+    ImageReadError,
+    InvalidInputError,
+    MissingExtraError,
+    SaveError,
+    WeightsError,
+    WeightsNotFoundError,
+)
 from groupmix_sam.images import read_image
 from groupmix_sam.sam import build_sam_groupmix
 from groupmix_sam.segment import everything
@@ -310,6 +319,16 @@ def test_what_cannot_be_run(weights, pictures, prompts, tmp_path, monkeypatch):
     (tmp_path / "out" / "run.json").write_bytes(b"{")
     with pytest.raises(InvalidInputError, match="cannot be read"):
         batch(pictures, tmp_path / "out", prompts, **weights)
+
+
+def test_errors_are_told_by_the_exit_code(monkeypatch):
+    monkeypatch.setattr("groupmix_sam.batch.batch", lambda *_, **__: Totals(3, 4, errors=2, before=1))
+    with pytest.raises(ImageReadError, match="2 pictures or prompts could not be used: the column error in out/masks"):
+        CliRunner().invoke(app, ["batch", "photos", "--output", "out"], catch_exceptions=False)
+    monkeypatch.setattr("groupmix_sam.batch.batch", lambda *_, **__: Totals(3, 4))
+    assert CliRunner().invoke(app, ["batch", "photos", "--output", "out"]).stdout == (
+        "3 pictures: 4 masks and 0 errors in out/masks\n"
+    )
 
 
 def test_more_workers_than_cpus(ray):

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import ImageReadError
 from .options import Encoder, ImageSize
 
 
@@ -51,3 +52,7 @@ def batch(
     )
     before = f", {totals.before} pictures were done before" if totals.before else ""
     typer.echo(f"{totals.pictures} pictures: {totals.masks} masks and {totals.errors} errors in {output}/masks{before}")
+    if totals.errors:
+        raise ImageReadError(
+            f"{totals.errors} pictures or prompts could not be used: the column error in {output}/masks says why."
+        )
