@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
-from machine import describe, interval
+from machine import describe, interval, peak_kib
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from timm.utils import reparameterize_model
@@ -35,7 +35,7 @@ from groupmix_sam import build_sam_groupmix
 from groupmix_sam.deploy import Predictor
 from groupmix_sam.deploy.export import export
 from groupmix_sam.deploy.parity import Thresholds, measure_parity
-from groupmix_sam.pictures import find_pictures
+from groupmix_sam.pictures import evenly_spaced, find_pictures
 
 OURS, MOBILE, NANO, EDGE, EFFICIENT = "gmf_sam_2282", "sam_tiny_vit_5m", "sam_resnet18", "repvit_m1", "efficientvit_l0"
 ENCODERS = (OURS, MOBILE, NANO, EDGE, EFFICIENT)
@@ -105,10 +105,6 @@ def measure(predictor: Predictor | SamPredictor, picture: np.ndarray) -> tuple[f
     embedded = time.perf_counter()
     predictor.predict(box=BOX, multimask_output=False)
     return embedded - start, time.perf_counter() - start
-
-
-def peak_mib() -> float:
-    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def peak_of(runtime: str, precision: str, name: str, args: argparse.Namespace, folder: Path) -> float:
@@ -184,13 +180,12 @@ def main() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     if args.peak:
         measure(load(*args.peak, args.size, args.threads, args.work), picture)
-        print(peak_mib())
+        print(peak_kib() / 1024)
         return
 
     # As `groupmix-sam export --precision int8` does: every fifth is compared, the others calibrate.
     wanted = args.calibrate * 5 // 4
-    found = find_pictures(args.pictures)
-    images = [p.decode() for p in found[:: max(1, len(found) // wanted)][:wanted]]
+    images = [picture.decode() for picture in evenly_spaced(find_pictures(args.pictures), wanted)]
     judged, calibration = images[::5], [image for i, image in enumerate(images) if i % 5]
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.work or Path(temporary)

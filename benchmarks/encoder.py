@@ -15,12 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import timm
 import torch
-from machine import describe, interval
+from machine import describe, interval, peak_kib
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
@@ -108,20 +107,14 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peak_resident_kib() -> int:
-    """Return the most memory that this process ever held; Linux only, as resource.ru_maxrss counts the parent's too."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0])
-
-
 @torch.inference_mode()
 def peak_mib(name: str, size: int) -> float:
     """Return the growth of this process's peak memory over one forward pass, in MiB."""
     model, x = build(name, size)
     model(x[:, :, :64, :64])  # what is set up once does not count
-    before = peak_resident_kib()
+    before = peak_kib()
     model(x)
-    return (peak_resident_kib() - before) / 1024
+    return (peak_kib() - before) / 1024
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ import torch
 
 import groupmix_sam
 
-__all__ = ["describe", "interval"]
+__all__ = ["describe", "interval", "peak_kib"]
 
 
 def describe() -> str:
@@ -30,3 +30,8 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
     low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
     return float(np.median(values)), float(low), float(high)
+
+
+def peak_kib() -> int:
+    """Return the most memory that this process ever held; Linux only, as resource.ru_maxrss counts the parent's too."""
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])

@@ -2,7 +2,7 @@
 
 import glob
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePath, PureWindowsPath
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .errors import ImageReadError, InvalidInputError
 from .images import decode_image
 
-__all__ = ["SUFFIXES", "Picture", "find_pictures", "name_pictures"]
+__all__ = ["SUFFIXES", "Picture", "evenly_spaced", "find_pictures", "name_pictures"]
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -78,6 +78,12 @@ def find_pictures(source: str | PathLike[str]) -> list[Picture]:
     if not pictures:
         raise InvalidInputError(f"{source} has no picture in it: {', '.join(sorted(SUFFIXES))} are looked for, and .tar.")
     return pictures
+
+
+def evenly_spaced(pictures: Sequence[Picture], count: int) -> list[Picture]:
+    """Return so many of them, evenly from first to last, or all if there are fewer."""
+    count = min(count, len(pictures))
+    return [pictures[i * len(pictures) // count] for i in range(count)]
 
 
 def name_pictures(sources: Iterable[str | PathLike[str]]) -> dict[str, Picture]:

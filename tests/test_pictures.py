@@ -1,11 +1,12 @@
 import io
 import tarfile
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from groupmix_sam.errors import ImageReadError, InvalidInputError
-from groupmix_sam.pictures import Picture, name_pictures
+from groupmix_sam.pictures import Picture, evenly_spaced, name_pictures
 
 
 @pytest.fixture
@@ -18,6 +19,16 @@ def folder(tmp_path):
         tar.add(tmp_path / "one" / "b.png", "in/c.png")
     (tmp_path / "list.txt").write_text("one/b.png\none/sub/a.jpg\n")
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("there", "count", "first", "last"),
+    [(79, 40, [0, 1, 3, 5], 77), (10, 3, [0, 3, 6], 6), (4, 9, [0, 1, 2, 3], 3), (4, 4, [0, 1, 2, 3], 3)],
+)
+def test_evenly_spaced(there, count, first, last):
+    """By hand; of 79 pictures 40 reach the end, so that what is sorted last is seen too."""
+    found = [int(picture.path.name) for picture in evenly_spaced([Picture(Path(str(i))) for i in range(there)], count)]
+    assert (found[:4], found[-1], len(found)) == (first, last, min(there, count))
 
 
 @pytest.mark.parametrize(

@@ -32,16 +32,15 @@ def export(
     from ..deploy.export import export as write
     from ..deploy.parity import Thresholds
     from ..images import check_aspect
-    from ..pictures import find_pictures
+    from ..pictures import evenly_spaced, find_pictures
     from ..sam import build_sam_groupmix
 
     if count < 1:
         raise InvalidInputError(f"count is {count}: give 1 or more.")
     sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
     wanted = 5 * count if precision == "int8" else count
-    found = find_pictures(pictures)
     images = []
-    for picture in found[:: max(1, len(found) // wanted)][:wanted]:
+    for picture in evenly_spaced(find_pictures(pictures), wanted):
         try:
             image = picture.decode()
             check_aspect(image.shape[:2], sam.image_encoder.img_size)
