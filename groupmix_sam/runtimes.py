@@ -18,7 +18,16 @@ from numpy.typing import NDArray
 from .errors import InvalidInputError, RuntimeUnavailableError
 from .extras import import_extra
 
-__all__ = ["Model", "OnnxModel", "OpenvinoModel", "TensorrtModel", "TorchModel", "keep_memory"]
+__all__ = [
+    "Model",
+    "OnnxModel",
+    "OpenvinoModel",
+    "TensorrtModel",
+    "TorchModel",
+    "import_tensorrt",
+    "keep_memory",
+    "openvino_core",
+]
 
 Array = NDArray[np.float32]
 Model = Callable[..., list[Array]]
@@ -110,7 +119,7 @@ class OpenvinoModel:
     """
 
     def __init__(self, path: Path, device: str = "CPU", precision: str = "f32", threads: int | None = None) -> None:
-        core = _openvino_core()
+        core = openvino_core()
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         if threads is not None:
             # Unpinned: several processes of one thread each would all be pinned to the first core.
@@ -130,8 +139,7 @@ class OpenvinoModel:
 
     def __call__(self, *inputs: Array) -> list[Array]:
         try:
-            # Copied, as the next call would write into the same memory.
-            return [np.array(x) for x in self.model(list(inputs)).values()]
+            return list(self.model(list(inputs)).values())
         except RuntimeError as e:
             raise _refused(inputs, e) from e
 
@@ -192,7 +200,7 @@ def import_tensorrt() -> Any:
 
 
 @cache
-def _openvino_core() -> Any:
+def openvino_core() -> Any:
     """Return the process's one core.
 
     Each that has loaded the CPU plugin gives the thread another alternate signal stack, and puts back the one before when it

@@ -12,6 +12,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -424,4 +425,5 @@ def write_beside(path: Path, write: Callable[[Path], Any]) -> None:
     except (OSError, SafetensorError) as e:
         raise SaveError(f"{path} could not be written ({e}): free some space or give another place; nothing was lost.") from e
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # of a path that no file can have
+            part.unlink(missing_ok=True)

@@ -152,6 +152,13 @@ def test_info_as_text_and_json(tmp_path, monkeypatch):
     assert "c: lacks no-such-thing" in text
 
 
+def test_info_of_damaged_weights(tmp_path, monkeypatch):
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    monkeypatch.setattr("groupmix_sam.encoders.config.pretrained_file", lambda name: str(cut))
+    assert "gmf_sam_2282: damaged, reinstall groupmix-sam, sha256" in run("info").stdout
+
+
 def test_info_without_runtimes(monkeypatch):
     for module in ("onnxruntime", "openvino"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -373,6 +380,21 @@ def test_ctrl_c_keeps_what_is_done(tiny, line, tmp_path, monkeypatch, capsys):
     out = tmp_path / "c.json"
     err = failure(capsys, "segment", line, "--point", "1,1", "--format", "coco", "--output", out, *tiny)
     assert "stopped after 1 of 2 pictures" in err
+    assert [image["file_name"] for image in json.loads(out.read_text())["images"]] == ["line/a.png"]
+
+
+def test_an_error_keeps_what_is_done(tiny, line, tmp_path, monkeypatch):
+    found = iter([[]])
+
+    def find(*_):
+        for things in found:
+            return things
+        raise MemoryError
+
+    monkeypatch.setattr("groupmix_sam.segment.segment", find)
+    out = tmp_path / "c.json"
+    with pytest.raises(MemoryError):
+        run("segment", line, "--point", "1,1", "--format", "coco", "--output", out, *tiny)
     assert [image["file_name"] for image in json.loads(out.read_text())["images"]] == ["line/a.png"]
 
 

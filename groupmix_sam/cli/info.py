@@ -48,7 +48,7 @@ def _runtimes() -> dict[str, Any]:
     """Return each runtime's version and what it runs on; `import_tensorrt` looks for a GPU first."""
     from ..errors import MissingExtraError, RuntimeUnavailableError
     from ..extras import import_extra
-    from ..runtimes import import_tensorrt
+    from ..runtimes import import_tensorrt, openvino_core
 
     found: dict[str, Any] = dict.fromkeys(("onnxruntime", "openvino", "tensorrt"))
     try:
@@ -58,7 +58,7 @@ def _runtimes() -> dict[str, Any]:
         pass
     try:
         ov = import_extra("openvino", "openvino")
-        found["openvino"] = {"version": ov.__version__, "devices": ov.Core().available_devices}
+        found["openvino"] = {"version": ov.__version__, "devices": openvino_core().available_devices}
     except MissingExtraError:
         pass
     try:
@@ -105,9 +105,12 @@ def _weights() -> dict[str, Any]:
         found[name] = None
         if path.is_file():
             digest = sha256(path)
-            with safe_open(path, framework="numpy") as file:
-                training = json.loads((file.metadata() or {}).get("training", "null"))
-            found[name] = {"path": str(path), "sha256": digest, "whole": digest == PRETRAINED.get(name), "training": training}
+            whole = digest == PRETRAINED.get(name)
+            training = None
+            if whole:
+                with safe_open(path, framework="numpy") as file:
+                    training = json.loads((file.metadata() or {}).get("training", "null"))
+            found[name] = {"path": str(path), "sha256": digest, "whole": whole, "training": training}
     return found
 
 

@@ -15,7 +15,7 @@ from segment_anything.modeling import Sam
 
 from .. import __version__
 from ..encoders.groupmixformer import GroupMixFormer
-from ..errors import GroupMixSamError, InvalidInputError
+from ..errors import GroupMixSamError, InvalidInputError, SaveError
 from ..runtimes import import_tensorrt
 from ..weights import encoder_name, sha256
 from .onnx import quantize, write_graphs
@@ -68,6 +68,7 @@ def export(
         MissingExtraError: a package for the runtime is missing.
         RuntimeUnavailableError: there is no GPU for TensorRT, or it refuses the model.
         ParityError: the masks do not hold.
+        SaveError: the folder cannot be written.
     """
     folder = Path(folder)
     _check(sam, folder, pictures, runtime, precision, calibration)
@@ -96,7 +97,7 @@ def export(
     except GroupMixSamError:
         raise
     except OSError as e:
-        raise InvalidInputError(f"{folder} cannot be written ({e}): check its rights and the space that is left.") from e
+        raise SaveError(f"{folder} cannot be written ({e}): check its rights and the space that is left.") from e
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return report

@@ -203,12 +203,14 @@ def quantize(
             return True
         return holds_in_int8(node.input[1])
 
+    nodes = [node.name for node in graph.node if in_int8(node)]
+    assert nodes  # ONNX Runtime takes an empty list for all of them
     quantize_static(
         str(path),
         str(path),
         _Pictures(graph.input[0].name, calibration),
         quant_format=QuantFormat.QDQ,
-        nodes_to_quantize=[node.name for node in graph.node if in_int8(node)],
+        nodes_to_quantize=nodes,
         per_channel=True,
         activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,  # with signed weights, what VNNI multiplies
         weight_type=QuantType.QInt8,

@@ -45,11 +45,12 @@ class Predictor:
         model: A Sam that `build_sam_groupmix` built, which is not changed; or a folder that `groupmix-sam export` wrote.
         device: Of a Sam: "cpu" or "cuda". Of an OpenVINO folder: "CPU", "GPU". None is the default.
         dtype: Of a Sam's encoder: fp32, bf16 or fp16.
-        providers: Of an ONNX folder: ONNX Runtime's execution providers, all of which must load.
-        threads: Of ONNX Runtime and OpenVINO; None leaves them to the runtime. PyTorch's are set by `torch.set_num_threads`.
+        providers: Of an ONNX folder: ONNX Runtime's execution providers, all of which must load; by default the CPU's.
+        threads: Of ONNX Runtime and OpenVINO; None leaves them to the runtime. PyTorch's are set by `torch.set_num_threads`,
+            and a TensorRT plan has none.
 
     Raises:
-        InvalidInputError: neither a Sam nor a folder.
+        InvalidInputError: neither a Sam nor a folder, or an option is of another runtime.
         WeightsNotFoundError: there is no such folder, or a file of it is missing.
         WeightsError: the folder is damaged or of another version.
         RuntimeUnavailableError: a runtime, provider or device is missing.
@@ -61,10 +62,14 @@ class Predictor:
         *,
         device: str | None = None,
         dtype: torch.dtype = torch.float32,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] | None = None,
         threads: int | None = None,
     ) -> None:
         if isinstance(model, Sam):
+            if providers is not None or threads is not None:
+                raise InvalidInputError(
+                    "the model is a Sam: providers and threads are for exported folders, and PyTorch has torch.set_num_threads."
+                )
             self.image_size = int(model.image_encoder.img_size)
             mean, std = (value.flatten().float().cpu().numpy() for value in (model.pixel_mean, model.pixel_std))
             self.mask_threshold = float(model.mask_threshold)
@@ -75,10 +80,15 @@ class Predictor:
         elif isinstance(model, (str, PathLike)):
             folder = Path(model)
             config = read_config(folder)
-            if dtype != torch.float32 or (device is not None and config["runtime"] != "openvino"):
+            runtime = config["runtime"]
+            if (
+                dtype != torch.float32
+                or (device is not None and runtime != "openvino")
+                or (providers is not None and runtime != "onnx")
+            ):
                 raise InvalidInputError(
-                    f"{folder} was exported in {config['precision']} for {config['runtime']}: dtype is for a Sam, device for "
-                    "a Sam or OpenVINO, and ONNX Runtime takes providers."
+                    f"{folder} was exported in {config['precision']} for {runtime}: dtype is for a Sam, device for "
+                    "a Sam or OpenVINO, and providers for ONNX Runtime."
                 )
             self.image_size = config["image_size"]
             mean, std = config["mean"], config["std"]
@@ -400,14 +410,14 @@ def torch_models(sam: Sam, device: str | None = None, dtype: torch.dtype = torch
 
 
 def folder_models(
-    folder: Path, config: dict[str, Any], device: str | None, providers: Sequence[str], threads: int | None
+    folder: Path, config: dict[str, Any], device: str | None, providers: Sequence[str] | None, threads: int | None
 ) -> dict[str, Model]:
     """Return the four parts out of an exported folder, in the runtime that it was exported for."""
     models: dict[str, Model] = {}
     for part in PARTS:
         path = folder / f"{part}{SUFFIXES[config['runtime']]}"
         if config["runtime"] == "onnx":
-            models[part] = OnnxModel(path, providers, threads)
+            models[part] = OnnxModel(path, ("CPUExecutionProvider",) if providers is None else providers, threads)
         elif config["runtime"] == "openvino":
             precision = "bf16" if config["precision"] == "bf16" and part == "encoder" else "f32"
             models[part] = OpenvinoModel(path, device or "CPU", precision, threads)
@@ -450,8 +460,8 @@ def _check_config(config: dict[str, Any]) -> None:
         isinstance(config[k], str) for k in ("precision", "model_hash")
     ):
         raise ValueError("dynamic_batch, precision or model_hash")
-    unknown = {f"{part}{SUFFIXES[config['runtime']]}" for part in PARTS} - config["files"].keys()
-    if unknown or not all(Path(name).name == name for name in config["files"]):
+    lacking = {f"{part}{SUFFIXES[config['runtime']]}" for part in PARTS}.difference(config["files"])
+    if lacking or not isinstance(config["files"], dict) or not all(Path(name).name == name for name in config["files"]):
         raise ValueError("files")
 
 

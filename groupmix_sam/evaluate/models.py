@@ -32,7 +32,7 @@ class Model:
     Attributes:
         predictor: Anything with `SamPredictor`'s `set_image` and `predict`.
         name: What tables call it.
-        sha256: Of its weights' file; None where there is no one file.
+        sha256: Of its weights' file, or of an exported folder's `config.json`; None where there is no one file.
         image_size: Side in pixels that it sees pictures at.
     """
 
@@ -73,7 +73,8 @@ def load_model(
         if resize != "sam":
             raise InvalidInputError(f"{checkpoint} is an exported model, which resizes by itself: use resize 'sam'.")
         exported = load_predictor(checkpoint, encoder=encoder, image_size=image_size)
-        return Model(exported, Path(checkpoint).name, exported.model_hash, exported.image_size)
+        # Not the weights' hash, which all exports of theirs share, but of what holds the hashes of the folder's files.
+        return Model(exported, Path(checkpoint).name, sha256(Path(checkpoint) / "config.json"), exported.image_size)
     path = find_weights(checkpoint, encoder or DEFAULT_ENCODER)
     state_dict, metadata = read_weights(path)
     name = encoder or origin_of(state_dict, metadata)[0]

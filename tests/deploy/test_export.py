@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import timm
 import torch
@@ -25,9 +26,17 @@ from groupmix_sam.deploy.convolutions import as_convolutions
 from groupmix_sam.deploy.export import export
 from groupmix_sam.deploy.fuse import fuse
 from groupmix_sam.deploy.onnx import OPSET, _gelu, holds_in_int8, quantize
+from groupmix_sam.deploy.openvino import _stays_exact
 from groupmix_sam.deploy.parity import Thresholds, mask_iou, measure_parity
 from groupmix_sam.deploy.tensorrt import lint
-from groupmix_sam.errors import InvalidInputError, MissingExtraError, ParityError, RuntimeUnavailableError, WeightsError
+from groupmix_sam.errors import (
+    InvalidInputError,
+    MissingExtraError,
+    ParityError,
+    RuntimeUnavailableError,
+    SaveError,
+    WeightsError,
+)
 from groupmix_sam.evaluate import load_model
 from groupmix_sam.runtimes import OnnxModel, OpenvinoModel
 
@@ -100,7 +109,7 @@ def test_gelu_is_pytorchs(dtype, approximate):
     np.testing.assert_allclose(got, module(x).numpy(), atol=1e-6 if dtype is torch.float32 else 2e-3)
 
 
-def test_the_evaluator_takes_an_exported_folder(exported):
+def test_the_evaluator_takes_an_exported_folder(exported, tmp_path):
     model = load_model(exported)
     assert (model.name, model.image_size) == ("onnx", Predictor(exported).image_size)
     scores = []
@@ -110,12 +119,19 @@ def test_the_evaluator_takes_an_exported_folder(exported):
     np.testing.assert_array_equal(*scores)
     with pytest.raises(InvalidInputError, match="resizes by itself"):
         load_model(exported, resize="nanosam")
+    other = shutil.copytree(exported, tmp_path / "onnx")
+    assert load_model(other).label == model.label
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "precision": "int8"}))
+    assert load_model(other).label != model.label, "of the same weights, but another export"
 
 
 def test_openvino_gives_the_same(sam, exported, quick, tmp_path):
     export(sam, tmp_path / "ov", [draw()], runtime="openvino", thresholds=LOOSE)
     assert not list((tmp_path / "ov").glob("*.onnx"))
     same_masks(Predictor(tmp_path / "ov"), Predictor(sam), [draw()], atol=1e-3)
+    with pytest.raises(InvalidInputError, match="exported in fp32 for openvino"):
+        Predictor(tmp_path / "ov", providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -228,6 +244,20 @@ def test_int8_for_tensorrt(sam, exported, monkeypatch, tmp_path):
     assert any("zero point" in fault for fault in lint(tmp_path / "other.onnx"))
 
 
+def test_what_stays_exact_in_openvino(exported):
+    """All but the 1x1 convolutions of patch embeddings, of q, k and v, of the fifth segment, of projections and of MLPs."""
+    weights = {
+        op.input_value(1).get_node().get_friendly_name(): _stays_exact(op)
+        for op in openvino.convert_model(exported / "encoder.onnx").get_ops()
+        if op.get_type_name() == "Convolution" and op.input_value(1).get_shape()[0] > 1
+    }
+    assert len(weights) > 80
+    gathered = [f"segments.{i}.gather.0" for i in (1, 2, 3)]
+    low = ["0.1", *(f"1.{part}" for part in (*gathered, "segments.4.0", "segments.4.2", "proj", "mlp.1", "mlp.3"))]
+    expected = {f"encoder.stages.{stage}.{part}.weight" for stage in range(4) for part in low}
+    assert {name for name, exact in weights.items() if not exact} == expected
+
+
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 @pytest.mark.parametrize("encoder", ["gmf_sam_test", "sam_resnet18"])
 def test_all_convolutions_are_in_int8_of_others_than_groupmixformer(exported, tmp_path, runtime, encoder):
@@ -319,10 +349,13 @@ def test_command(sam, quick, tmp_path, monkeypatch, precision, judged):
     assert ("narrow.png" in done.output or "too narrow" in done.output) == (precision == "int8")
 
 
-def test_options_of_other_runtimes_are_refused(exported):
+def test_options_of_other_runtimes_are_refused(sam, exported):
     for kwargs in ({"device": "cuda"}, {"dtype": torch.float16}):
         with pytest.raises(InvalidInputError, match="exported in fp32 for onnx"):
             Predictor(exported, **kwargs)
+    for kwargs in ({"threads": 1}, {"providers": ["CPUExecutionProvider"]}):
+        with pytest.raises(InvalidInputError, match="the model is a Sam"):
+            Predictor(sam, **kwargs)
 
 
 def test_no_space(sam, monkeypatch, tmp_path):
@@ -330,7 +363,7 @@ def test_no_space(sam, monkeypatch, tmp_path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(sys.modules["groupmix_sam.deploy.export"], "write_graphs", full)
-    with pytest.raises(InvalidInputError, match="the space that is left"):
+    with pytest.raises(SaveError, match="the space that is left"):
         export(sam, tmp_path / "a", [draw()])
     assert not list(tmp_path.iterdir())
 

@@ -293,6 +293,12 @@ def test_bad_models(tmp_path):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(WeightsError, match="export it again"):
             Predictor(tmp_path)
+    files = [f"{part}.onnx" for part in ("encoder", "masks", "image", "decoder")]
+    config = {"runtime": "onnx", "format_version": 1, "precision": "fp32", "image_size": 256, "model_hash": "", "files": files}
+    config |= {"mean": [0, 0, 0], "std": [1, 1, 1], "mask_threshold": 0.0, "dynamic_batch": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"ValueError.'files'.*export it again"):
+        Predictor(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"runtime": "onnx", "format_version": 99, "files": {}}))
     with pytest.raises(WeightsError, match="of format 99"):
         Predictor(tmp_path)
