@@ -24,21 +24,31 @@ from PIL import Image
 from groupmix_sam.annotations import AnnotatedPicture, to_coco, to_labelme
 from groupmix_sam.deploy import load_predictor
 from groupmix_sam.deploy.stream import Frames
-from groupmix_sam.pictures import name_pictures
+from groupmix_sam.errors import ImageReadError, InvalidInputError
+from groupmix_sam.pictures import Picture, name_pictures
 from groupmix_sam.segment import everything
 
 VIDEOS = {".avi", ".mkv", ".mov", ".mp4", ".webm"}
 
 
 def pictures_of(source: Path, every: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield names and pictures, RGB: of a video every so many frames."""
+    """Yield names and pictures, RGB: of a video every so many frames. One that cannot be read is named and left out."""
     if source.suffix.lower() in VIDEOS:
         for number, frame in Frames(str(source)):
             if number % every == 0:
                 yield f"{source.stem}_{number:06d}", np.ascontiguousarray(frame[:, :, ::-1])
-    else:
-        for name, picture in name_pictures([source]).items():
-            yield Path(name).with_suffix("").as_posix().replace("/", "_"), picture.decode()
+        return
+    named: dict[str, Picture] = {}
+    for path, picture in name_pictures([source]).items():
+        name = Path(path).with_suffix("").as_posix().replace("/", "_")
+        if name in named:
+            raise InvalidInputError(f"{named[name]} and {picture} would both be {name}.png: rename one of them.")
+        named[name] = picture
+    for name, picture in named.items():
+        try:
+            yield name, picture.decode()
+        except ImageReadError as e:
+            print(f"skipped: {e}")
 
 
 def main() -> None:
@@ -57,29 +67,35 @@ def main() -> None:
     options = parser.parse_args()
     if any(options.output.glob("*.json")):
         parser.error(f"{options.output} has labels already, which may have been corrected: give another --output")
+    if options.output.resolve() in (options.source.resolve(), options.source.resolve().parent):
+        parser.error(f"{options.output} has what is to be labelled, and it would be written over: give another --output")
 
     predictor = load_predictor(options.checkpoint, image_size=options.image_size)
     options.output.mkdir(parents=True, exist_ok=True)
-    done = []
-    for name, image in pictures_of(options.source, options.every):
-        things = everything(
-            predictor,
-            image,
-            grid=options.grid,
-            least_score=options.least_score,
-            least_stability=options.least_stability,
-            least_area=options.least_area,
-            category=options.category,
-        )
-        path = options.output / f"{name}.png"
-        Image.fromarray(image).save(path)
-        annotated = AnnotatedPicture(path, (image.shape[0], image.shape[1]), things)
-        path.with_suffix(".json").write_text(json.dumps(to_labelme(annotated, options.output), indent=2), encoding="utf-8")
-        done.append(annotated)
-        print(f"{path}: {len(things)} things")
-    coco = to_coco(done, options.output, [options.category])
-    (options.output / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
-    print(f"wrote {options.output}: annotations.json, and {len(done)} x picture and LabelMe file")
+    done: list[AnnotatedPicture] = []
+    try:
+        for name, image in pictures_of(options.source, options.every):
+            things = everything(
+                predictor,
+                image,
+                grid=options.grid,
+                least_score=options.least_score,
+                least_stability=options.least_stability,
+                least_area=options.least_area,
+                category=options.category,
+            )
+            path = options.output / f"{name}.png"
+            Image.fromarray(image).save(path)
+            annotated = AnnotatedPicture(path, (image.shape[0], image.shape[1]), things)
+            labels = json.dumps(to_labelme(annotated, options.output), indent=2)
+            path.with_suffix(".json").write_text(labels, encoding="utf-8")
+            done.append(annotated)
+            print(f"{path}: {len(things)} things")
+    finally:  # also when Ctrl-C or an error cuts it short
+        if done:
+            coco = to_coco(done, options.output, [options.category])
+            (options.output / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
+            print(f"wrote {options.output}: annotations.json, and {len(done)} x picture and LabelMe file")
 
 
 if __name__ == "__main__":

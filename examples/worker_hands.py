@@ -70,8 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
             if len(points):
                 predictor.set_image(image)
                 # One point each, so P x 1 x 2; of a point's three masks the one that the model thinks best of.
-                three, scores, _ = predictor.predict_batch(points[:, None], np.ones((len(points), 1), dtype=int))
-                masks = [some[np.argmax(score)] for some, score in zip(three, scores, strict=True)]
+                masks = list(predictor.predict_best(points[:, None], np.ones((len(points), 1), dtype=int))[0])
             table.writerows((name.as_posix(), round(x, 1), round(y, 1)) for x, y in points)
             draw_masks(image, masks, points=points).save(args.output / f"{'_'.join(name.with_suffix('').parts)}_hands.png")
             print(f"{name}: {len(points)} hands")

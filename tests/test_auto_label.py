@@ -1,5 +1,6 @@
 """examples/auto_label.py, run as a person would; what it writes is read by supervision."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 import supervision as sv
 from PIL import Image
+
+from groupmix_sam.errors import InvalidInputError
+from groupmix_sam.pictures import Picture
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -42,6 +46,31 @@ def test_corrections_are_not_written_over(monkeypatch, tmp_path, capsys):
     assert "has labels already" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["coffee.json"]
     assert (tmp_path / "coffee.json").read_text() == "corrected"
+
+
+def test_two_of_one_name_and_the_source_itself_are_refused(monkeypatch, tmp_path, capsys):
+    for name in ("a.png", "a.bmp"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    with pytest.raises(InvalidInputError, match=r"a\.bmp and .*a\.png would both be a\.png"):
+        label(monkeypatch, tmp_path, tmp_path / "out")
+    with pytest.raises(SystemExit):
+        label(monkeypatch, tmp_path, tmp_path)
+    assert "would be written over" in capsys.readouterr().err
+
+
+def test_a_broken_picture_is_left_out_and_what_is_done_is_kept(monkeypatch, tmp_path, capsys):
+    for name in ("a", "c"):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    label(monkeypatch, tmp_path, tmp_path / "out")
+    assert [path.name for path in sorted((tmp_path / "out").glob("*.png"))] == ["a.png", "c.png"]
+    assert "skipped: " in capsys.readouterr().out
+    decode = Picture.decode
+    monkeypatch.setattr(Picture, "decode", lambda self: 1 / 0 if self.path.name == "c.png" else decode(self))
+    with pytest.raises(ZeroDivisionError):
+        label(monkeypatch, tmp_path, tmp_path / "more")
+    images = json.loads((tmp_path / "more" / "annotations.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["a.png"]
 
 
 def test_a_video(monkeypatch, tmp_path, capsys):
