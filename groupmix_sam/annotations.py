@@ -380,7 +380,10 @@ def _ring(points: Any) -> NDArray[np.int32]:
 def _corners(shape: Mapping[str, Any]) -> list[Any]:
     if shape["shape_type"] == "polygon":
         return list(shape["points"])
-    (left, top), (right, bottom) = shape["points"]
+    points = np.array(shape["points"], dtype=np.float64)  # LabelMe has two opposite corners, X-AnyLabeling all four
+    if points.shape not in ((2, 2), (4, 2)):
+        raise ValueError(f"a rectangle of {len(points)} points")
+    (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
     return [[left, top], [right, top], [right, bottom], [left, bottom]]
 
 

@@ -278,10 +278,11 @@ class TestLabelme:
         if mask.any():
             assert (read.masks()[0] >= mask).all()
 
-    def test_what_people_draw(self):
-        """A rectangle of Windows' LabelMe, and two polygons of one group."""
+    @pytest.mark.parametrize("corners", [[[8.6, 1.0], [2.0, 4.4]], [[2.0, 1.0], [8.6, 1.0], [8.6, 4.4], [2.0, 4.4]]])
+    def test_what_people_draw(self, corners):
+        """A rectangle of Windows' LabelMe, or as X-AnyLabeling has it, and two polygons of one group."""
         shapes = [
-            {"label": "tray", "points": [[8.6, 1.0], [2.0, 4.4]], "group_id": None, "shape_type": "rectangle"},
+            {"label": "tray", "points": corners, "group_id": None, "shape_type": "rectangle"},
             {"label": "nut", "points": [[0, 0], [1, 0], [1, 1], [0, 1]], "group_id": 4, "shape_type": "polygon"},
             {"label": "nut", "points": [[5, 6], [6, 6], [6, 7], [5, 7]], "group_id": 4, "shape_type": "polygon"},
         ]

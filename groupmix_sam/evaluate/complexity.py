@@ -147,7 +147,7 @@ def _time(model: nn.Module, x: Tensor, parts: Sequence[str]) -> dict[str, float]
 
     def now() -> float:
         if x.is_cuda:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(x.device)
         return time.perf_counter()
 
     def start(part: str) -> Callable[..., None]:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
@@ -205,4 +206,7 @@ def picture_names(coco: COCO, path: Path) -> dict[Any, str]:
             raise TypeError("file_name")
     except (KeyError, TypeError) as e:
         raise InvalidInputError(f"{path} has a picture without a file_name ({e!r}): mend it.") from e
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise InvalidInputError(f"{path} has {twice[0]} more than once: give each picture one entry, with all its annotations.")
     return names

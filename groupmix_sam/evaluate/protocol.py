@@ -112,7 +112,7 @@ def ask(predictor: Any, prompt: Prompt, choose: str, truth: Mask | None = None, 
         masks, predicted, logits = predict(choose != "single")
     scores = predicted
     if choose == "stability":
-        scores = calculate_stability_score(torch.from_numpy(masks), 0.0, 1.0).numpy()
+        scores = calculate_stability_score(torch.from_numpy(masks), 0.0, 1.0).nan_to_num(0.0).numpy()  # of no pixel, 0 / 0
         masks = masks > 0
     elif choose == "oracle":
         if truth is None:

@@ -102,6 +102,16 @@ def test_a_missing_picture_is_told_at_once(data):
     assert task(data, limit=2).pictures() == ["0.png", "1.png"]
 
 
+def test_a_picture_that_comes_twice_is_told(data):
+    """Else the annotations of all its entries but one would not count."""
+    file = data / "annotations.json"
+    coco = json.loads(file.read_text())
+    coco["images"].append({**coco["images"][0], "id": 99})
+    file.write_text(json.dumps(coco))
+    with pytest.raises(InvalidInputError, match=r"has 0\.png more than once"):
+        task(data)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

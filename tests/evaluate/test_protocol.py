@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,14 @@ def test_choices_by_hand(plain, choose, reach, predicted):
     assert np.array_equal(answer.mask, square(reach))
     assert answer.predicted == predicted
     assert answer.low_res.shape == (1, 256, 256)
+
+
+def test_an_empty_mask_is_not_stable():
+    """Of a mask without a pixel above or about the threshold the score is 0 / 0."""
+    logits = np.full((3, 64, 96), -4.0)
+    logits[1, 10:20, 10:20] = 4.0
+    answer = SimpleNamespace(predict=lambda **_: (logits, np.array([0.9, 0.5, 0.1]), np.zeros((3, 256, 256))))
+    assert ask(answer, Prompt([[15, 15]], [1]), "stability").mask.sum() == 100
 
 
 def test_best_of_4_counts_the_single_mask():
