@@ -4,8 +4,8 @@
     python benchmarks/batch.py examples/coffee.jpg --box 170,16,420,312
     python benchmarks/batch.py examples/coffee.jpg --box 170,16,420,312 --exported exported/
 
-Copies of one picture and one box, so that nothing but the number of workers differs. A rate is taken from the first part of the
-last worker that begins to the last part of all, so that starting Ray and loading models do not count: they are printed apart.
+Copies of one picture and one box, so that nothing but the number of workers differs. A rate is that of the second half of the
+pictures, when all workers are at work: starting Ray and loading models do not count, and are printed apart.
 """
 
 import argparse
@@ -50,8 +50,8 @@ def engine(folder: Path, prompts: Path, checkpoint: str, size: int | None, worke
         batch(folder, out, prompts, checkpoint=checkpoint, image_size=size, batch_size=1, workers=workers)
         parts = sorted(path.stat().st_mtime for path in Path(out, "masks").iterdir())
         total = sum(path.stat().st_size for path in Path(out, "masks").iterdir())
-        rate = (len(parts) - workers) / (parts[-1] - parts[workers - 1])
-        return rate, parts[0] - start, total // len(parts)
+        half = len(parts) // 2
+        return (len(parts) - half) / (parts[-1] - parts[half - 1]), parts[0] - start, total // len(parts)
 
 
 def main() -> None:
@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=list(range(1, (os.cpu_count() or 1) + 1)))
     args = parser.parse_args()
+    if args.count < 2:
+        parser.error("a rate is that of the second half of the pictures: give --count 2 or more.")
     torch.set_num_threads(1)
     checkpoint, size = str(args.exported or "default"), args.size
     if args.exported:
