@@ -13,13 +13,11 @@ from tqdm import tqdm
 
 from ..pictures import find_pictures
 from ..weights import write_beside
-from .api import hold_out, prepare_models, share_batches, tell_cache, train_and_save
-from .cache import cache_features
+from .api import hold_out, prepare_models, prepare_run, train_and_save
 from .data import CachedPicture, whole_pictures
 from .masks import Decoder, draw_points, mask_agreement
 from .recipe import Phase, Recipe
-from .run import RunOptions, check_folder, process_state
-from .train import check_run
+from .run import RunOptions, process_state
 
 __all__ = ["ADAPT", "adapt", "agreement"]
 
@@ -71,23 +69,13 @@ def adapt(
     others = find_pictures(general) if general is not None else []
     mixed = min(len(others), round(len(own) * GENERAL_SHARE / (1 - GENERAL_SHARE)))
     others = [others[i] for i in np.random.default_rng(recipe.seed).permutation(len(others))[:mixed]]
-    sam, source, teacher_weights = prepare_models(encoder, checkpoint, teacher, providers, image_size, recipe.seed)
-    image_size = int(sam.image_encoder.img_size)
-    recipe = share_batches(recipe.continued(), options)
-    check_run(sam.image_encoder, own, recipe, options)
-    check_folder(output, resume=options.resume)
-    folder = Path(cache) if cache is not None else output / "cache"
-    tell_cache([*measured, *own, *others], source, folder, image_size)
-    held_out, skipped = cache_features(measured, source, folder, image_size)
-    training, unusable = cache_features([*own, *others], source, folder, image_size)
-    training = [picture for picture in training if picture not in set(held_out)]
-    decoder = Decoder(sam)
-    before = agreement(sam.image_encoder, held_out, decoder, image_size)
-    record = train_and_save(
-        sam, source, training, held_out, output, recipe, options, teacher_weights=teacher_weights, skipped=skipped + unusable
-    )
-    after = agreement(sam.image_encoder, held_out, decoder, image_size)
-    found: dict[str, Any] = {"points_a_picture": POINTS, "pictures": len(held_out)}
+    models = prepare_models(encoder, checkpoint, teacher, providers, image_size, recipe.seed)
+    run = prepare_run(models, measured, [*own, *others], output, recipe.continued(), options, cache=cache)
+    decoder = Decoder(models.sam)
+    before = agreement(models.sam.image_encoder, run.held_out, decoder, models.image_size)
+    record = train_and_save(run, output, options)
+    after = agreement(models.sam.image_encoder, run.held_out, decoder, models.image_size)
+    found: dict[str, Any] = {"points_a_picture": POINTS, "pictures": len(run.held_out)}
     found |= {"before": summary(before), "after": summary(after), "difference": summary(after - before)}
     if process_state().is_main_process:
         details = found | {"ious_before": before.tolist(), "ious_after": after.tolist()}
@@ -95,9 +83,9 @@ def adapt(
         for name in ("before", "after"):
             print(f"agreement with the teacher {name}: mask IoU {tell(found[name])}")
         print(f"difference, frame by frame: {tell(found['difference'], '+')}")
-        if len(held_out) < LEAST:
+        if len(run.held_out) < LEAST:
             print(
-                f"frames held out: {len(held_out)}, too few to tell whether it has helped; "
+                f"frames held out: {len(run.held_out)}, too few to tell whether it has helped; "
                 f"of {10 * LEAST} frames {LEAST} are held out, and there is an interval"
             )
     return record | {"agreement": found}

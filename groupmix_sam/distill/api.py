@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,27 +66,65 @@ def distill(
         GroupMixSamError: one of those that `find_pictures`, `load_teacher`, `cache_features` and `train_student` raise.
     """
     found = find_pictures(pictures) if isinstance(pictures, (str, PathLike)) else list(pictures)
-    sam, source, teacher_weights = prepare_models(encoder, start, teacher, providers, image_size, recipe.seed)
-    image_size = int(sam.image_encoder.img_size)
+    measured, others = hold_out(found)
+    models = prepare_models(encoder, start, teacher, providers, image_size, recipe.seed)
     if start is not None:
         recipe = recipe.continued()
+    run = prepare_run(models, measured, others, Path(output), recipe, options, cache=cache, use_cache=use_cache)
+    return train_and_save(run, Path(output), options)
+
+
+class Models(NamedTuple):
+    """A Sam to be trained, with the teacher's decoder, or MobileSAM's; the teacher; and the teacher's weights."""
+
+    sam: Sam
+    teacher: Teacher
+    teacher_weights: dict[str, Tensor]
+
+    @property
+    def image_size(self) -> int:
+        return int(self.sam.image_encoder.img_size)
+
+
+class Prepared(NamedTuple):
+    """What `train_and_save` takes: the models, the recipe as it will be, and the pictures, with those that cannot be used."""
+
+    models: Models
+    recipe: Recipe
+    training: Sequence[Picture] | Sequence[CachedPicture]
+    held_out: Sequence[CachedPicture]
+    skipped: Sequence[Picture]
+
+
+def prepare_run(
+    models: Models,
+    measured: Sequence[Picture],
+    training: Sequence[Picture],
+    output: Path,
+    recipe: Recipe,
+    options: RunOptions,
+    *,
+    cache: str | PathLike[str] | None,
+    use_cache: bool = True,
+) -> Prepared:
+    """Check what can be checked, then ask the teacher, which may take hours, about the pictures."""
+    sam, teacher, _ = models
+    size = models.image_size
     recipe = share_batches(recipe, options)
     use_cache = use_cache and recipe.augmentation == "crop"
-    measured, others = hold_out(found)
-    # Before the teacher is asked, which may take hours.
-    check_run(sam.image_encoder, others, recipe, options)
-    check_folder(Path(output), resume=options.resume)
-    folder = Path(cache) if cache is not None else Path(output, "cache")
-    tell_cache(found, source, folder if use_cache else None, image_size)
-    held_out, skipped = cache_features(measured, source, folder, image_size)
-    training: Sequence[Picture] | Sequence[CachedPicture] = others
-    if use_cache:
-        cached, unusable = cache_features(others, source, folder, image_size)
-        training = [picture for picture in cached if picture not in set(held_out)]  # the same picture may come twice
-        skipped += unusable
-    return train_and_save(
-        sam, source, training, held_out, Path(output), recipe, options, teacher_weights=teacher_weights, skipped=skipped
-    )
+    check_run(sam.image_encoder, training, recipe, options)
+    if teacher.image_size not in (None, size):
+        raise InvalidInputError(f"the image size is {size}, and the teacher takes {teacher.image_size} alone: change either.")
+    check_folder(output, resume=options.resume)
+    folder = Path(cache) if cache is not None else output / "cache"
+    tell_cache([*measured, *training], teacher, folder if use_cache else None, size)
+    held_out, skipped = cache_features(measured, teacher, folder, size)
+    if not use_cache:
+        return Prepared(models, recipe, training, held_out, skipped)
+    cached, unusable = cache_features(training, teacher, folder, size)
+    # The same picture may come twice.
+    others = [picture for picture in cached if picture not in set(held_out)]
+    return Prepared(models, recipe, others, held_out, skipped + unusable)
 
 
 def tell_cache(pictures: Sequence[Picture], teacher: Teacher, folder: Path | None, image_size: int) -> None:
@@ -114,15 +152,15 @@ def prepare_models(
     providers: Sequence[str],
     image_size: int | None,
     seed: int,
-) -> tuple[Sam, Teacher, dict[str, Tensor]]:
-    """Return a Sam to be trained, with the teacher's decoder, or MobileSAM's; the teacher; and the teacher's weights."""
+) -> Models:
+    """Build and load the models."""
     with torch.random.fork_rng(devices=[]):  # a run that is resumed begins with the same weights, as do all processes
         torch.manual_seed(seed)
         sam = build_sam_groupmix(start, encoder=encoder, image_size=image_size)
     source, weights = load_teacher(teacher, providers)
     decoder = weights or read_weights(find_weights("default", DEFAULT_ENCODER))[0]
     load_prompt_and_decoder(sam, decoder)
-    return sam, source, weights
+    return Models(sam, source, weights)
 
 
 def hold_out(pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
@@ -138,40 +176,29 @@ def hold_out(pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]
     return [pictures[i] for i in order[:count]], [pictures[i] for i in sorted(order[count:])]
 
 
-def train_and_save(
-    sam: Sam,
-    teacher: Teacher,
-    training: Sequence[Picture] | Sequence[CachedPicture],
-    held_out: Sequence[CachedPicture],
-    output: Path,
-    recipe: Recipe,
-    options: RunOptions,
-    *,
-    teacher_weights: dict[str, Tensor],
-    skipped: Sequence[Picture],
-) -> dict[str, Any]:
+def train_and_save(run: Prepared, output: Path, options: RunOptions) -> dict[str, Any]:
     """Train a Sam's encoder, put it into the Sam and write the whole; return the record of the run."""
-    image_size = sam.image_encoder.img_size
+    sam = run.models.sam
     average, record = train_student(
         sam.image_encoder,
-        teacher,
-        training,
-        held_out,
+        run.models.teacher,
+        run.training,
+        run.held_out,
         output,
-        recipe,
+        run.recipe,
         options,
-        teacher_weights=teacher_weights,
+        teacher_weights=run.models.teacher_weights,
         decoder=Decoder(sam),
-        image_size=image_size,
+        image_size=run.models.image_size,
     )
-    record["skipped"] = sorted({*record["skipped"], *map(str, skipped)})
+    record["skipped"] = sorted({*record["skipped"], *map(str, run.skipped)})
     sam.image_encoder.load_state_dict(average.state_dict())
     sam.to("cpu").eval()
     if process_state().is_main_process:
         for name in record["skipped"]:
             print(f"skipped, it cannot be read or is too narrow: {name}", file=sys.stderr)
         save_pretrained(sam, output / "weights", training=record)
-        print(f"R2 {record['r2']:.4f} on {len(held_out)} held-out pictures; {len(record['skipped'])} skipped")
+        print(f"R2 {record['r2']:.4f} on {len(run.held_out)} held-out pictures; {len(record['skipped'])} skipped")
         print(f"wrote {output / 'weights'}: use it as --checkpoint; the features are drawn in {output / 'features.png'}")
         try:
             plot_log(output / "log.csv", output / "loss.png")

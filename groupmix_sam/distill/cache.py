@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from tqdm import tqdm
 
 from ..encoders.config import STRIDE
@@ -64,17 +65,19 @@ def cache_features(
         if path is None or _is_whole(path):
             continue
         try:
-            maps = _ask(pictures[i], teacher, image_size, state.device)
+            pixels = resize(pictures[i].decode(), image_size)
         except (ImageReadError, InvalidInputError):
             path.unlink(missing_ok=True)
             continue
+        maps = _ask(pixels, teacher, image_size, state.device)
         write_beside(path, partial(save_file, maps, metadata={"crc32": checksum(maps)}))
     state.wait_for_everyone()
     # Told from the files, so that every process comes to the same without a word to the others.
     skipped = [picture for picture, path in zip(pictures, paths, strict=True) if path is None or not path.is_file()]
     cached = sorted({path for path in paths if path is not None and path.is_file()})
     if not cached:
-        raise InvalidInputError(f"none of the {len(pictures)} pictures can be used: give a folder of JPEG or PNG files.")
+        some = ", ".join(map(str, skipped[:3])) + (" and others" if skipped[3:] else "")
+        raise InvalidInputError(f"{some} cannot be read or are too narrow, and there is no other picture: mend or remove them.")
     return [CachedPicture(path) for path in cached], skipped
 
 
@@ -88,9 +91,8 @@ def _path(folder: Path, picture: Picture, teacher: Teacher, image_size: int) -> 
     return folder / f"{key[:32]}.safetensors"
 
 
-def _ask(picture: Picture, teacher: Teacher, image_size: int, device: torch.device) -> Maps:
-    """Return the picture with the long side at `image_size`, and the teacher's maps of it, all H x W x C."""
-    pixels = resize(picture.decode(), image_size)
+def _ask(pixels: Tensor, teacher: Teacher, image_size: int, device: torch.device) -> Maps:
+    """Return a picture whose long side is `image_size`, and the teacher's maps of it, all H x W x C."""
     rows, columns = pixels.shape[0] // STRIDE, pixels.shape[1] // STRIDE
     maps = teacher(pad_and_normalize(pixels, image_size).to(device))
     out = {name: m[0].permute(1, 2, 0)[:rows, :columns].half().cpu().contiguous() for name, m in maps.items()}

@@ -1,9 +1,10 @@
 """Recipes: how to distil, as a dataclass, a YAML file or one of the presets."""
 
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -103,6 +104,8 @@ class Recipe:
             raise InvalidInputError(f"seed is {self.seed!r}: give a whole number, 0 or more.")
         if not self.phases:
             raise InvalidInputError("the recipe has no phase: give one or more.")
+        if self.augmentation == "resized_crop" and self.crops_per_picture > 1:
+            raise InvalidInputError(f"crops_per_picture is {self.crops_per_picture}: a resized crop is one a picture.")
         for phase in self.phases:
             self._check(phase)
         if self.phases[0].target == "masks" and self.ridge_start:
@@ -177,7 +180,7 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
 
 
 def _checked(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values, whole numbers made floats where floats are meant; raise for a name that is no field."""
+    """Return the values, made floats where floats are meant; raise for a name that is no field."""
     hints = get_type_hints(kind)
     known = [f.name for f in fields(kind)]
     for name in values:
@@ -185,8 +188,11 @@ def _checked(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
             raise UnknownNameError.near(f"field of a {kind.__name__.lower()}", name, known)
 
     def check(name: str, value: object) -> object:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return float(cast(int, value)) if whole and float in (hints[name], *get_args(hints[name])) else value
+        # Text too, as YAML reads 1e-3 as such: it wants 1.0e-3.
+        if isinstance(value, (int, str)) and not isinstance(value, bool) and float in (hints[name], *get_args(hints[name])):
+            with suppress(ValueError):
+                return float(value)
+        return value
 
     return {name: check(name, value) for name, value in values.items()}
 

@@ -27,9 +27,11 @@ class Teacher(Protocol):
     """What is learnt from: its features, B x 256 x H/16 x W/16, of B x 3 x H x W, and maps on the way to them if it shows any.
 
     `key` tells it from other teachers in a cache. `channels` are those of its maps by name, "features" among them.
+    `image_size` is the only side in pixels that it takes, None if it takes any.
     """
 
     key: str
+    image_size: int | None
 
     @property
     def channels(self) -> dict[str, int]:
@@ -42,8 +44,15 @@ class Teacher(Protocol):
 class TorchTeacher:
     """A SAM's encoder in torch. `taps` are modules of it whose outputs are shown as well, by name, with their channels."""
 
-    def __init__(self, encoder: nn.Module, key: str, taps: dict[str, tuple[nn.Module, int]] | None = None) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        key: str,
+        taps: dict[str, tuple[nn.Module, int]] | None = None,
+        image_size: int | None = None,
+    ) -> None:
         self.key = key
+        self.image_size = image_size
         self.encoder = encoder.eval().requires_grad_(False)
         self.taps = taps or {}
         self.channels = {"features": EMBED_DIM} | {name: channels for name, (_, channels) in self.taps.items()}
@@ -75,15 +84,17 @@ class RuntimeTeacher:
         path: The file, for the key and for errors.
         model: The same, loaded. Its input is normalised as SAM's encoders expect.
         at_once: How many pictures it takes, None for any number.
+        image_size: The side that it takes, None for any, or where a runtime has to tell.
     """
 
     channels: ClassVar[dict[str, int]] = {"features": EMBED_DIM}
 
-    def __init__(self, path: Path, model: Model, at_once: int | None) -> None:
+    def __init__(self, path: Path, model: Model, at_once: int | None, image_size: int | None = None) -> None:
         self.key = sha256(path)
         self.path = path
         self.model = model
         self.at_once = at_once
+        self.image_size = image_size
 
     def __call__(self, x: Tensor) -> Maps:
         """See `Teacher`. A file made for one picture at a time gets them one by one."""
@@ -117,8 +128,8 @@ def load_teacher(
     path = find_weights(checkpoint, MOBILE_SAM)
     if path.suffix == ".onnx":
         model = OnnxModel(path, providers)
-        batch = model.session.get_inputs()[0].shape[0]
-        return RuntimeTeacher(path, model, batch if isinstance(batch, int) else None), {}
+        batch, *_, side = (n if isinstance(n, int) else None for n in model.session.get_inputs()[0].shape)
+        return RuntimeTeacher(path, model, batch, side), {}
     if path.suffix in {".engine", ".plan"}:
         return RuntimeTeacher(path, TensorrtModel(path), 1), {}
     state_dict, _ = read_weights(path)
@@ -128,7 +139,7 @@ def load_teacher(
             encoder = cast(Any, sam_model_registry[SAM_VITS[position.shape[-1]]]()).image_encoder
             names = {k.removeprefix("image_encoder."): v for k, v in state_dict.items() if k.startswith("image_encoder.")}
             encoder.load_state_dict(names)
-            return TorchTeacher(encoder, sha256(path)), state_dict
+            return TorchTeacher(encoder, sha256(path), image_size=encoder.img_size), state_dict
         encoder = timm.create_model(MOBILE_SAM)
         # The biases that timm's TinyVit keeps in eval mode would be those from before loading, had it been called by then.
         encoder.load_state_dict(checkpoint_filter_fn(state_dict, encoder))

@@ -16,7 +16,7 @@ was not. docs/distill.md says what the recipe's parts are and what each is worth
 
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
@@ -187,7 +187,7 @@ def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
     checks = max(CHECKS, math.ceil(images / len(run.feed.pictures)))
     step, seconds = progress
     tick = saved = time.monotonic()
-    sums: Counter[str] = Counter()
+    losses: defaultdict[str, list[Tensor]] = defaultdict(list)  # since the last line of the log
     shown: dict[str, str] = {}
     with tqdm(
         total=round(images), initial=round(run.images(step)), unit="image", bar_format=BAR, disable=None if main else True
@@ -195,7 +195,9 @@ def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
         for phase, parts in steps_left(run, step):
             done = run.images(step) / images
             step += 1
-            sums.update(training_step(run, model, optimizer, parts, phase, step, done))
+            for part in training_step(run, model, optimizer, parts, phase, step, done):
+                for name, value in part.items():
+                    losses[name].append(value)
             update_average(run.average, run.student, run.feed.recipe.ema_decay, step)
             now = time.monotonic()
             seconds, tick = seconds + min(now - tick, 60.0), now  # a machine that was asleep has not used up the time
@@ -203,8 +205,8 @@ def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
             check = math.floor(checks * run.images(step) / images) > math.floor(checks * done)
             stop = agreed(stopped(), run.accelerator)
             if step % LOG_EVERY == 0 or check or stop:
-                values = mean_losses(sums, run.accelerator)
-                sums.clear()
+                values = mean_losses(losses, run.accelerator)
+                losses.clear()
                 if check:
                     values["r2"] = measure(run, step)
                 names = {"features": "loss", "r2": "R2"}
@@ -240,13 +242,13 @@ def steps_left(run: Run, step: int) -> Iterator[tuple[Phase, list[Maps]]]:
 
 def training_step(
     run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Maps], phase: Phase, step: int, done: float
-) -> dict[str, Any]:
-    """Take one step, `done` of the run's pixels having been seen; return the sums of its losses, and of its parts."""
+) -> list[dict[str, Tensor]]:
+    """Take one step, `done` of the run's pixels having been seen; return the losses of each part."""
     accelerator, recipe = run.accelerator, run.feed.recipe
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, done)
     optimizer.zero_grad(set_to_none=True)
-    sums: Counter[str] = Counter(parts=len(parts))
+    found = []
     for i, batch in enumerate(parts):
         last = i + 1 == len(parts)
         with nullcontext() if last else accelerator.no_sync(model), autocast(accelerator.device, run.options.precision):
@@ -254,11 +256,11 @@ def training_step(
             part = (step * len(parts) + i) * accelerator.num_processes + accelerator.process_index
             loss, losses = run.objective(outputs, batch, phase, 1 - done, part)
             accelerator.backward(loss / len(parts))
-        sums.update({name: value.detach() for name, value in losses.items()})
+        found.append({name: value.detach() for name, value in losses.items()})
     if recipe.clip_norm:
         accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
     optimizer.step()
-    return dict(sums)
+    return found
 
 
 @dataclass
@@ -445,7 +447,7 @@ def step_seconds(student: Student, feed: Feed, objective: Objective, precision: 
 
 
 def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer: matrices and kernels decay, biases and norms do not."""
+    """Return the recipe's optimizer: what has two dimensions or more decays, and biases and norms do not."""
     parameters = list(student.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
@@ -495,13 +497,11 @@ def agreed(stopped: bool, accelerator: Accelerator) -> bool:
     return bool(cast(Tensor, accelerator.reduce(torch.tensor(float(stopped), device=accelerator.device))).item())
 
 
-def mean_losses(sums: dict[str, Any], accelerator: Accelerator) -> dict[str, float]:
-    """Return the mean losses over the parts that were summed, of all processes."""
-    parts = sums["parts"]
+def mean_losses(losses: dict[str, list[Tensor]], accelerator: Accelerator) -> dict[str, float]:
+    """Return the mean of each loss, of all processes."""
     return {
-        name: cast(Tensor, accelerator.reduce(value / parts, reduction="mean")).item()
-        for name, value in sorted(sums.items())
-        if name != "parts"
+        name: cast(Tensor, accelerator.reduce(torch.stack(values).mean(), reduction="mean")).item()
+        for name, values in sorted(losses.items())
     }
 
 

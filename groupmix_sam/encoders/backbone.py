@@ -50,6 +50,17 @@ class SamBackbone(nn.Module):
             {"num_chs": chs, "reduction": stride} for chs, stride in zip(info.channels(), info.reduction(), strict=True)
         ]
         self.neck = LinearNeck([info.channels()[i] for i in self.used])
+        self._check_sizes(name)
+
+    @torch.no_grad()
+    def _check_sizes(self, name: str) -> None:
+        """Raise InvalidInputError for a backbone that takes pictures of one size only, as many ViTs do."""
+        side = min(self.img_size, 256)
+        try:
+            self.backbone.eval()(torch.zeros(1, 3, side, side))
+        except (AssertionError, RuntimeError, ValueError) as e:
+            raise InvalidInputError(f"{name} takes no picture of {side} x {side} ({e}): choose one that takes any size.") from e
+        self.backbone.train()
 
     def forward_intermediates(self, x: Tensor, indices: list[int] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Return the features and the backbone's maps before them, all or those asked for, as timm's models do."""

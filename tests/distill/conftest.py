@@ -16,6 +16,7 @@ class PlainTeacher:
 
     def __init__(self, key="plain", channels=(("features", 256), ("hint_in", 160), ("hint_out", 160))):
         self.key = key
+        self.image_size = None
         self.channels = dict(channels)
         g = torch.Generator().manual_seed(3)
         self.weights = {n: torch.randn(c, 3, generator=g) for n, c in self.channels.items()}

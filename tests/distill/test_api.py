@@ -24,7 +24,7 @@ from groupmix_sam.distill.api import hold_out
 from groupmix_sam.errors import InvalidInputError, RunStoppedError
 from groupmix_sam.weights import save_weights
 
-from .conftest import paint
+from .conftest import PlainTeacher, paint
 
 SIZE = 256
 SHORT = Recipe(epochs=0.5, phases=(Phase(1.0, 64, 2),), ridge_finish=False)
@@ -152,10 +152,20 @@ def test_command_refuses_before_the_teacher_is_asked(photos, mobile_sam, tmp_pat
         (["--recipe", "continue"], "give --start"),
         (["--precision", "fp8"], "precision is 'fp8'"),
         (["--grad-checkpointing", "--encoder", "timm/hrnet_w18_small"], "timm/hrnet_w18_small has no gradient checkpointing"),
+        (["--encoder", "timm/vit_tiny_patch16_224"], "takes no picture of 256 x 256 .*choose one that takes any size"),
     ):
         with pytest.raises((InvalidInputError, KeyError), match=match):
             run("distill", photos, "--teacher", mobile_sam, "--output", tmp_path / "run", *args)
     assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_a_teacher_of_one_size_is_asked_about_no_other(photos, tmp_path, monkeypatch):
+    teacher = PlainTeacher()
+    teacher.image_size = 1024
+    monkeypatch.setattr("groupmix_sam.distill.api.load_teacher", lambda *_: (teacher, {}))
+    with pytest.raises(InvalidInputError, match=f"the image size is {SIZE}, and the teacher takes 1024 alone"):
+        distill(photos, "any", tmp_path / "run", encoder="gmf_sam_test", image_size=SIZE)
+    assert teacher.calls == 0
 
 
 def test_adapt(mobile_sam, tmp_path, capsys):

@@ -40,8 +40,17 @@ def test_it_is_made_once_and_names_what_cannot_be_read(tmp_path):
     again, _ = cache_features(pictures[1:2], TiredTeacher(), tmp_path / "c", SIZE)
     assert first == again
     assert [p.path.name for p in skipped] == ["broken.jpg", "narrow.png"]
-    with pytest.raises(InvalidInputError, match="none of the 1 pictures"):
+    with pytest.raises(InvalidInputError, match=r"broken\.jpg cannot be read or are too narrow"):
         cache_features(pictures[:1], PlainTeacher(), tmp_path / "c", SIZE)
+
+
+def test_what_the_teacher_refuses_is_not_laid_on_the_pictures(photos, tmp_path):
+    class Narrow(PlainTeacher):
+        def __call__(self, x):
+            raise InvalidInputError("the model refuses inputs of 128")
+
+    with pytest.raises(InvalidInputError, match="the model refuses"):
+        cache_features(find_pictures(photos), Narrow(), tmp_path, SIZE)
 
 
 def test_a_changed_key_misses(tmp_path):

@@ -41,8 +41,8 @@ def test_going_on_begins_with_what_is_there():
 
 def test_a_file_gives_what_differs(tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("lr: 1\nphases:\n- {crop: 64, batch_size: 2}\n")
-    assert load_recipe(str(path)) == Recipe(lr=1.0, phases=(Phase(1.0, 64, 2),))
+    path.write_text("lr: 1\nweight_decay: 1e-3\nphases:\n- {crop: 64, batch_size: 2}\n")
+    assert load_recipe(str(path)) == Recipe(lr=1.0, weight_decay=0.001, phases=(Phase(1.0, 64, 2),)), "YAML has 1e-3 as text"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,7 @@ def test_a_file_gives_what_differs(tmp_path):
         ("[1, 2]", InvalidInputError, "holds no recipe"),
         ("a: [", InvalidInputError, "cannot be read as YAML"),
         ("lr: fast", InvalidInputError, "lr is 'fast'"),
+        ("lr: nan", InvalidInputError, "lr is nan"),
         ("!!python/object/apply:os.system [ls]", InvalidInputError, "cannot be read as YAML"),
     ],
 )
@@ -84,6 +85,7 @@ def test_unknown_preset():
         ({"ridge_start": 1}, "ridge_start is 1"),
         ({"loss": "l1"}, "loss is 'l1': use 'mse' or 'huber'"),
         ({"crops_per_picture": 0}, "crops_per_picture is 0"),
+        ({"augmentation": "resized_crop", "crops_per_picture": 2}, "a resized crop is one a picture"),
         ({"phases": ()}, "no phase"),
         ({"phases": (Phase(0.0, 64, 1),)}, "share"),
         ({"phases": (Phase(1.0, 8, 1),)}, "multiple of 16"),

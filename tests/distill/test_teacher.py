@@ -24,6 +24,7 @@ def test_mobile_sam(mobile_sam):
             sam.image_encoder.stages[2].blocks(maps["hint_in"].permute(0, 2, 3, 1)).permute(0, 3, 1, 2), maps["hint_out"]
         )
     assert {name: m.shape[1] for name, m in maps.items()} == teacher.channels
+    assert teacher.image_size is None
     assert "mask_decoder.iou_token.weight" in weights
 
 
@@ -65,6 +66,7 @@ def test_sam_vit_b(tmp_path):
     torch.save(sam.state_dict(), tmp_path / "sam_vit_b_01ec64.pth")
     teacher, weights = load_teacher(tmp_path / "sam_vit_b_01ec64.pth")
     assert teacher.channels == {"features": 256}
+    assert teacher.image_size == 1024
     ours, theirs = teacher.encoder.state_dict(), sam.image_encoder.state_dict()
     assert all(torch.equal(ours[k], v) for k, v in theirs.items())
     assert "mask_decoder.iou_token.weight" in weights
@@ -93,6 +95,7 @@ def test_onnx(onnx_file):
     path, kernel = onnx_file
     teacher, weights = load_teacher(path)
     assert weights == {}
+    assert teacher.image_size == 64
     x = torch.randn(2, 3, 64, 64)
     expected = torch.nn.functional.conv2d(x, kernel, stride=16)
     torch.testing.assert_close(teacher(x)["features"], expected, rtol=1e-3, atol=1e-3)

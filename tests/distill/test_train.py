@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -447,11 +448,17 @@ def test_checkpointing_activations_changes_no_loss(cached, tmp_path):
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
 
 
-def test_a_part_of_one_picture_leaves_batch_norm_alone(cached, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(training, "freeze_batch_norm", lambda model: seen.append(model))
-    run(cached, tmp_path / "run", Recipe(epochs=1, phases=(Phase(0.5, 64, 2), Phase(0.5, 0, 1))))
-    assert len(seen) == 1
+@pytest.mark.parametrize(("phase", "moved"), [(Phase(1.0, 0, 1), False), (Phase(1.0, 64, 2), True)])
+def test_a_part_of_one_picture_leaves_batch_norm_alone(cached, tmp_path, phase, moved):
+    encoder, _ = run(cached, tmp_path / "run", Recipe(epochs=1, phases=(phase,), ridge_start=False, ridge_finish=False))
+    means = [m.running_mean for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(means) > 3
+    assert all(bool(mean.any()) == moved for mean in means)  # of weights that are new they are 0
+
+
+def test_each_mean_of_the_log_is_over_the_parts_that_have_it():
+    losses = {"features": [torch.tensor(x) for x in (1.0, 2.0, 6.0)], "masks": [torch.tensor(5.0)]}
+    assert training.mean_losses(losses, Accelerator(cpu=True)) == {"features": 3.0, "masks": 5.0}
 
 
 @pytest.mark.parametrize("kwargs", [{"accumulate": 0}, {"precision": "fp8"}, {"save_minutes": 0}])
