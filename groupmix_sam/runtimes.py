@@ -139,7 +139,8 @@ class OpenvinoModel:
 
     def __call__(self, *inputs: Array) -> list[Array]:
         try:
-            return list(self.model(list(inputs)).values())
+            # The decoder's inputs are 10 MB, which would be copied for each prompt. Outputs are, as the next call reuses them.
+            return list(self.model(list(inputs), share_inputs=True).values())
         except RuntimeError as e:
             raise _refused(inputs, e) from e
 

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ __all__ = ["Predictor", "load_predictor", "model_hash"]
 
 FORMAT_VERSION = 1
 PARTS = ("encoder", "masks", "image", "decoder")
+# Pixels of a mask that are resized at a time: 256 KB of logits.
+BLOCK = 1 << 16
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".plan"}
 
 
@@ -301,7 +303,9 @@ class Predictor:
         height, width = self._resized(*picture.shape[:2])
         resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
         out = np.zeros((3, self.image_size, self.image_size), dtype=np.float32)
-        out[:, :height, :width] = ((resized - self.mean) / self.std).transpose(2, 0, 1)
+        pixels = out[:, :height, :width]
+        np.subtract(resized.transpose(2, 0, 1), self.mean[:, None, None], out=pixels)
+        pixels /= self.std[:, None, None]
         return out
 
     def _ask(
@@ -350,16 +354,18 @@ class Predictor:
 
     def _to_picture(self, logits: NDArray[np.float32], index: int, return_logits: bool = False) -> NDArray[Any]:
         """Resize P x ... x S/4 x S/4 logits to the picture, P x ... x H x W of bool or as they are, leaving out the padding."""
-        height, width = self._sizes[index]
-        new_height, new_width = self._resized(height, width)
-        rows = _bilinear(height, logits.shape[-2], new_height / 4)
-        columns = _bilinear(width, logits.shape[-1], new_width / 4)
-        if return_logits:
-            return rows @ logits @ columns.T
-        masks = np.empty((*logits.shape[:-2], height, width), dtype=bool)
-        for mask, low in zip(masks, logits, strict=True):  # one prompt at a time, as logits take four times a mask's memory
-            np.greater(rows @ low @ columns.T, self.mask_threshold, out=mask)
-        return masks
+        size = self._sizes[index]
+        extents = (new / 4 for new in self._resized(*size))
+        out = np.empty((*logits.shape[:-2], *size), dtype=np.float32 if return_logits else bool)
+        flat = logits.reshape(-1, *logits.shape[-2:])
+        rows, columns = map(_neighbours, size, flat.shape[1:], extents)
+        for low, whole in zip(flat, out.reshape(-1, *size), strict=True):
+            for block, part in _resize(low, rows, columns):
+                if return_logits:
+                    whole[block] = part
+                else:
+                    np.greater(part, self.mask_threshold, out=whole[block])
+        return out
 
 
 def load_predictor(
@@ -512,12 +518,35 @@ def _prompts(
     return coords.astype(np.float32), kinds.astype(np.float32)
 
 
-def _bilinear(size: int, source: int, extent: float) -> NDArray[np.float32]:
-    """Return the size x source matrix that resizes the first `extent` pixels of `source` to `size`, bilinearly."""
+class _Neighbours(NamedTuple):
+    """For each of the pixels that a side is resized to, the first of its two in the source, and the share of the second."""
+
+    first: NDArray[np.int64]
+    share: NDArray[np.float32]
+
+
+def _neighbours(size: int, source: int, extent: float) -> _Neighbours:
+    """Return those by which the first `extent` pixels of `source` are resized to `size`, bilinearly."""
     middles = np.clip((np.arange(size) + 0.5) * extent / size - 0.5, 0, source - 1)
-    low = np.minimum(middles.astype(np.int64), source - 2)
-    matrix = np.zeros((size, source), dtype=np.float32)
-    rows = np.arange(size)
-    matrix[rows, low] = 1 - (middles - low)
-    matrix[rows, low + 1] = middles - low
-    return matrix
+    first = np.minimum(middles.astype(np.int64), source - 2)
+    return _Neighbours(first, (middles - first).astype(np.float32))
+
+
+def _resize(low: NDArray[np.float32], rows: _Neighbours, columns: _Neighbours) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Yield h x w logits resized, in blocks of rows that stay in the cache.
+
+    Not as matrix products, though they would do: NumPy's threads spin for a while after one, on the cores that the next
+    picture's encoder needs.
+    """
+    turned = np.ascontiguousarray(low.T)
+    wide = turned[columns.first]
+    wide += columns.share[:, None] * (turned[columns.first + 1] - wide)
+    wide = np.ascontiguousarray(wide.T)
+    steps = np.diff(wide, axis=0)
+    height = max(1, BLOCK // len(columns.first))
+    for start in range(0, len(rows.first), height):
+        block = slice(start, start + height)
+        part = steps[rows.first[block]]
+        part *= rows.share[block, None]
+        part += wide[rows.first[block]]
+        yield block, part

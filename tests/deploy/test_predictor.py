@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from segment_anything import SamPredictor
+from torch.nn import functional as F
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.deploy import Predictor
@@ -95,6 +96,17 @@ def test_shipped_weights_hold_their_masks():
     assert 0.01 < expected.mean() < 0.9
     assert iou(masks, expected) > 0.99
     np.testing.assert_allclose(scores, expected_scores, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [40, 64, 333, 1100])
+def test_the_resize_is_pytorchs(predictor, side):
+    """Of square pictures, whose logits have no padding; the larger ones go in several blocks."""
+    predictor.set_image(draw(side, side))
+    resized, _, logits = predictor.predict(box=np.array([5, 4, 30, 35]), return_logits=True)
+    expected = F.interpolate(torch.from_numpy(logits)[None], (side, side), mode="bilinear", align_corners=False)[0].numpy()
+    np.testing.assert_allclose(resized, expected, rtol=1e-4, atol=1e-4)
+    masks, _, _ = predictor.predict(box=np.array([5, 4, 30, 35]))
+    assert np.array_equal(masks, resized > predictor.mask_threshold)
 
 
 def test_best_of_three_for_one_point_alone(predictor):
