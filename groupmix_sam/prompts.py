@@ -140,11 +140,12 @@ def _for_every_picture(content: dict[str, Any], path: Path) -> list[dict[str, An
 
 
 def as_prompt(entry: Mapping[str, Any]) -> Prompt:
-    """Return the prompt of a row: of a table's `COLUMNS`, or of `LISTS`; raise what float, int and unpacking raise.
+    """Return the prompt of a row, by `COLUMNS`, by `LISTS` or both.
 
     Raises:
         KeyError: it has neither a point nor a box.
-        ValueError: a box is not of four numbers, or labels are more or fewer than points.
+        ValueError: a value is no number, a box is not of four, or labels are more or fewer than points.
+        OverflowError, TypeError: likewise.
     """
     points = [[float(x), float(y)] for x, y in entry.get("points", [])]
     if entry.get("x") not in (None, ""):
