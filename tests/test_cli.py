@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -384,14 +385,7 @@ def test_ctrl_c_keeps_what_is_done(tiny, line, tmp_path, monkeypatch, capsys):
 
 
 def test_an_error_keeps_what_is_done(tiny, line, tmp_path, monkeypatch):
-    found = iter([[]])
-
-    def find(*_):
-        for things in found:
-            return things
-        raise MemoryError
-
-    monkeypatch.setattr("groupmix_sam.segment.segment", find)
+    monkeypatch.setattr("groupmix_sam.segment.segment", Mock(side_effect=[[], MemoryError]))
     out = tmp_path / "c.json"
     with pytest.raises(MemoryError):
         run("segment", line, "--point", "1,1", "--format", "coco", "--output", out, *tiny)

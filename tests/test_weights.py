@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from segment_anything import sam_model_registry
 
 from groupmix_sam import build_sam_groupmix, push_to_hub, save_pretrained, weights
-from groupmix_sam.errors import InvalidInputError, WeightsError, WeightsNotFoundError
-from groupmix_sam.weights import find_weights, read_weights, save_weights
+from groupmix_sam.errors import InvalidInputError, SaveError, WeightsError, WeightsNotFoundError
+from groupmix_sam.weights import find_weights, read_weights, save_weights, write_beside
 
 from .distill.conftest import save_mobile_sam
 from .hub import COMMIT, running_hub
@@ -227,6 +227,13 @@ try:
 except GroupMixSamError as e:
     print(json.dumps({"error": type(e).__name__, "message": str(e)}))
 """
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a file/b"], ids=["too long", "below a file"])
+def test_a_path_that_no_file_can_have(tmp_path, name):
+    (tmp_path / "a file").touch()
+    with pytest.raises(SaveError, match="could not be written"):
+        write_beside(tmp_path / name, lambda part: part.write_text("x"))
 
 
 @pytest.fixture
