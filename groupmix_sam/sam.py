@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
+from typing import Any
 
 import timm
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -10,7 +11,7 @@ from torch import nn
 
 from . import encoders as _  # noqa: F401  registers the encoders in timm
 from .encoders.backbone import PREFIX, SamBackbone
-from .encoders.config import DEFAULT_ENCODER, EMBED_DIM, IMAGE_SIZE, SAM_MEAN, SAM_STD, STRIDE, check_img_size
+from .encoders.config import DEFAULT_ENCODER, EMBED_DIM, IMAGE_SIZE, SAM_MEAN, SAM_STD, check_img_size
 from .errors import UnknownNameError, WeightsError
 from .weights import SAM_VITS, find_weights, load_weights, origin_of, read_weights
 
@@ -18,6 +19,7 @@ __all__ = ["ENCODERS", "build_sam_groupmix", "sam_model_registry"]
 
 ENCODERS = (
     DEFAULT_ENCODER,
+    "gmf_sam_2282_512",
     "gmf_sam_2264",
     "gmf_sam_33124",
     "gmf_sam_3312",
@@ -52,9 +54,10 @@ def build_sam_groupmix(
     if encoder not in (*ENCODERS, "gmf_sam_test") and not str(encoder).startswith(PREFIX):
         raise UnknownNameError.near("encoder", encoder, ENCODERS)
     image_size = check_img_size(image_size)
-    grid = image_size // STRIDE
+    image_encoder: Any = create_encoder(encoder, image_size)
+    grid = image_size // image_encoder.embed_stride
     sam = Sam(
-        image_encoder=create_encoder(encoder, image_size),
+        image_encoder=image_encoder,
         prompt_encoder=PromptEncoder(
             embed_dim=EMBED_DIM,
             image_embedding_size=(grid, grid),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InvalidInputError, UnknownNameError
-from .config import EMBED_DIM, STRIDE, check_img_size, check_input, encoder_weights, sam_cfg
+from .config import EMBED_DIM, STRIDE, check_embed_stride, check_img_size, check_input, encoder_weights, sam_cfg
 
 __all__ = ["PREFIX", "LinearNeck", "SamBackbone"]
 
@@ -22,18 +22,20 @@ PREFIX = "timm/"
 
 
 class SamBackbone(nn.Module):
-    """A timm backbone and a linear neck: B x 3 x H x W, RGB with SAM's mean and std taken off, to B x 256 x H/16 x W/16.
+    """A timm backbone and a linear neck: B x 3 x H x W, RGB with SAM's mean and std taken off, to B x 256 x H/s x W/s.
 
     Args:
         name: What timm calls the backbone.
         img_size: Side in pixels that `SamPredictor` resizes and pads to.
+        embed_stride: Stride s of the features: 16, or 8, to which coarser maps are resized up.
     """
 
-    def __init__(self, name: str, img_size: int = 1024) -> None:
+    def __init__(self, name: str, img_size: int = 1024, embed_stride: int = STRIDE) -> None:
         super().__init__()
         if not timm.is_model(name):
             raise UnknownNameError.near("timm backbone", name, timm.list_models())
         self.img_size = check_img_size(img_size)
+        self.embed_stride = check_embed_stride(embed_stride)
         self.num_classes = 0
         self.num_features = EMBED_DIM
         self.pretrained_cfg = sam_cfg(architecture=PREFIX + name)
@@ -66,7 +68,7 @@ class SamBackbone(nn.Module):
         """Return the features and the backbone's maps before them, all or those asked for, as timm's models do."""
         check_input(x)
         maps = self.backbone(x)
-        grid = (x.shape[-2] // STRIDE, x.shape[-1] // STRIDE)
+        grid = (x.shape[-2] // self.embed_stride, x.shape[-1] // self.embed_stride)
         features = self.neck([maps[i] for i in self.used], grid)
         return features, list(maps) if indices is None else [maps[i] for i in indices]
 

@@ -15,6 +15,7 @@ __all__ = [
     "SAM_MEAN",
     "SAM_STD",
     "STRIDE",
+    "check_embed_stride",
     "check_img_size",
     "check_input",
     "encoder_weights",
@@ -76,6 +77,13 @@ def check_img_size(img_size: int | tuple[int, int]) -> int:
             f"the image size is {img_size}, which is no positive multiple of {STRIDE}: use {lower} or {lower + STRIDE}."
         )
     return img_size
+
+
+def check_embed_stride(embed_stride: int) -> int:
+    """Return the stride of an encoder's features; raise InvalidInputError unless it is 8 or 16."""
+    if embed_stride not in (8, STRIDE):
+        raise InvalidInputError(f"embed_stride is {embed_stride!r}: use 8 or {STRIDE}.")
+    return embed_stride
 
 
 def check_input(x: torch.Tensor) -> None:

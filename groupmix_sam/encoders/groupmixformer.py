@@ -27,9 +27,18 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..errors import InvalidInputError
-from .config import EMBED_DIM, STRIDE, check_img_size, check_input, encoder_weights, pretrained_file, sam_cfg
+from .config import (
+    EMBED_DIM,
+    STRIDE,
+    check_embed_stride,
+    check_img_size,
+    check_input,
+    encoder_weights,
+    pretrained_file,
+    sam_cfg,
+)
 from .head import SamHead
-from .neck import ConcatNeck, SamNeck
+from .neck import ConcatNeck, SamNeck, change_stride
 
 __all__ = ["GroupMixFormer"]
 
@@ -219,7 +228,8 @@ class GroupMixFormer(nn.Module):
     """GroupMixFormer, a classifier or, with a neck, an image encoder for Segment Anything.
 
     Without a neck it is timm's usual classifier or backbone, with BatchNorm, pooling and a linear head. With a neck and no
-    classes it maps B x 3 x H x W, RGB with SAM's mean and std taken off, to B x 256 x H/16 x W/16; H and W are multiples of 16.
+    classes it maps B x 3 x H x W, RGB with SAM's mean and std taken off, to B x 256 x H/s x W/s, where s is `embed_stride`; H
+    and W are multiples of 16.
 
     Args:
         img_size: Side in pixels that `SamPredictor` resizes and pads to; the weights do not depend on it.
@@ -236,6 +246,9 @@ class GroupMixFormer(nn.Module):
         proj_drop_rate: Dropout after the attention's projection and in the MLP.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         neck: None, "concat" (the paper's) or "sam" (SAM's; 0.57 M more parameters).
+        embed_stride: Stride of the features after the neck: 16; or 8, where the last stage is resized up to the second one's
+            grid, so that 512 x 512 pixels give the 64 x 64 features that SAM's decoder was trained on. The weights are the
+            same.
         device: Where to put the parameters.
         dtype: What to make of them.
     """
@@ -258,6 +271,7 @@ class GroupMixFormer(nn.Module):
         proj_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         neck: str | None = None,
+        embed_stride: int = STRIDE,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -267,6 +281,7 @@ class GroupMixFormer(nn.Module):
                 f"depths {depths} need a width and a stride each: embed_dims is {embed_dims}, strides {strides}."
             )
         self.img_size = img_size if neck is None else check_img_size(img_size)
+        self.embed_stride = check_embed_stride(embed_stride)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.drop_rate = drop_rate
@@ -305,7 +320,7 @@ class GroupMixFormer(nn.Module):
             if len(depths) < 2:
                 raise InvalidInputError(f"depths is {depths}: the neck 'concat' needs two stages or more.")
             mid = self.feature_info[1]
-            self.neck = ConcatNeck(mid["num_chs"], chs, EMBED_DIM, pool=STRIDE // mid["reduction"])
+            self.neck = ConcatNeck(mid["num_chs"], chs, mid["reduction"], embed_stride)
         elif neck == "sam":
             self.neck = SamNeck(chs, EMBED_DIM)
         else:
@@ -405,11 +420,11 @@ class GroupMixFormer(nn.Module):
         return outputs
 
     def _forward_neck(self, outputs: list[Tensor]) -> Tensor:
+        if self.neck is None:
+            return self.norm(outputs[-1])
         if isinstance(self.neck, ConcatNeck):
             return self.neck(outputs[1], outputs[-1])
-        if self.neck is not None:
-            return self.neck(outputs[-1])
-        return self.norm(outputs[-1])
+        return self.neck(change_stride(outputs[-1], STRIDE, self.embed_stride))
 
     def forward_features(self, x: Tensor) -> Tensor:
         if self.neck is not None:
@@ -481,6 +496,7 @@ default_cfgs = generate_default_cfgs(
             license="apache-2.0",
         ),
         "gmf_sam_2282.distilled": sam_cfg(**_cfg(file=pretrained_file("gmf_sam_2282"))),
+        "gmf_sam_2282_512.untrained": sam_cfg(**_cfg(input_size=(3, 512, 512))),
         "gmf_sam_2264.untrained": sam_cfg(**_cfg()),
         "gmf_sam_33124.untrained": sam_cfg(**_cfg()),
         "gmf_sam_3312.untrained": sam_cfg(**_cfg()),
@@ -518,6 +534,12 @@ def groupmixformer_mobile(pretrained: bool = False, **kwargs: Any) -> GroupMixFo
 def gmf_sam_2282(pretrained: bool = False, **kwargs: Any) -> GroupMixFormer:
     """The encoder that Group-Mix SAM ships: stages 2, 2, 8, 2."""
     return _create_gmf_sam("gmf_sam_2282", pretrained, (2, 2, 8, 2), kwargs)
+
+
+@register_model
+def gmf_sam_2282_512(pretrained: bool = False, **kwargs: Any) -> GroupMixFormer:
+    """`gmf_sam_2282` for 512 x 512 pixels, with features at stride 8: the same weights, a quarter of the multiplications."""
+    return _create_gmf_sam("gmf_sam_2282_512", pretrained, (2, 2, 8, 2), {"img_size": 512, "embed_stride": 8, **kwargs})
 
 
 @register_model

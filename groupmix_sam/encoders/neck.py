@@ -9,27 +9,33 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import EMBED_DIM
+from .config import EMBED_DIM, STRIDE
 
-__all__ = ["ConcatNeck", "NanoSamNeck", "SamNeck"]
+__all__ = ["ConcatNeck", "NanoSamNeck", "SamNeck", "change_stride"]
+
+
+def change_stride(x: Tensor, stride: int, to: int) -> Tensor:
+    """Return features, B x C x h x w, resized from one stride to another: by area where it grows, else bilinearly."""
+    if stride < to:
+        return F.avg_pool2d(x, to // stride)
+    return x if stride == to else F.interpolate(x, scale_factor=stride // to, mode="bilinear", align_corners=False)
 
 
 class ConcatNeck(nn.Module):
-    """The neck of Group-Mix SAM: a middle stage pooled to the last stage's grid, concatenated, one 1x1 convolution.
+    """The neck of Group-Mix SAM: a middle stage resized to the features' grid, concatenated with the last, one 1x1 convolution.
 
     The paper (arXiv 2403.10053) prints only the totals; these 61 440 weights are the ones that match all its rows.
     """
 
-    def __init__(self, mid_chs: int, last_chs: int, out_chs: int = EMBED_DIM, pool: int = 2) -> None:
+    def __init__(self, mid_chs: int, last_chs: int, mid_stride: int, stride: int, out_chs: int = EMBED_DIM) -> None:
         super().__init__()
-        self.pool = pool
+        self.mid_stride = mid_stride
+        self.stride = stride
         self.proj = nn.Conv2d(mid_chs + last_chs, out_chs, kernel_size=1, bias=False)
 
     def forward(self, mid: Tensor, last: Tensor) -> Tensor:
-        # Functional, as it has no weights: resizing by area is average pooling where the ratio is whole.
-        if self.pool > 1:
-            mid = F.avg_pool2d(mid, self.pool)
-        return self.proj(torch.cat([mid, last], dim=1))
+        mid = change_stride(mid, self.mid_stride, self.stride)
+        return self.proj(torch.cat([mid, change_stride(last, STRIDE, self.stride)], dim=1))
 
 
 class SamNeck(nn.Module):

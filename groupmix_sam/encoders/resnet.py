@@ -49,6 +49,7 @@ class SamResNet(ResNet):
     ) -> None:
         super().__init__(num_classes=0, **kwargs)
         self.img_size = check_img_size(img_size)
+        self.embed_stride = STRIDE
         self.neck: NanoSamNeck | None = NanoSamNeck(self.num_features)
         self.num_classes = num_classes
         self.drop_rate = drop_rate

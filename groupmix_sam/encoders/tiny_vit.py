@@ -50,6 +50,7 @@ class SamTinyVit(TinyVit):
     ) -> None:
         super().__init__(num_classes=0, **kwargs)
         self.img_size = check_img_size(img_size)
+        self.embed_stride = STRIDE
         cast(Any, self.stages[-1]).downsample.conv2.conv.stride = (1, 1)
         self.feature_info[-1]["reduction"] = STRIDE
         self.neck: SamNeck | None = SamNeck(self.num_features)

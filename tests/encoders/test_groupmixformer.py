@@ -203,9 +203,41 @@ def test_neck_sam():
     torch.testing.assert_close(out.mean(1), torch.zeros(2, 4, 6), rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("neck", ["concat", "sam"])
+def test_stride_8_is_the_last_stage_resized_up(neck, model):
+    """Half the stride, the same weights: only what the neck sees differs."""
+    other = tiny(neck=neck, embed_stride=8)
+    x = images()
+    features, stages = other.forward_intermediates(x)
+    # Bilinear by 2, worked out on its own: each pixel is 3/4 its nearest neighbour and 1/4 the next, along both axes.
+    up = stages[-1]
+    for dim in (2, 3):
+        first, last = up.narrow(dim, 0, 1), up.narrow(dim, up.shape[dim] - 1, 1)
+        padded = torch.cat([first, up, last], dim)
+        size = up.shape[dim]
+        low = 0.25 * padded.narrow(dim, 0, size) + 0.75 * up
+        high = 0.75 * up + 0.25 * padded.narrow(dim, 2, size)
+        up = torch.stack([low, high], dim + 1).flatten(dim, dim + 1)
+    if neck == "concat":
+        expected = torch.einsum("oc,bchw->bohw", other.neck.proj.weight[:, :, 0, 0], torch.cat([stages[1], up], dim=1))
+    else:
+        expected = other.neck(up)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    assert features.shape[2:] == (8, 12)
+
+
+def test_512_has_the_weights_of_1024():
+    small, large = timm.create_model("gmf_sam_2282_512"), timm.create_model("gmf_sam_2282")
+    assert {k: v.shape for k, v in small.state_dict().items()} == {k: v.shape for k, v in large.state_dict().items()}
+    small.load_state_dict(large.state_dict())
+    assert (small.img_size, small.embed_stride, large.embed_stride) == (512, 8, 16)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
+        ({"embed_stride": 4}, "use 8 or 16"),
         ({"img_size": 1000}, "992 or 1008"),
         ({"img_size": (1024, 512)}, "one side"),
         ({"neck": "fpn"}, "'concat' or 'sam'"),
