@@ -17,7 +17,7 @@ from statistics import mean
 from machine import describe
 
 from groupmix_sam.distill import PRESETS, Phase, Recipe, RunOptions, distill
-from groupmix_sam.distill.train import pixels_of
+from groupmix_sam.distill.trainer import pixels_of
 
 SIZE = 512
 DEFAULT = replace(Recipe(), phases=tuple(replace(phase, crop=phase.crop * SIZE // 1024) for phase in Recipe().phases))

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from machine import describe, interval
 
-from groupmix_sam.batch import batch
-from groupmix_sam.deploy import Predictor
+from groupmix_sam.batch.engine import batch
 from groupmix_sam.images import read_image
+from groupmix_sam.inference import Predictor
 from groupmix_sam.sam import build_sam_groupmix
 
 

@@ -32,10 +32,10 @@ from segment_anything.modeling import Sam
 from timm.utils import reparameterize_model
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.deploy import Predictor
-from groupmix_sam.deploy.export import export
-from groupmix_sam.deploy.parity import Thresholds, measure_parity
-from groupmix_sam.pictures import evenly_spaced, find_pictures
+from groupmix_sam.images import evenly_spaced, find_pictures
+from groupmix_sam.inference import Predictor
+from groupmix_sam.inference.export.exporter import export
+from groupmix_sam.inference.export.parity import Thresholds, measure_parity
 
 OURS, MOBILE, NANO, EDGE, EFFICIENT = "gmf_sam_2282", "sam_tiny_vit_5m", "sam_resnet18", "repvit_m1", "efficientvit_l0"
 ENCODERS = (OURS, MOBILE, NANO, EDGE, EFFICIENT)

@@ -25,11 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import RandomResizedCrop
 
 from groupmix_sam.distill import Phase, Picture, Recipe, cache_features, find_pictures, load_teacher
-from groupmix_sam.distill.data import normalize
+from groupmix_sam.distill.losses import Objective
 from groupmix_sam.distill.run import start_accelerator
 from groupmix_sam.distill.student import Student
-from groupmix_sam.distill.train import Feed, Objective, make_optimizer, pixels_of, update_average
-from groupmix_sam.runtimes import keep_memory
+from groupmix_sam.distill.trainer import Feed, make_optimizer, pixels_of, update_average
+from groupmix_sam.memory import keep_memory
+from groupmix_sam.preprocess import normalize
 
 SIZE = 1024
 PLAIN_BATCH = 2

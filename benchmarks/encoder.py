@@ -24,8 +24,9 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.deploy import Predictor, fuse
-from groupmix_sam.deploy.decoder import Decoder
+from groupmix_sam.inference import Predictor
+from groupmix_sam.inference import fused_encoder as fuse
+from groupmix_sam.inference.fused_decoder import Decoder
 
 NAME, THEIR_NAME = "gmf_sam_2282", "sam_tiny_vit_5m"
 OURS, FUSED, PRODUCTS, THEIRS = f"{NAME} as it trains", f"{NAME} fused", "its products", THEIR_NAME

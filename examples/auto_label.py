@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from groupmix_sam.annotations import AnnotatedPicture, to_coco, to_labelme
-from groupmix_sam.deploy import load_predictor
-from groupmix_sam.deploy.stream import Frames
 from groupmix_sam.errors import ImageReadError, InvalidInputError
-from groupmix_sam.pictures import Picture, name_pictures
-from groupmix_sam.segment import everything
+from groupmix_sam.images import Picture, name_pictures
+from groupmix_sam.inference import load_predictor
+from groupmix_sam.inference.automatic import everything
+from groupmix_sam.live.sources import Frames
 
 VIDEOS = {".avi", ".mkv", ".mov", ".mp4", ".webm"}
 

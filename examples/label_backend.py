@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from groupmix_sam.demo.session import load_named
-from groupmix_sam.deploy import Predictor
 from groupmix_sam.errors import GroupMixSamError, InvalidInputError
 from groupmix_sam.images import read_image
+from groupmix_sam.inference import Predictor
 from groupmix_sam.prompts import Prompt
 
 LOCAL = ("127.0.0.1", "localhost")

@@ -13,7 +13,9 @@ import numpy as np
 from segment_anything import SamPredictor
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.images import as_box, as_points, draw_masks, read_image
+from groupmix_sam.images import read_image
+from groupmix_sam.prompts import as_box, as_points
+from groupmix_sam.visualize import draw_masks
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("picture", nargs="?", default=Path(__file__).with_name("coffee.jpg"), type=Path)

@@ -17,7 +17,8 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity
 
 import groupmix_sam  # noqa: F401  registers the encoders in timm
-from groupmix_sam.images import draw_masks, read_image
+from groupmix_sam.images import read_image
+from groupmix_sam.visualize import draw_masks
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("picture", nargs="?", default=Path(__file__).with_name("coffee.jpg"), type=Path)

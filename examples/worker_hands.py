@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from groupmix_sam.deploy import load_predictor
-from groupmix_sam.images import as_points, draw_masks
-from groupmix_sam.pictures import Picture, find_pictures
+from groupmix_sam.images import Picture, find_pictures
+from groupmix_sam.inference import load_predictor
+from groupmix_sam.prompts import as_points
+from groupmix_sam.visualize import draw_masks
 
 PALM = (0, 5, 9, 13, 17)  # of mediapipe's 21 landmarks: the wrist, and where each finger but the thumb begins
 

@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
 
 __all__ = [
     "GroupMixSamError",
@@ -16,6 +18,7 @@ __all__ = [
     "UnknownNameError",
     "WeightsError",
     "WeightsNotFoundError",
+    "import_extra",
 ]
 
 
@@ -84,3 +87,11 @@ class MissingExtraError(GroupMixSamError, ImportError):
     def of(cls, module: str, extra: str) -> "MissingExtraError":
         """Return the error for a module that an extra would bring."""
         return cls(f"{module!r} is not installed: run `pip install 'groupmix-sam[{extra}]'`.")
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Return a module, or raise the error that names the extra which brings it."""
+    try:
+        return import_module(module)
+    except ImportError as e:
+        raise MissingExtraError.of(module, extra) from e

@@ -1,32 +1,140 @@
-"""Pictures and prompts as people have them, checked and brought to what SamPredictor takes; masks drawn over pictures."""
+"""Pictures by the many: those of a folder, a list file or a tar."""
 
+import glob
 import io
+import tarfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ImageReadError, InvalidInputError
 
-__all__ = [
-    "as_box",
-    "as_points",
-    "as_rgb",
-    "check_aspect",
-    "check_boxes",
-    "check_points",
-    "decode_image",
-    "draw_masks",
-    "read_image",
-]
+__all__ = ["SUFFIXES", "Picture", "as_rgb", "decode_image", "evenly_spaced", "find_pictures", "name_pictures", "read_image"]
 
-# Okabe and Ito's colours, which people with colour blindness can tell apart.
-COLORS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file, or, with a name, one that lies in a tar at an offset in bytes."""
+
+    path: Path
+    name: str = ""
+    offset: int = 0
+    size: int = -1
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.name}" if self.name else str(self.path)
+
+    def read_bytes(self) -> bytes:
+        """Return the encoded picture.
+
+        Raises:
+            ImageReadError: it cannot be read.
+        """
+        try:
+            with self.path.open("rb") as f:
+                f.seek(self.offset)
+                return f.read(self.size)
+        except FileNotFoundError as e:
+            raise ImageReadError(f"there is no picture {self}: check the path.") from e
+        except (OSError, ValueError) as e:  # a ValueError of a name that no file can have
+            raise ImageReadError(f"{self} cannot be read ({e}): check the path and its permissions.") from e
+
+    def decode(self) -> NDArray[np.uint8]:
+        """Return the picture as H x W x 3, uint8, RGB, upright."""
+        return decode_image(self.read_bytes(), self)
+
+
+def find_pictures(source: str | PathLike[str]) -> list[Picture]:
+    """Return the pictures in a folder and those below it, in a list file, or in a tar; sorted, but for a list's.
+
+    A folder's tars are looked into as well: WebDataset shards such as SA-1B's, as they are. A list file, `.txt`, has a path a
+    line, relative to the file.
+
+    Raises:
+        InvalidInputError: there is no such folder or file, or no picture in it.
+    """
+    source = Path(source)
+    if source.is_dir():
+        files = sorted(p for p in source.rglob("*") if p.suffix.lower() in {*SUFFIXES, ".tar"} and p.is_file())
+    elif source.suffix.lower() == ".txt" and source.is_file():
+        try:
+            lines = source.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as e:
+            raise InvalidInputError(f"{source} cannot be read as a list ({e}): write a path a line, in UTF-8.") from e
+        files = [source.parent / line.strip() for line in lines if line.strip()]
+    elif source.suffix.lower() == ".tar" and source.is_file():
+        files = [source]
+    else:
+        raise InvalidInputError(
+            f"there is no folder {source}: give one with pictures in it, a .tar, or a .txt with a path a line."
+        )
+    pictures = [p for file in files for p in (_in_tar(file) if file.suffix.lower() == ".tar" else [Picture(file)])]
+    if not pictures:
+        raise InvalidInputError(f"{source} has no picture in it: {', '.join(sorted(SUFFIXES))} are looked for, and .tar.")
+    return pictures
+
+
+def evenly_spaced(pictures: Sequence[Picture], count: int) -> list[Picture]:
+    """Return so many of them, evenly from first to last, or all if there are fewer."""
+    count = min(count, len(pictures))
+    return [pictures[i * len(pictures) // count] for i in range(count)]
+
+
+def name_pictures(sources: Iterable[str | PathLike[str]]) -> dict[str, Picture]:
+    """Return the pictures that sources stand for, each by a name: its file's, or its path below the folder or in the tar.
+
+    Args:
+        sources: Picture files, whose names may have `*`, `?` and `**`; and what `find_pictures` takes.
+
+    Raises:
+        InvalidInputError: a pattern, folder, list or tar has no picture, or two pictures have the same name.
+    """
+    named: dict[str, Picture] = {}
+    for source in sources:
+        for name, picture in _named(Path(source)):
+            if named.setdefault(name, picture) != picture:
+                raise InvalidInputError(f"{named[name]} and {picture} are both named {name}: give the folder that holds both.")
+    return named
+
+
+def _named(source: Path) -> list[tuple[str, Picture]]:
+    if source.is_dir():
+        return [(PurePath(p.path.relative_to(source), _inside(p.name)).as_posix(), p) for p in find_pictures(source)]
+    if source.suffix.lower() in (".txt", ".tar"):
+        return [(_inside(p.name) or p.path.name, p) for p in find_pictures(source)]
+    if glob.has_magic(str(source)) and not source.exists():
+        files = sorted(glob.glob(str(source), recursive=True))
+        if not files:
+            raise InvalidInputError(f"no file is like {source}: check the pattern.")
+        return [pair for file in files for pair in _named(Path(file))]
+    return [(source.name, Picture(source))]
+
+
+def _inside(name: str) -> str:
+    """Return a name in a tar without what would lead out of a folder, on any system: files are named after it."""
+    path = PureWindowsPath(name)
+    return "/".join(part for part in path.parts if part not in (path.anchor, ".."))
+
+
+def _in_tar(path: Path) -> list[Picture]:
+    # The standard library's index and not a stream: only with random access can a stopped run go on at the same sample.
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
+    except (OSError, tarfile.TarError) as e:
+        raise InvalidInputError(f"{path} cannot be read as an uncompressed tar ({e}): fetch it again, or unpack it.") from e
+    return [Picture(path, m.name, m.offset_data, m.size) for m in members]
+
+
 # A picture of 16 bits without a higher value is one of 12 bits or fewer, or too dark for anything to be seen.
 DIM = 4095
 
@@ -120,130 +228,7 @@ def as_rgb(image: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[:, :, :3])
 
 
-def check_aspect(size: tuple[int, int], image_size: int) -> None:
-    """Raise InvalidInputError if a picture's short side, height or width, vanishes when the long one becomes `image_size`."""
-    if int(min(size) * image_size / max(size) + 0.5) < 1:
-        raise InvalidInputError(
-            f"the picture of {size[1]} x {size[0]} pixels is too narrow to be resized to {image_size}: cut it into parts."
-        )
-
-
-def as_points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return N x 2 points in pixels, x before y, and N labels, 1 for foreground and 0 for background.
-
-    Args:
-        points: N pairs of x and y.
-        labels: N labels, or None if all are foreground.
-        size: The picture's height and width.
-    """
-    coords = _numbers(points, "points")
-    if coords.ndim != 2 or coords.shape[1] != 2 or not len(coords):
-        raise InvalidInputError(f"the points have shape {coords.shape}: give N x 2, each x and y in pixels.")
-    check_points(coords, size)
-    kinds = np.ones(len(coords)) if labels is None else _numbers(labels, "labels")
-    if kinds.shape != (len(coords),) or not np.isin(kinds, (0, 1)).all():
-        raise InvalidInputError(
-            f"the labels are {kinds.tolist()} for {len(coords)} points: give one each, 1 foreground or 0 background."
-        )
-    return coords, kinds.astype(np.int64)
-
-
-def as_box(box: Any, size: tuple[int, int]) -> NDArray[np.float64]:
-    """Return a box as left, top, right, bottom in pixels.
-
-    Args:
-        box: Those four numbers.
-        size: The picture's height and width.
-    """
-    coords = _numbers(box, "box")
-    if coords.shape != (4,):
-        raise InvalidInputError(f"the box has shape {coords.shape}: give four numbers, left, top, right, bottom in pixels.")
-    check_boxes(coords[None], size)
-    return coords
-
-
-def check_points(points: NDArray[np.float64], size: tuple[int, int]) -> None:
-    """Raise InvalidInputError if one of N x 2 points is outside a picture of that height and width."""
-    height, width = size
-    outside = (points < 0).any(1) | (points[:, 0] >= width) | (points[:, 1] >= height)
-    if outside.any():
-        x, y = points[outside][0]
-        raise InvalidInputError(
-            f"the point ({x:g}, {y:g}) is outside the picture of {width} x {height} pixels: x comes before y."
-        )
-
-
-def check_boxes(boxes: NDArray[np.float64], size: tuple[int, int]) -> None:
-    """Raise InvalidInputError if one of N x 4 boxes has no area, or none of it in a picture of that height and width."""
-    left, top, right, bottom = boxes.T
-    empty = (right <= left) | (bottom <= top)
-    if empty.any():
-        raise InvalidInputError(
-            f"the box {boxes[empty][0].tolist()} is reversed or has no area: give left < right and top < bottom, in pixels."
-        )
-    height, width = size
-    outside = (right <= 0) | (bottom <= 0) | (left >= width) | (top >= height)
-    if outside.any():
-        raise InvalidInputError(f"the box {boxes[outside][0].tolist()} is outside the picture of {width} x {height} pixels.")
-
-
-def draw_masks(
-    image: NDArray[np.uint8],
-    masks: Sequence[NDArray[np.bool_]],
-    *,
-    points: NDArray[np.float64] | None = None,
-    labels: NDArray[np.int64] | None = None,
-    box: NDArray[np.float64] | None = None,
-) -> Image.Image:
-    """Return the picture with its masks tinted and outlined, and the prompts drawn.
-
-    Args:
-        image: What `as_rgb` takes.
-        masks: H x W each, of bool.
-        points: N x 2, in pixels, x before y.
-        labels: N, 1 for foreground (green) and 0 for background (red).
-        box: Left, top, right, bottom in pixels; or several, N x 4.
-    """
-    image = as_rgb(image)
-    for mask in masks:
-        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != image.shape[:2]:
-            what = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise InvalidInputError(f"a mask is {what}: give bool arrays of the picture's {image.shape[:2]}.")
-    out = image.astype(np.float32)
-    for mask, color in zip(masks, COLORS * (len(masks) // len(COLORS) + 1), strict=False):
-        out[mask] = 0.5 * out[mask] + 0.5 * np.array(color)
-        out[_outline(mask)] = color
-    picture = Image.fromarray(out.astype(np.uint8))
-    draw = ImageDraw.Draw(picture)
-    width = max(2, round(max(picture.size) / 400))
-    if box is not None:
-        for corners in np.reshape(box, (-1, 4)).tolist():
-            draw.rectangle(corners, outline=(255, 255, 255), width=width)
-    if points is not None:
-        radius = 3 * width
-        for (x, y), label in zip(points, np.ones(len(points)) if labels is None else labels, strict=True):
-            fill = (40, 200, 40) if label else (220, 40, 40)
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=(255, 255, 255), width=width)
-    return picture
-
-
 def _as_uint16(values: NDArray[Any], name: object) -> NDArray[np.uint16]:
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ImageReadError(f"{name} has values that are not 8 or 16 bits, from {values.min()} to {values.max()}: convert it.")
     return values.astype(np.uint16)
-
-
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    padded = np.pad(mask, 1)
-    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inside
-
-
-def _numbers(values: Any, what: str) -> NDArray[np.float64]:
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as e:
-        raise InvalidInputError(f"the {what} are {values!r}: give numbers, in pixels.") from e
-    if not np.isfinite(array).all():
-        raise InvalidInputError(f"the {what} hold a number that is not finite: {array.tolist()}.")
-    return array

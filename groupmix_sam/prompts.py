@@ -9,11 +9,94 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import InvalidInputError
-from .images import as_box, as_points
 
-__all__ = ["COLUMNS", "EVERY", "LISTS", "Prompt", "as_prompt", "check_columns", "is_ambiguous", "read_prompts"]
+__all__ = [
+    "COLUMNS",
+    "EVERY",
+    "LISTS",
+    "Prompt",
+    "as_box",
+    "as_points",
+    "as_prompt",
+    "check_boxes",
+    "check_columns",
+    "check_points",
+    "is_ambiguous",
+    "read_prompts",
+]
+
+
+def as_points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return N x 2 points in pixels, x before y, and N labels, 1 for foreground and 0 for background.
+
+    Args:
+        points: N pairs of x and y.
+        labels: N labels, or None if all are foreground.
+        size: The picture's height and width.
+    """
+    coords = _numbers(points, "points")
+    if coords.ndim != 2 or coords.shape[1] != 2 or not len(coords):
+        raise InvalidInputError(f"the points have shape {coords.shape}: give N x 2, each x and y in pixels.")
+    check_points(coords, size)
+    kinds = np.ones(len(coords)) if labels is None else _numbers(labels, "labels")
+    if kinds.shape != (len(coords),) or not np.isin(kinds, (0, 1)).all():
+        raise InvalidInputError(
+            f"the labels are {kinds.tolist()} for {len(coords)} points: give one each, 1 foreground or 0 background."
+        )
+    return coords, kinds.astype(np.int64)
+
+
+def as_box(box: Any, size: tuple[int, int]) -> NDArray[np.float64]:
+    """Return a box as left, top, right, bottom in pixels.
+
+    Args:
+        box: Those four numbers.
+        size: The picture's height and width.
+    """
+    coords = _numbers(box, "box")
+    if coords.shape != (4,):
+        raise InvalidInputError(f"the box has shape {coords.shape}: give four numbers, left, top, right, bottom in pixels.")
+    check_boxes(coords[None], size)
+    return coords
+
+
+def check_points(points: NDArray[np.float64], size: tuple[int, int]) -> None:
+    """Raise InvalidInputError if one of N x 2 points is outside a picture of that height and width."""
+    height, width = size
+    outside = (points < 0).any(1) | (points[:, 0] >= width) | (points[:, 1] >= height)
+    if outside.any():
+        x, y = points[outside][0]
+        raise InvalidInputError(
+            f"the point ({x:g}, {y:g}) is outside the picture of {width} x {height} pixels: x comes before y."
+        )
+
+
+def check_boxes(boxes: NDArray[np.float64], size: tuple[int, int]) -> None:
+    """Raise InvalidInputError if one of N x 4 boxes has no area, or none of it in a picture of that height and width."""
+    left, top, right, bottom = boxes.T
+    empty = (right <= left) | (bottom <= top)
+    if empty.any():
+        raise InvalidInputError(
+            f"the box {boxes[empty][0].tolist()} is reversed or has no area: give left < right and top < bottom, in pixels."
+        )
+    height, width = size
+    outside = (right <= 0) | (bottom <= 0) | (left >= width) | (top >= height)
+    if outside.any():
+        raise InvalidInputError(f"the box {boxes[outside][0].tolist()} is outside the picture of {width} x {height} pixels.")
+
+
+def _numbers(values: Any, what: str) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise InvalidInputError(f"the {what} are {values!r}: give numbers, in pixels.") from e
+    if not np.isfinite(array).all():
+        raise InvalidInputError(f"the {what} hold a number that is not finite: {array.tolist()}.")
+    return array
+
 
 # What prompts that are for every picture are kept under.
 EVERY = ""
@@ -162,3 +245,50 @@ def as_prompt(entry: Mapping[str, Any]) -> Prompt:
         raise ValueError("box")
     category = entry.get("category")
     return Prompt(points, labels, [float(v) for v in box] if box else None, str(category) if category else None)
+
+
+def _prompts(
+    point_coords: NDArray[Any] | None,
+    point_labels: NDArray[Any] | None,
+    boxes: NDArray[Any] | None,
+    size: tuple[int, int],
+    resized: tuple[int, int],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return P x N x 2 points in the resized picture's pixels and P x N labels, as the decoder takes them."""
+    points: list[NDArray[Any]] = []
+    labels: list[NDArray[Any]] = []
+    if point_coords is not None:
+        coords: NDArray[Any] = np.asarray(point_coords, dtype=np.float64)
+        if coords.ndim != 3 or coords.shape[2] != 2 or not coords.size:
+            raise InvalidInputError(f"the points have shape {coords.shape[1:]} for each prompt: give N x 2, x before y.")
+        if point_labels is None or np.shape(point_labels) != coords.shape[:2]:
+            raise InvalidInputError(f"there are {coords.shape[1]} points a prompt: give as many labels, 1 or 0.")
+        kinds = np.asarray(point_labels)
+        if not np.isin(kinds, (-1, 0, 1)).all():
+            raise InvalidInputError(f"the labels are {kinds.tolist()}: use 1 for foreground and 0 for background.")
+        check_points(coords[kinds >= 0], size)
+        points.append(coords)
+        labels.append(kinds)
+    elif point_labels is not None:
+        raise InvalidInputError("there are labels without points: give point_coords too.")
+    if boxes is not None:
+        corners = np.asarray(boxes, dtype=np.float64)
+        if corners.ndim != 2 or corners.shape[1] != 4 or not len(corners):
+            raise InvalidInputError(f"the boxes have shape {corners.shape}: give P x 4, left, top, right, bottom.")
+        check_boxes(corners, size)
+        points.append(corners.reshape(-1, 2, 2))
+        labels.append(np.tile([2, 3], (len(corners), 1)))
+    if not points:
+        raise InvalidInputError("nothing says what to segment: give points, a box or an earlier mask.")
+    if len({len(part) for part in points}) > 1:
+        raise InvalidInputError(
+            f"there are points for {len(points[0])} prompts and {len(points[1])} boxes: give as many of each."
+        )
+    coords = np.concatenate(points, axis=1) * np.divide(resized, size)[::-1]  # x before y
+    if not np.isfinite(coords).all():
+        raise InvalidInputError("a prompt holds a number that is not finite: check the points and boxes.")
+    kinds = np.concatenate(labels, axis=1)
+    if boxes is None:  # segment-anything's padding
+        coords = np.pad(coords, ((0, 0), (0, 1), (0, 0)))
+        kinds = np.pad(kinds, ((0, 0), (0, 1)), constant_values=-1)
+    return coords.astype(np.float32), kinds.astype(np.float32)

@@ -4,31 +4,14 @@ A file holds a whole Sam, `image_encoder.*`, `prompt_encoder.*` and `mask_decode
 encoder it is for and how it was trained. timm reads the encoder out of the same file.
 """
 
-import hashlib
-import json
-import os
 import tempfile
-import time
 import warnings
-import zlib
-from collections.abc import Callable
-from contextlib import suppress
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import HfApi, ModelCard, ModelCardData, hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from segment_anything.modeling import Sam
@@ -37,34 +20,26 @@ from torch import Tensor
 
 from .encoders.backbone import PREFIX
 from .encoders.config import DEFAULT_ENCODER, IMAGE_SIZE, pretrained_file
-from .errors import InvalidInputError, SaveError, WeightsError, WeightsNotFoundError
+from .errors import InvalidInputError, WeightsError, WeightsNotFoundError
+from .files import make_folder, sha256, write_beside
+from .hub import FILE_NAME, HUB_PREFIX, download, model_card, record_json, upload
 
 __all__ = [
     "SAM_VITS",
-    "checksum",
     "is_exported",
     "load_prompt_and_decoder",
     "load_weights",
-    "make_folder",
     "origin_of",
     "push_to_hub",
     "save_pretrained",
     "save_weights",
-    "sha256",
-    "write_beside",
 ]
 
-# The base of every error of the HTTP library that this version of huggingface_hub is built on.
-HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
-
-FILE_NAME = "model.safetensors"
-HUB_PREFIX = "hf-hub:"
 # MobileSAM's own file, by its size: a fine-tuned one of the same name is not refused.
 MOBILE_SAM_PT = (40_728_226, "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f")
 # The files in this package, so that a damaged installation is told at once.
 PRETRAINED = {DEFAULT_ENCODER: "18817f86c1e93e69f7eec30c6119489253dc9d06f46c6693cd6663a0c8decb90"}
 FORMAT_VERSION = "1"
-DOWNLOAD_ATTEMPTS = 3
 # Smaller tensors stay in fp32 when weights are halved: norms, variances and the prompt encoder's positions need the digits.
 HALF_FROM = 4096
 # SAM's own encoders by their width, as segment-anything's registry names them.
@@ -204,45 +179,6 @@ def origin_of(state_dict: dict[str, Tensor], metadata: dict[str, str]) -> tuple[
     return name, int(size) if size.isdecimal() and len(size) < 6 else IMAGE_SIZE
 
 
-def download(repo: str) -> Path:
-    """Return the path of a Hub repository's `model.safetensors`, "org/repo[@revision]", out of the cache if it is there.
-
-    A revision that is a full commit hash is asked for only once. The file is checked against the hash that the Hub names it by.
-    """
-    repo_id, _, revision = repo.partition("@")
-    where = f"{HUB_PREFIX}{repo}"
-    try:
-        path = _with_retries(lambda: Path(hf_hub_download(repo_id, FILE_NAME, revision=revision or None)))
-    except HFValidationError as e:
-        raise InvalidInputError(
-            f"{where!r} is no repository name: give 'hf-hub:org/repo' or 'hf-hub:org/repo@revision'."
-        ) from e
-    except GatedRepoError as e:
-        raise WeightsNotFoundError(f"{where} is gated: accept its terms on its page and log in with `hf auth login`.") from e
-    except RevisionNotFoundError as e:
-        raise WeightsNotFoundError(f"{where} has no revision {revision!r}: check it, or leave it out.") from e
-    except RepositoryNotFoundError as e:
-        raise WeightsNotFoundError(
-            f"there is no {where}, or it is private: check the name, or log in with `hf auth login`."
-        ) from e
-    except LocalEntryNotFoundError as e:
-        raise WeightsNotFoundError(
-            f"{where} is not in the local cache and the Hub cannot be reached (is HF_HUB_OFFLINE set? {e.__cause__ or ''}): "
-            "connect once, or pass a file."
-        ) from e
-    except EntryNotFoundError as e:
-        raise WeightsNotFoundError(f"{where} has no {FILE_NAME}: only safetensors are loaded, ask its owner to convert.") from e
-    except (HTTPError, OSError) as e:
-        raise WeightsError(f"{where} could not be downloaded ({e}): try again later, or pass a file.") from e
-    blob = path.resolve()
-    # The cache names a file after its sha256. It is there as a link where the system has links.
-    if len(blob.name) == 64 and blob.name != sha256(blob):
-        blob.unlink()
-        path.unlink(missing_ok=True)
-        raise WeightsError(f"{where} arrived damaged, its sha256 is not {blob.name}, and was removed: try again.")
-    return path
-
-
 def encoder_name(sam: Sam) -> str:
     """Return the registered name of a Sam's encoder."""
     cfg = getattr(getattr(sam, "image_encoder", None), "pretrained_cfg", None)
@@ -270,7 +206,7 @@ def save_weights(sam: Sam, path: str | PathLike[str], *, training: dict[str, Any
     if getattr(sam.image_encoder, "is_fused", False):
         raise InvalidInputError("nothing could load a fused encoder's weights: save the Sam that it was fused from.")
     if training is not None:
-        metadata["training"] = _json(training)
+        metadata["training"] = record_json(training)
     state_dict = {k: v.detach().cpu().contiguous() for k, v in sam.state_dict().items()}
     if half:
         state_dict = {k: v.half() if v.is_floating_point() and v.numel() >= HALF_FROM else v for k, v in state_dict.items()}
@@ -292,7 +228,7 @@ def save_pretrained(
         half: Store the large tensors as fp16.
     """
     folder = Path(folder)
-    card = model_card(sam, str(folder), training)  # first, as it checks what it is given
+    card = model_card(encoder_name(sam), str(folder), training)  # first, as it checks what it is given
     if folder.is_file():
         raise InvalidInputError(f"{folder} is a file: give a folder to write to.")
     make_folder(folder)
@@ -316,114 +252,13 @@ def push_to_hub(
     message: str = "Upload Group-Mix SAM",
 ) -> str:
     """Upload what `save_pretrained` writes to a Hub repository "org/repo", made if need be; return the commit's address."""
-    api = HfApi()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            save_pretrained(sam, folder, training=training, half=half)
-            card = model_card(sam, f"{HUB_PREFIX}{repo}", training)
-            Path(folder, "README.md").write_text(card, encoding="utf-8")
-            api.create_repo(repo, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message).commit_url)
-    except HFValidationError as e:
-        raise InvalidInputError(f"{repo!r} is no repository name: give 'org/repo'.") from e
-    except (HTTPError, OSError) as e:
-        raise WeightsError(f"could not upload to {repo} ({e}): log in with `hf auth login` and try again.") from e
-
-
-def model_card(sam: Sam, checkpoint: str, training: dict[str, Any] | None = None) -> str:
-    """Return a Hub model card, with how to load the weights from `checkpoint` and how they were trained."""
-    name = encoder_name(sam)
-    in_timm = checkpoint if checkpoint.startswith(HUB_PREFIX) else f"local-dir:{checkpoint}"
-    data = ModelCardData(
-        license="apache-2.0",
-        library_name="groupmix-sam",
-        pipeline_tag="mask-generation",
-        tags=["segment-anything", "timm", "groupmixformer"],
-    )
-    alone = f'The encoder alone: `timm.create_model("{in_timm}", pretrained=True)`, after `import groupmix_sam`.\n\n'
-    record = "Not recorded." if training is None else f"```json\n{_json(training, indent=2)}\n```"
-    text = f"""---
-{data.to_yaml()}
----
-
-# {name}
-
-Segment Anything with the encoder `{name}`, for groupmix-sam (Group-Mix SAM, arXiv 2403.10053).
-
-```python
-from groupmix_sam import build_sam_groupmix
-from segment_anything import SamPredictor
-
-predictor = SamPredictor(build_sam_groupmix("{checkpoint}"))
-```
-
-{"" if name.startswith(PREFIX) else alone}## Training
-
-{record}
-"""
-    return str(ModelCard(text).content)
-
-
-def _with_retries(fetch: Callable[[], Path]) -> Path:
-    """Call `fetch`, and again after a while if the server fails; the Hub's client does not repeat every such request itself."""
-    for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
-        try:
-            return fetch()
-        except HfHubHTTPError as e:
-            status = getattr(e.response, "status_code", 0)
-            if status < 500 or attempt == DOWNLOAD_ATTEMPTS:
-                raise
-            time.sleep(2 ** (attempt - 1))
-    raise AssertionError("unreachable")
-
-
-def _json(training: dict[str, Any], indent: int | None = None) -> str:
-    try:
-        return json.dumps(training, indent=indent)
-    except TypeError as e:
-        raise InvalidInputError(f"the training record cannot be written as JSON ({e}): use plain Python values.") from e
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(sam, folder, training=training, half=half)
+        card = model_card(encoder_name(sam), f"{HUB_PREFIX}{repo}", training)
+        Path(folder, "README.md").write_text(card, encoding="utf-8")
+        return upload(folder, repo, private=private, message=message)
 
 
 def _some(what: str, keys: list[str]) -> str:
     names = f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else ""
     return f"{len(keys)} {what}{names}"
-
-
-def sha256(path: Path) -> str:
-    """Return a file's sha256, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def checksum(tensors: dict[str, Tensor]) -> str:
-    """Return what changes with the tensors' names, types, shapes and values."""
-    crc = 0
-    for name in sorted(tensors):
-        value = tensors[name].contiguous()
-        crc = zlib.crc32(f"{name} {value.dtype} {tuple(value.shape)}".encode(), crc)
-        crc = zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data, crc)
-    return f"{crc:08x}"
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, if it is not there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise SaveError(f"the folder {folder} cannot be made ({e}): give another place.") from e
-
-
-def write_beside(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a path beside `path`, then rename: a failure leaves what was there before."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    except (OSError, SafetensorError) as e:
-        raise SaveError(f"{path} could not be written ({e}): free some space or give another place; nothing was lost.") from e
-    finally:
-        with suppress(OSError):  # of a path that no file can have
-            part.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import supervision as sv
 from PIL import Image
 
 from groupmix_sam.errors import InvalidInputError
-from groupmix_sam.pictures import Picture
+from groupmix_sam.images import Picture
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

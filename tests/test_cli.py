@@ -21,20 +21,22 @@ from typer.testing import CliRunner
 import groupmix_sam
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.annotations import from_coco, from_contours, from_labelme
-from groupmix_sam.batch import batch
+from groupmix_sam.batch.engine import batch
 from groupmix_sam.cli import app, main
 from groupmix_sam.demo.session import load_named
-from groupmix_sam.deploy import Predictor, load_predictor
-from groupmix_sam.deploy.export import export
-from groupmix_sam.deploy.parity import Thresholds
-from groupmix_sam.distill import ADAPT, RunOptions, adapt, distill, load_recipe
+from groupmix_sam.distill import ADAPT, RunOptions, distill, load_recipe
+from groupmix_sam.distill import adaptation as adapt
 from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.evaluate import Agreement, load_model, preset
-from groupmix_sam.evaluate.complexity import measure_costs
-from groupmix_sam.evaluate.encoders import Settings, train_encoders
-from groupmix_sam.evaluate.figures import pick_pictures
-from groupmix_sam.images import draw_masks, read_image
-from groupmix_sam.segment import everything, segment
+from groupmix_sam.evaluate.plots import pick_pictures
+from groupmix_sam.evaluate.profiling import measure_costs
+from groupmix_sam.images import read_image
+from groupmix_sam.inference import Predictor, load_predictor
+from groupmix_sam.inference.automatic import everything, segment
+from groupmix_sam.inference.export.exporter import export
+from groupmix_sam.inference.export.parity import Thresholds
+from groupmix_sam.reproduce.table1 import Settings, train_encoders
+from groupmix_sam.visualize import draw_masks
 from groupmix_sam.weights import push_to_hub, save_weights
 
 from .hub import running_hub
@@ -264,7 +266,7 @@ def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
     asked = []
     (tmp_path / "config.json").touch()
     fake = lambda folder: asked.append(folder) or SamPredictor(sam)  # noqa: E731
-    monkeypatch.setattr("groupmix_sam.deploy.predictor.Predictor", fake)
+    monkeypatch.setattr("groupmix_sam.inference.predictor.Predictor", fake)
     done = run("segment", line / "a.png", "--point", "20,20", "--checkpoint", tmp_path, "--output", tmp_path / "o.png")
     assert (done.exit_code, asked) == (0, [str(tmp_path)])
 
@@ -376,7 +378,7 @@ def test_ctrl_c_keeps_what_is_done(tiny, line, tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return []
 
-    monkeypatch.setattr("groupmix_sam.segment.segment", find)
+    monkeypatch.setattr("groupmix_sam.inference.automatic.segment", find)
     (line / "cut.png").unlink()
     out = tmp_path / "c.json"
     err = failure(capsys, "segment", line, "--point", "1,1", "--format", "coco", "--output", out, *tiny)
@@ -385,7 +387,7 @@ def test_ctrl_c_keeps_what_is_done(tiny, line, tmp_path, monkeypatch, capsys):
 
 
 def test_an_error_keeps_what_is_done(tiny, line, tmp_path, monkeypatch):
-    monkeypatch.setattr("groupmix_sam.segment.segment", Mock(side_effect=[[], MemoryError]))
+    monkeypatch.setattr("groupmix_sam.inference.automatic.segment", Mock(side_effect=[[], MemoryError]))
     out = tmp_path / "c.json"
     with pytest.raises(MemoryError):
         run("segment", line, "--point", "1,1", "--format", "coco", "--output", out, *tiny)

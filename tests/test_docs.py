@@ -23,13 +23,14 @@ from typer.testing import CliRunner
 
 import groupmix_sam.distill  # noqa: F401
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.annotations import AnnotatedPicture, Thing, encode_rle, to_coco, to_labelme
+from groupmix_sam.annotations import AnnotatedPicture, Thing, to_coco, to_labelme
 from groupmix_sam.cli import app
+from groupmix_sam.masks import encode_rle
 from groupmix_sam.weights import save_pretrained, save_weights
 
 from .distill.conftest import save_mobile_sam
 from .documents import PAGES, ROOT, code_spans, commands, name, options, python
-from .evaluate.pictures import draw_dataset
+from .evaluate.images import draw_dataset
 from .hub import COMMIT, running_hub
 
 COFFEE = ROOT / "examples" / "coffee.jpg"
@@ -169,7 +170,7 @@ def run(desk, words):
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(desk)
-        patch.setattr(sys.modules["groupmix_sam.distill.adapt"], "POINTS", 1)  # to measure the agreement by
+        patch.setattr(sys.modules["groupmix_sam.distill.adaptation"], "POINTS", 1)  # to measure the agreement by
         done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, f"{words}: {done.output}"
 

@@ -21,9 +21,9 @@ from segment_anything import SamPredictor
 
 import groupmix_sam.distill  # noqa: F401
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.deploy.parity import mask_iou
 from groupmix_sam.evaluate import read_prompts
 from groupmix_sam.images import read_image
+from groupmix_sam.masks import mask_iou
 from groupmix_sam.weights import save_weights
 
 from .distill.conftest import save_mobile_sam
@@ -80,7 +80,7 @@ def test_timm_features(run):
 
 
 def test_adapt_to_your_line(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["groupmix_sam.distill.adapt"], "POINTS", 1)  # to be quick
+    monkeypatch.setattr(sys.modules["groupmix_sam.distill.adaptation"], "POINTS", 1)  # to be quick
     teacher, weights = save_mobile_sam(tmp_path / "mobile_sam.pt"), tmp_path / "tiny.safetensors"
     save_weights(build_sam_groupmix(None, encoder="gmf_sam_test"), weights)
     tiny = ["--checkpoint", weights, "--minutes", 0.001, "--count", 2]

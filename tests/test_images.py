@@ -7,7 +7,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from groupmix_sam.errors import ImageReadError, InvalidInputError
-from groupmix_sam.images import as_box, as_points, as_rgb, check_aspect, decode_image, draw_masks, read_image
+from groupmix_sam.images import as_rgb, decode_image, read_image
+from groupmix_sam.preprocess import check_aspect
+from groupmix_sam.prompts import as_box, as_points
+from groupmix_sam.visualize import draw_masks
 
 RED = np.full((4, 6, 3), (200, 10, 30), dtype=np.uint8)
 

@@ -14,7 +14,8 @@ from segment_anything import sam_model_registry
 
 from groupmix_sam import build_sam_groupmix, push_to_hub, save_pretrained, weights
 from groupmix_sam.errors import InvalidInputError, SaveError, WeightsError, WeightsNotFoundError
-from groupmix_sam.weights import find_weights, read_weights, save_weights, write_beside
+from groupmix_sam.files import write_beside
+from groupmix_sam.weights import find_weights, read_weights, save_weights
 
 from .distill.conftest import save_mobile_sam
 from .hub import COMMIT, running_hub

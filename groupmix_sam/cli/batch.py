@@ -34,7 +34,7 @@ def batch(
 
         groupmix-sam batch photos/ --prompts prompts.csv --output masks/
     """
-    from ..batch import batch as run
+    from ..batch.engine import batch as run
 
     totals = run(
         source,

@@ -26,7 +26,7 @@ def compare(
     groupmix-sam compare mobile_sam.pt default --pictures photos/ --prompts prompts.csv
     """
     from ..evaluate import load_model, load_result
-    from ..evaluate.figures import draw_cells, pick_pictures, predict_results, save_html, save_png
+    from ..evaluate.plots import draw_cells, pick_pictures, predict_results, save_html, save_png
 
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
         raise InvalidInputError(f"cannot write {output}: give a file that ends in .png, in a folder that exists.")

@@ -29,7 +29,7 @@ def demo(
     """
     from ..demo.page import build, free_port, serve
     from ..demo.session import Demo, load_named
-    from ..deploy.predictor import load_predictor
+    from ..inference.predictor import load_predictor
 
     listen = free_port(host, port)
     models = dict(load_named(source, encoder=encoder, image_size=image_size) for source in checkpoint or ["default"])

@@ -25,9 +25,9 @@ def encoders(
 
         groupmix-sam encoders CLASSES --encoder groupmixformer_mobile
     """
-    from ..evaluate.encoders import PAPER, Settings, encoder_table, plot, train_encoders
     from ..evaluate.tables import table
-    from ..weights import write_beside
+    from ..files import write_beside
+    from ..reproduce.table1 import PAPER, Settings, encoder_table, plot, train_encoders
 
     settings = Settings(epochs=epochs, image_size=image_size, batch_size=batch_size, lr=lr, seed=seed)
     log = train_encoders(encoder or list(PAPER), data, output, settings, workers)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..annotations import TOLERANCE
+from ..masks import TOLERANCE
 from .options import Encoder, ImageSize, Model
 from .outputs import Category, Formats, Json, Output, Outputs, Overwrite, Pictures, Tolerance, annotate, name_sources
 
 if TYPE_CHECKING:
-    from ..annotations import Thing
+    from ..annotations.types import Thing
 
 
 def everything(
@@ -35,9 +35,9 @@ def everything(
     groupmix-sam everything photo.jpg --grid 16
     groupmix-sam everything photos/ --format labelme --output labelled/
     """
-    from ..deploy.predictor import load_predictor
-    from ..segment import everything as find
-    from ..segment import everything_costs
+    from ..inference.automatic import everything as find
+    from ..inference.automatic import everything_costs
+    from ..inference.predictor import load_predictor
 
     passes, prompts = everything_costs(grid, crop_layers)
     named = name_sources(pictures)

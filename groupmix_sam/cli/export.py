@@ -29,10 +29,10 @@ def export(
     groupmix-sam export openvino exported/ --pictures my_photos/
     groupmix-sam export onnx exported_int8/ --pictures my_photos/ --precision int8 --image-size 512
     """
-    from ..deploy.export import export as write
-    from ..deploy.parity import Thresholds
-    from ..images import check_aspect
-    from ..pictures import evenly_spaced, find_pictures
+    from ..images import evenly_spaced, find_pictures
+    from ..inference.export.exporter import export as write
+    from ..inference.export.parity import Thresholds
+    from ..preprocess import check_aspect
     from ..sam import build_sam_groupmix
 
     if count < 1:

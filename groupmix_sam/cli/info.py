@@ -46,9 +46,9 @@ def _devices() -> dict[str, Any]:
 
 def _runtimes() -> dict[str, Any]:
     """Return each runtime's version and what it runs on; `import_tensorrt` looks for a GPU first."""
-    from ..errors import MissingExtraError, RuntimeUnavailableError
-    from ..extras import import_extra
-    from ..runtimes import import_tensorrt, openvino_core
+    from ..errors import MissingExtraError, RuntimeUnavailableError, import_extra
+    from ..inference.backends.openvino import openvino_core
+    from ..inference.backends.tensorrt import import_tensorrt
 
     found: dict[str, Any] = dict.fromkeys(("onnxruntime", "openvino", "tensorrt"))
     try:
@@ -96,8 +96,9 @@ def _weights() -> dict[str, Any]:
     from safetensors import safe_open
 
     from ..encoders.config import pretrained_file
+    from ..files import sha256
     from ..sam import ENCODERS
-    from ..weights import PRETRAINED, sha256
+    from ..weights import PRETRAINED
 
     found: dict[str, Any] = {}
     for name in ENCODERS:

@@ -13,20 +13,16 @@ import typer
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..annotations import (
-    TOLERANCE,
-    AnnotatedPicture,
-    Thing,
-    decode_rle,
-    to_coco,
-    to_contours,
-    to_labelme,
-    to_mask,
-    to_yolo,
-)
+from ..annotations.coco import to_coco
+from ..annotations.contours import to_contours
+from ..annotations.index_mask import to_mask
+from ..annotations.labelme import to_labelme
+from ..annotations.types import AnnotatedPicture, Thing
+from ..annotations.yolo import to_yolo
 from ..errors import ImageReadError, InvalidInputError, RunStoppedError, SaveError, UnknownNameError
-from ..images import draw_masks
-from ..pictures import Picture, name_pictures
+from ..images import Picture, name_pictures
+from ..masks import TOLERANCE, decode_rle
+from ..visualize import draw_masks
 
 __all__ = ["Category", "Formats", "Json", "Output", "Outputs", "Overwrite", "Pictures", "Tolerance", "annotate", "name_sources"]
 
@@ -169,7 +165,7 @@ class Outputs:
 
     def close(self) -> list[str]:
         """Write what is about all pictures, and return the files' names."""
-        from ..weights import write_beside
+        from ..files import write_beside
 
         written = []
         if self.coco:
@@ -196,7 +192,7 @@ class Outputs:
             stdout.write(data)
             stdout.flush()
             return "-"
-        from ..weights import write_beside
+        from ..files import write_beside
 
         path = self._path(kind, name)
         try:

@@ -19,10 +19,10 @@ def profile(
 
     groupmix-sam profile gmf_sam_2282 --stages
     """
-    from ..evaluate.complexity import cost_table, measure_costs
+    from ..evaluate.profiling import cost_table, measure_costs
     from ..evaluate.tables import table
+    from ..files import make_folder, write_beside
     from ..sam import ENCODERS
-    from ..weights import make_folder, write_beside
 
     if output is not None:
         make_folder(output.parent)  # before the measurement, which takes long

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..annotations import TOLERANCE
 from ..errors import InvalidInputError
+from ..masks import TOLERANCE
 from .options import Encoder, ImageSize, Model, numbers
 from .outputs import Category, Formats, Json, Output, Outputs, Overwrite, Pictures, Tolerance, annotate, name_sources
 
@@ -38,9 +38,9 @@ def segment(
     groupmix-sam segment photos/ --prompts prompts.csv --format coco --output masks/
     groupmix-sam segment photo.jpg --box 170,16,420,312 --format mask --output - > mask.png
     """
-    from ..deploy.predictor import load_predictor
+    from ..inference.automatic import segment as find
+    from ..inference.predictor import load_predictor
     from ..prompts import EVERY, read_prompts
-    from ..segment import segment as find
 
     if prompts is not None and (point or background or box):
         raise InvalidInputError("--prompts and --point, --background or --box both say what to segment: give one of them.")

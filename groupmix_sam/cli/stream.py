@@ -32,9 +32,11 @@ def stream(
 
     import numpy as np
 
-    from ..deploy.predictor import load_predictor
-    from ..deploy.stream import Clock, Frames, MaskFile, Overlay, Prompts
-    from ..deploy.stream import stream as run
+    from ..inference.predictor import load_predictor
+    from ..live.loop import Prompts
+    from ..live.loop import stream as run
+    from ..live.sinks import Clock, MaskFile, Overlay
+    from ..live.sources import Frames
 
     if (box is not None) + (point is not None) + (prompts is not None) != 1:
         raise InvalidInputError("say what to segment by one of --box, --point and --prompts.")

@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..deploy import Predictor
-from ..deploy.parity import mask_iou
-from ..deploy.predictor import load_predictor, read_config
 from ..errors import ImageReadError, InvalidInputError, NoImageError, UnknownNameError
-from ..images import as_box, as_points, decode_image, draw_masks
+from ..images import decode_image
+from ..inference import Predictor
+from ..inference.exported_folder import read_config
+from ..inference.predictor import load_predictor
+from ..masks import mask_iou
+from ..prompts import as_box, as_points
+from ..visualize import draw_masks
 from ..weights import is_exported
 
 __all__ = ["MAX_PIXELS", "REFERENCE", "Answer", "Click", "Demo", "Session", "load_named"]

@@ -1,7 +1,7 @@
 """Distillation: a small encoder learns the features of a large one's from unlabelled pictures."""
 
 from ..errors import MissingExtraError
-from ..pictures import Picture, find_pictures
+from ..images import Picture, find_pictures
 
 try:
     import accelerate as _accelerate  # noqa: F401
@@ -9,16 +9,16 @@ try:
 except ImportError as e:
     raise MissingExtraError.of(str(e.name), "distill") from e
 
-from .adapt import ADAPT, adapt
-from .api import distill
+from .adaptation import ADAPT, adapt
 from .cache import cache_bytes, cache_features
 from .data import CachedPicture
-from .masks import Decoder
+from .decoder import Decoder
+from .pipeline import distill
 from .recipe import PRESETS, Phase, Recipe, load_recipe
 from .run import RunOptions
 from .student import check_student
 from .teacher import Teacher, load_teacher
-from .train import r2_score, train_student
+from .trainer import r2_score, train_student
 
 __all__ = [
     "ADAPT",

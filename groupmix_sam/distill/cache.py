@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from ..encoders.config import STRIDE
 from ..errors import ImageReadError, InvalidInputError
-from ..pictures import Picture
-from ..weights import checksum, make_folder, write_beside
-from .data import CachedPicture, Maps, pad_and_normalize, resize
+from ..files import checksum, make_folder, write_beside
+from ..images import Picture
+from ..preprocess import pad_and_normalize, resize
+from .data import CachedPicture, Maps
 from .run import process_state
 from .teacher import Teacher
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import WeightsError
-from ..weights import checksum, write_beside
+from ..files import checksum, write_beside
 
 __all__ = ["Progress", "load_checkpoint", "save_checkpoint"]
 

@@ -16,29 +16,21 @@ from types import FrameType
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from ..encoders.config import SAM_MEAN, SAM_STD, STRIDE
+from ..encoders.config import STRIDE
 from ..errors import ImageReadError, InvalidInputError
-from ..pictures import Picture
+from ..images import Picture
+from ..preprocess import pad_and_normalize, resize
 from .recipe import Recipe
 
-__all__ = [
-    "CachedPicture",
-    "Maps",
-    "Samples",
-    "pad_and_normalize",
-    "sample_loader",
-    "whole_pictures",
-]
+__all__ = ["CachedPicture", "Maps", "Samples", "sample_loader", "whole_pictures"]
 
 Maps = dict[str, Tensor]
-
 GRACE_SECONDS = 120.0  # more than a step takes
 
 
@@ -67,33 +59,6 @@ class CachedPicture:
             top, left = row * STRIDE, column * STRIDE
             crop["image"] = f.get_slice("image")[top : top + rows * STRIDE, left : left + columns * STRIDE]
         return crop
-
-
-def resize(image: NDArray[np.uint8], image_size: int) -> Tensor:
-    """Return a picture, H x W x 3, with its long side at `image_size`, resized as `SamPredictor` does.
-
-    Raises:
-        InvalidInputError: the short side would be less than 16 pixels.
-    """
-    scale = image_size / max(image.shape[:2])
-    height, width = (int(side * scale + 0.5) for side in image.shape[:2])
-    if min(height, width) < STRIDE:
-        raise InvalidInputError(f"a picture of {width} x {height} pixels, resized, is too narrow: cut it into parts.")
-    return torch.from_numpy(np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)))
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Turn uint8 RGB, B x H x W x 3, into an encoder's input, B x 3 x H x W."""
-    mean = torch.tensor(SAM_MEAN) * 255
-    std = torch.tensor(SAM_STD) * 255
-    return ((images - mean) / std).permute(0, 3, 1, 2)
-
-
-def pad_and_normalize(image: Tensor, size: int) -> Tensor:
-    """Turn uint8 RGB, H x W x 3, into an encoder's input, 1 x 3 x S x S, padded at the bottom and the right."""
-    out = torch.zeros(1, 3, size, size)
-    out[:, :, : image.shape[0], : image.shape[1]] = normalize(image[None])
-    return out
 
 
 def whole_pictures(pictures: Sequence[CachedPicture], image_size: int) -> Iterator[Maps]:

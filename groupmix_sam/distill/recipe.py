@@ -10,7 +10,7 @@ import yaml
 
 from ..encoders.config import STRIDE
 from ..errors import InvalidInputError, UnknownNameError
-from ..weights import write_beside
+from ..files import write_beside
 
 __all__ = ["PRESETS", "Phase", "Recipe", "load_recipe", "recipe_from_dict", "save_recipe"]
 

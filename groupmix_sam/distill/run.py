@@ -18,8 +18,8 @@ from accelerate import Accelerator, PartialState
 from torch import nn
 
 from ..errors import InvalidInputError, MissingExtraError, SaveError
-from ..pictures import Picture
-from ..weights import write_beside
+from ..files import write_beside
+from ..images import Picture
 from .data import CachedPicture
 from .recipe import Recipe
 from .teacher import Teacher

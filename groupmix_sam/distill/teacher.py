@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from ..encoders.config import EMBED_DIM, STRIDE
 from ..encoders.tiny_vit import checkpoint_filter_fn
 from ..errors import WeightsError
-from ..runtimes import Model, OnnxModel, TensorrtModel
-from ..weights import SAM_VITS, find_weights, read_weights, sha256
+from ..files import sha256
+from ..inference.backends.base import Model
+from ..inference.backends.onnxruntime import OnnxModel
+from ..inference.backends.tensorrt import TensorrtModel
+from ..weights import SAM_VITS, find_weights, read_weights
 from .data import Maps
 
 __all__ = ["RuntimeTeacher", "Teacher", "TorchTeacher", "load_teacher"]

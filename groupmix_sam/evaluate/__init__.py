@@ -1,11 +1,12 @@
 """Evaluation: masks against labels or against a reference model, by a protocol that the result names in full."""
 
 from ..prompts import Prompt, read_prompts
-from .agreement import Agreement
-from .labelled import Labelled
+from .dataset import Labelled
 from .models import Model, load_model
 from .protocol import PRESETS, Protocol, preset
-from .results import Result, Task, evaluate, load_result
+from .reference import Agreement
+from .results import Result, load_result
+from .runner import Task, evaluate
 from .summary import Comparison, Figure, compare, compare_text, summarize, summary_text
 
 __all__ = [

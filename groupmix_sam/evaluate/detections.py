@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInputError, MissingExtraError
+from ..files import sha256
 from ..images import read_image
 from ..prompts import Prompt
-from ..weights import sha256
-from .labelled import Row, encode, hash_pictures, load_coco, picture_names
+from .dataset import Row, encode, hash_pictures, load_coco, picture_names
 from .protocol import Protocol, ask
 from .results import Result
 

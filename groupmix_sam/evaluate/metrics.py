@@ -4,29 +4,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInputError, MissingExtraError
+from ..masks import iou, mask_window
 
 try:
     from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 except ImportError as e:
     raise MissingExtraError.of("scipy", "eval") from e
 
-__all__ = ["Mask", "boundary_iou", "filled_box", "innermost_pixel", "iou", "next_click", "random_pixel", "tight_box"]
+__all__ = ["Mask", "boundary_iou", "innermost_pixel", "next_click", "random_pixel"]
 
 Mask = NDArray[np.bool_]
 # Cheng et al., "Boundary IoU" (arXiv 2103.16562): the boundary's width as a share of the picture's diagonal.
 BOUNDARY_WIDTH = 0.02
 
 
-def iou(a: Mask, b: Mask) -> float:
-    """Return the intersection over the union, 0 if both masks are empty."""
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 0.0
-
-
 def boundary(mask: Mask, width: int) -> Mask:
     """Return the mask's pixels within `width` pixels, chessboard distance, of its outside; the picture's border is outside."""
     out = np.zeros_like(mask)
-    window = _window(mask)
+    window = mask_window(mask)
     if window is not None:
         part = mask[window]
         distance = distance_transform_cdt(np.pad(part, 1), metric="chessboard")[1:-1, 1:-1]
@@ -38,23 +33,6 @@ def boundary_iou(a: Mask, b: Mask) -> float:
     """Return the IoU of the masks' boundaries, 2 % of the picture's diagonal wide (arXiv 2103.16562)."""
     width = max(1, round(BOUNDARY_WIDTH * float(np.hypot(*a.shape))))
     return iou(boundary(a, width), boundary(b, width))
-
-
-def filled_box(size: tuple[int, int], box: NDArray[np.float64]) -> Mask:
-    """Return a box, left, top, right, bottom, as a mask of height and width `size`, one pixel at least."""
-    mask = np.zeros(size, dtype=bool)
-    left, top, right, bottom = np.round(box).astype(int)
-    mask[max(top, 0) : max(bottom, top + 1), max(left, 0) : max(right, left + 1)] = True
-    return mask
-
-
-def tight_box(mask: Mask) -> NDArray[np.float64]:
-    """Return left, top, right, bottom of a mask; zeros if it is empty."""
-    window = _window(mask)
-    if window is None:
-        return np.zeros(4)
-    rows, columns = window
-    return np.array([columns.start, rows.start, columns.stop, rows.stop], dtype=np.float64)
 
 
 def innermost_pixel(mask: Mask) -> tuple[int, int]:
@@ -94,16 +72,8 @@ def next_click(truth: Mask, mask: Mask, clicked: list[tuple[int, int]]) -> tuple
     return int(x), int(y), label
 
 
-def _window(mask: Mask) -> tuple[slice, slice] | None:
-    """Return the rows and columns that hold all of the mask: distances inside it need nothing more of the picture."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return None
-    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-
-
 def _required_window(mask: Mask) -> tuple[slice, slice]:
-    window = _window(mask)
+    window = mask_window(mask)
     if window is None:
         raise InvalidInputError("a mask has no pixel to point at: leave such out by a least area of 1.")
     return window

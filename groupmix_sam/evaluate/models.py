@@ -16,11 +16,12 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..deploy import load_predictor
 from ..encoders.config import DEFAULT_ENCODER, IMAGE_SIZE
 from ..errors import InvalidInputError, WeightsError
+from ..files import sha256
+from ..inference import load_predictor
 from ..sam import build_sam_groupmix
-from ..weights import SAM_VITS, find_weights, is_exported, origin_of, read_weights, sha256
+from ..weights import SAM_VITS, find_weights, is_exported, origin_of, read_weights
 
 __all__ = ["Model", "NanoSamPredictor", "load_model"]
 

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from segment_anything.utils.amg import calculate_stability_score
 
 from ..errors import InvalidInputError, UnknownNameError
+from ..masks import iou
 from ..prompts import Prompt
-from .metrics import Mask, innermost_pixel, iou, next_click, random_pixel
+from .metrics import Mask, innermost_pixel, next_click, random_pixel
 
 __all__ = ["CHOICES", "PRESETS", "Answer", "Protocol", "ask", "click", "preset", "prompt_for"]
 

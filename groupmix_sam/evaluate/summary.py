@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInputError
-from .labelled import Row
+from .dataset import Row
 from .results import Result
 from .tables import aligned
 

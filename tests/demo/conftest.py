@@ -1,3 +1,3 @@
-"""The tiny Sam of the tests of deployment."""
+"""The tiny Sam of the tests of inference."""
 
-from ..deploy.conftest import sam  # noqa: F401
+from ..inference.conftest import sam  # noqa: F401

@@ -21,9 +21,11 @@ from PIL import Image
 from segment_anything import SamPredictor
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.deploy.export import export
-from groupmix_sam.deploy.parity import Thresholds, mask_iou
-from groupmix_sam.images import COLORS, draw_masks, read_image
+from groupmix_sam.images import read_image
+from groupmix_sam.inference.export.exporter import export
+from groupmix_sam.inference.export.parity import Thresholds
+from groupmix_sam.masks import mask_iou
+from groupmix_sam.visualize import COLORS, draw_masks
 
 from ..conftest import SHARED
 

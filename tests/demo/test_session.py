@@ -8,12 +8,12 @@ from segment_anything import SamPredictor
 
 from groupmix_sam.demo import Answer, Demo, Session
 from groupmix_sam.demo.session import REFERENCE, load_named
-from groupmix_sam.deploy import Predictor
 from groupmix_sam.errors import ImageReadError, InvalidInputError, NoImageError, UnknownNameError
-from groupmix_sam.images import draw_masks
+from groupmix_sam.inference import Predictor
+from groupmix_sam.visualize import draw_masks
 from groupmix_sam.weights import save_weights
 
-from ..deploy.conftest import draw
+from ..inference.conftest import draw
 
 COFFEE = Path(__file__).parents[2] / "examples" / "coffee.jpg"
 

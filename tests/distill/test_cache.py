@@ -7,8 +7,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from groupmix_sam.distill import cache_bytes, cache_features, find_pictures
-from groupmix_sam.distill.data import normalize
 from groupmix_sam.errors import InvalidInputError, SaveError
+from groupmix_sam.preprocess import normalize
 
 from .conftest import SIZE, PlainTeacher, paint
 

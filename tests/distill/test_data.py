@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from groupmix_sam.distill import Phase, Recipe, find_pictures
-from groupmix_sam.distill.data import Samples, Share, normalize, resize, sample_loader, whole_pictures
+from groupmix_sam.distill.data import Samples, Share, sample_loader, whole_pictures
 from groupmix_sam.distill.teacher import teach
 from groupmix_sam.errors import InvalidInputError
+from groupmix_sam.preprocess import normalize, resize
 
 from .conftest import SIZE, PlainTeacher, paint
 

@@ -9,7 +9,7 @@ from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.evaluate import compare_text, load_result, summary_text
 from groupmix_sam.weights import save_weights
 
-from .pictures import draw_dataset
+from .images import draw_dataset
 
 
 @pytest.fixture(scope="module")

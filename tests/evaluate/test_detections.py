@@ -9,14 +9,15 @@ from pycocotools.cocoeval import COCOeval
 from typer.testing import CliRunner
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.annotations import decode_rle
 from groupmix_sam.cli import app
 from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.evaluate import Model, Protocol, evaluate, load_result
 from groupmix_sam.evaluate.detections import Detections, average_precision
-from groupmix_sam.weights import save_weights, sha256
+from groupmix_sam.files import sha256
+from groupmix_sam.masks import decode_rle
+from groupmix_sam.weights import save_weights
 
-from .pictures import PlainPredictor, draw_dataset
+from .images import PlainPredictor, draw_dataset
 
 
 @pytest.fixture

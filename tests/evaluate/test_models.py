@@ -13,7 +13,8 @@ from groupmix_sam.encoders.config import pretrained_file
 from groupmix_sam.errors import InvalidInputError, WeightsError
 from groupmix_sam.evaluate import load_model
 from groupmix_sam.evaluate.models import NanoSamPredictor
-from groupmix_sam.weights import save_weights, sha256
+from groupmix_sam.files import sha256
+from groupmix_sam.weights import save_weights
 
 
 def test_default_weights():

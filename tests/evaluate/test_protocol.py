@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.errors import InvalidInputError, UnknownNameError
 from groupmix_sam.evaluate import Prompt, Protocol, preset
-from groupmix_sam.evaluate.metrics import iou
 from groupmix_sam.evaluate.models import NanoSamPredictor
 from groupmix_sam.evaluate.protocol import ask, click, prompt_for
+from groupmix_sam.masks import iou
 
-from .pictures import PlainPredictor
+from .images import PlainPredictor
 
 
 @pytest.fixture

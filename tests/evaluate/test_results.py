@@ -7,7 +7,7 @@ import pytest
 from groupmix_sam.errors import ImageReadError, InvalidInputError
 from groupmix_sam.evaluate import Labelled, Model, Protocol, evaluate, load_result
 
-from .pictures import PlainPredictor, draw_dataset
+from .images import PlainPredictor, draw_dataset
 
 
 class Killed(PlainPredictor):

@@ -20,22 +20,24 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.annotations import decode_rle, encode_rle
-from groupmix_sam.batch import Folder, read_prompt_table
-from groupmix_sam.deploy import Predictor
-from groupmix_sam.deploy.predictor import read_config
-from groupmix_sam.deploy.stream import Prompts
+from groupmix_sam.batch.prompt_table import read_prompt_table
+from groupmix_sam.batch.storage import Folder
 from groupmix_sam.distill import PRESETS, cache_features, find_pictures, load_recipe
 from groupmix_sam.distill.checkpoint import Progress, load_checkpoint, save_checkpoint
 from groupmix_sam.evaluate import Labelled, Model, Protocol, Result, evaluate, load_result, summary_text
 from groupmix_sam.evaluate.detections import Detections
+from groupmix_sam.files import sha256
 from groupmix_sam.images import decode_image, read_image
+from groupmix_sam.inference import Predictor
+from groupmix_sam.inference.exported_folder import read_config
+from groupmix_sam.live.loop import Prompts
+from groupmix_sam.masks import decode_rle, encode_rle
 from groupmix_sam.prompts import read_prompts
-from groupmix_sam.weights import read_weights, save_weights, sha256
+from groupmix_sam.weights import read_weights, save_weights
 
-from ..deploy.conftest import draw as drawn
 from ..distill.conftest import SIZE, PlainTeacher
-from ..evaluate.pictures import PlainPredictor, draw_dataset
+from ..evaluate.images import PlainPredictor, draw_dataset
+from ..inference.conftest import draw as drawn
 from .damage import JUNK, bounded, damaged, mutated
 
 TINY = {"encoder": "gmf_sam_test", "image_size": 256}

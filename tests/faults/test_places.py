@@ -13,19 +13,20 @@ import torch
 from safetensors.torch import load_file
 
 from groupmix_sam import build_sam_groupmix, save_pretrained
-from groupmix_sam.batch import Folder, Job, Segmenter
-from groupmix_sam.deploy import Predictor
-from groupmix_sam.deploy.stream import MaskFile
-from groupmix_sam.deploy.stream import Result as Stream
+from groupmix_sam.batch.engine import Job, Segmenter
+from groupmix_sam.batch.storage import Folder
 from groupmix_sam.distill import cache_features, find_pictures
 from groupmix_sam.distill.checkpoint import Progress, save_checkpoint
 from groupmix_sam.errors import SaveError, WeightsNotFoundError
 from groupmix_sam.evaluate import Labelled, Model, Protocol, Result, evaluate
+from groupmix_sam.inference import Predictor
+from groupmix_sam.live.loop import Result as Stream
+from groupmix_sam.live.sinks import MaskFile
 from groupmix_sam.weights import save_weights
 
-from ..deploy.conftest import draw
 from ..distill.conftest import SIZE, PlainTeacher, paint
-from ..evaluate.pictures import PlainPredictor, draw_dataset
+from ..evaluate.images import PlainPredictor, draw_dataset
+from ..inference.conftest import draw
 
 TINY = {"encoder": "gmf_sam_test", "image_size": 256}
 
@@ -138,7 +139,7 @@ def test_no_network(count, attempt, monkeypatch, tmp_path):
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr("groupmix_sam.weights.time.sleep", lambda _: None)
+    monkeypatch.setattr("groupmix_sam.hub.time.sleep", lambda _: None)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     predictor = attempt("no network", lambda: Predictor(build_sam_groupmix(image_size=256)))
     predictor.set_image(draw())

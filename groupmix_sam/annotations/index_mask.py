@@ -1,0 +1,37 @@
+"""Index masks: one image whose values are instance numbers."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import InvalidInputError
+from ..masks import encode_rle
+from ..visualize import COLORS
+from .types import AnnotatedPicture, Thing
+
+__all__ = ["from_mask", "to_mask"]
+
+
+def to_mask(picture: AnnotatedPicture) -> Image.Image:
+    """Return a picture of numbers: 0 is nothing, n the n-th thing, small ones before large ones where they overlap.
+
+    Up to 255 things it has 8 bits and a palette, in which they have the overlay's colours; above, 16 bits.
+    """
+    masks = picture.masks()
+    index = np.zeros(picture.size, dtype=np.uint8 if len(masks) < 256 else np.uint16)
+    for number in sorted(range(len(masks)), key=lambda i: -np.count_nonzero(masks[i])):
+        index[masks[number]] = number + 1
+    image = Image.fromarray(index)
+    if index.dtype == np.uint8:
+        image.putpalette([0, 0, 0, *(value for i in range(255) for value in COLORS[i % len(COLORS)])])
+    return image
+
+
+def from_mask(image: Image.Image, path: Path) -> AnnotatedPicture:
+    """Return the things of the picture `path` that `to_mask` numbered; what others hide of them is not there."""
+    index = np.asarray(image)
+    if index.ndim != 2:
+        raise InvalidInputError(f"the mask has shape {index.shape}: give a picture of numbers, of a palette or gray.")
+    things = [Thing(encode_rle(index == number)) for number in np.unique(index) if number]
+    return AnnotatedPicture(path, (index.shape[0], index.shape[1]), things)

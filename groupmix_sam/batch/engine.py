@@ -1,0 +1,405 @@
+"""Masks of pictures by the million: a folder or object storage in, Parquet out, on Ray Data.
+
+The list of pictures is written once, when a run begins, and cut into parts of a few pictures. A part's masks are one file,
+written beside its name, which it then takes: a file that is there is whole and says that its part is done. A part that is done
+twice, as after a kill, gives the same file again: nothing is lost and nothing comes twice.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+from tqdm import tqdm
+
+from ..errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError
+from ..hub import HUB_PREFIX
+from ..images import SUFFIXES, decode_image
+from ..inference.automatic import everything, segment
+from ..inference.exported_folder import read_config
+from ..inference.predictor import Predictor, model_hash
+from ..prompts import Prompt
+from ..sam import build_sam_groupmix
+from ..weights import is_exported
+from .prompt_table import PROMPT, read_prompt_table
+from .storage import Folder, absolute
+
+try:
+    import pyarrow as pa
+    from pyarrow import parquet
+except ImportError as e:
+    raise MissingExtraError.of("pyarrow", "ray") from e
+
+__all__ = ["MASKS", "Totals", "batch"]
+
+FORMAT_VERSION = 1
+PICTURES = pa.schema({"picture": pa.string(), "prompts": pa.list_(PROMPT)})
+# One mask, or with an error what became of a picture or a prompt instead. size and counts are COCO's RLE.
+MASKS = pa.schema(
+    {
+        "picture": pa.string(),
+        "prompt": pa.int32(),
+        "size": pa.list_(pa.int32()),
+        "counts": pa.string(),
+        "score": pa.float32(),
+        "error": pa.string(),
+    }
+)
+# What Ray's own processes, started here and for this run alone, are told before Ray is imported: to report to nobody, to listen
+# on 127.0.0.1 alone (the switch's name is older than its use), and to keep their log to themselves.
+LOCAL_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+# Only the list of pictures goes through Ray's memory: workers read pictures and write masks themselves.
+OBJECT_STORE_BYTES = 128 << 20
+# How often a part is begun. Ray gives a part whose worker died to another, and would do so for ever.
+TRIES = 3
+
+
+class Totals(NamedTuple):
+    """What a call did: pictures, masks, errors that it recorded, and pictures that had been done before."""
+
+    pictures: int = 0
+    masks: int = 0
+    errors: int = 0
+    before: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker has to know; see `batch`."""
+
+    source: str
+    output: str
+    everything: bool
+    checkpoint: str
+    encoder: str | None
+    image_size: int | None
+    grid: int
+    least_score: float
+    least_stability: float
+    batch_size: int
+    threads: int
+
+    def __post_init__(self) -> None:
+        for name in ("grid", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} is {getattr(self, name)}: give 1 or more.")
+        for name in ("least_score", "least_stability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidInputError(f"{name} is {getattr(self, name)}: give a number from 0 to 1.")
+        if self.exported and (self.encoder is not None or self.image_size is not None):
+            raise InvalidInputError(
+                f"{self.checkpoint} was exported, with its own encoder and size: leave out encoder and image_size."
+            )
+
+    @property
+    def exported(self) -> bool:
+        """Whether the checkpoint is a folder that `groupmix-sam export` wrote."""
+        return is_exported(self.checkpoint)
+
+    def sam(self) -> Sam:
+        """Return the model, on the CPU: only CPUs are asked of Ray."""
+        return build_sam_groupmix(self.checkpoint, encoder=self.encoder, image_size=self.image_size)
+
+    def predictor(self) -> Predictor:
+        """Return what answers prompts."""
+        return Predictor(self.checkpoint, threads=self.threads) if self.exported else Predictor(self.sam())
+
+    def model_hash(self) -> str:
+        """Return the hash of the weights, which are looked for and checked."""
+        return str(read_config(Path(self.checkpoint))["model_hash"]) if self.exported else model_hash(self.sam())
+
+
+def batch(
+    source: str | PathLike[str],
+    output: str | PathLike[str],
+    prompts: str | PathLike[str] | None = None,
+    *,
+    checkpoint: str = "default",
+    encoder: str | None = None,
+    image_size: int | None = None,
+    grid: int = 32,
+    least_score: float = 0.88,
+    least_stability: float = 0.95,
+    batch_size: int = 16,
+    workers: int | None = None,
+    threads: int = 1,
+) -> Totals:
+    """Segment all pictures of a folder, or those that a table names, and write their masks; go on where a run was stopped.
+
+    The output gets `run.json`, which says what is run; `pictures.parquet`, the list; and `masks/part-*.parquet`, a row a mask,
+    see `MASKS`. Pictures and prompts that cannot be used become rows with an error. Runs on the program's own Ray if it has
+    one, else on the cluster at RAY_ADDRESS, else on one that is started here and ends here.
+
+    Args:
+        source: The pictures' folder: a path, or a URI as pyarrow takes it, such as "s3://bucket/photos" or "fsspec+...://...".
+        output: A folder to write to, alike.
+        prompts: A table, see `read_prompt_table`; None for everything in all pictures, see `segment.everything`.
+        checkpoint: What `deploy.load_predictor` takes; each worker reads it.
+        encoder: Likewise.
+        image_size: Likewise.
+        grid: Of everything: so many points a side are asked about.
+        least_score: Of everything: masks of which the model is less sure are left out.
+        least_stability: Of everything: masks that change more with the threshold are left out.
+        batch_size: Pictures a part: what one file holds, and what is done again after a kill.
+        workers: Processes with a model each; by default as many as Ray's CPUs are enough for.
+        threads: CPUs a worker takes.
+
+    Raises:
+        InvalidInputError: the source, the table, the output or a number cannot be used, or the output is of another run.
+        WeightsError: the weights cannot be used.
+        SaveError: the output cannot be written to.
+        RunStoppedError: the workers fail; what is done is kept.
+        MissingExtraError: there is no Ray.
+    """
+    job = Job(
+        source=absolute(source),
+        output=absolute(output),
+        everything=prompts is None,
+        checkpoint=checkpoint if checkpoint == "default" or checkpoint.startswith(HUB_PREFIX) else absolute(checkpoint),
+        encoder=encoder,
+        image_size=image_size,
+        grid=grid,
+        least_score=least_score,
+        least_stability=least_stability,
+        batch_size=batch_size,
+        threads=threads,
+    )
+    if workers is not None and workers < 1:
+        raise InvalidInputError(f"workers is {workers}: give 1 or more.")
+    place = Folder(job.output)
+    pictures = _begin(job, place, prompts)
+    done = _clean(place)
+    parts = range(-(-len(pictures) // batch_size))
+    left = [part for part in parts if _part_name(part) not in done]
+    tables = [pictures.slice(part * batch_size, batch_size) for part in left]
+    before = len(pictures) - sum(map(len, tables))
+    totals = _run(job, left, tables, workers, before) if left else Totals(before=before)
+    _clean(place)
+    return totals
+
+
+class Segmenter:
+    """A worker: the model, and what it does with a part."""
+
+    def __init__(self, job: Job) -> None:
+        torch.set_num_threads(job.threads)
+        self.job = job
+        self.source, self.output = Folder(job.source), Folder(job.output)
+        self.predictor = job.predictor()
+
+    def __call__(self, pictures: pa.Table) -> pa.Table:
+        """Write a part's masks; return how many there were of everything, in one row."""
+        name = _part_name(pictures["part"][0].as_py())
+        begun = [f"masks/.{name}.{number}" for number in range(TRIES)]
+        before = sum(map(self.output.has, begun))
+        if before < TRIES:
+            self.output.write(begun[before], b"")
+            rows = [row for picture in pictures.to_pylist() for row in self.segment(picture["picture"], picture["prompts"])]
+        else:
+            error = f"a worker died {TRIES} times of this picture or of another in its part: look for one that is too large."
+            rows = [{"picture": path, "error": error} for path in pictures["picture"].to_pylist()]
+        self.output.write(f"masks/{name}", _parquet(pa.Table.from_pylist(rows, MASKS)))
+        for marker in begun[: before + 1]:
+            self.output.delete(marker)
+        masks, errors = (sum(row.get(name) is not None for row in rows) for name in ("counts", "error"))
+        return pa.table({"pictures": [len(pictures)], "masks": [masks], "errors": [errors]})
+
+    def segment(self, path: str, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a picture's rows; one without a mask or an error if there is nothing in it."""
+        try:
+            image = self._read(path)
+            found = list(self._everything(image) if self.job.everything else self._prompted(image, prompts))
+        except Exception as e:  # whatever it is, the other pictures do not wait for it
+            return [{"picture": path, "error": _describe(e)}]
+        return [{"picture": path, "size": list(image.shape[:2]), **row} for row in found or [{}]]
+
+    def _read(self, path: str) -> NDArray[np.uint8]:
+        try:
+            content = self.source.read(path)
+        except FileNotFoundError as e:
+            raise ImageReadError(f"there is no picture {path} in {self.job.source}: check the table's paths.") from e
+        return decode_image(content, path)
+
+    def _prompted(self, image: NDArray[np.uint8], prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        rows: dict[int, dict[str, Any]] = {}
+        asked: dict[int, Prompt] = {}
+        for number, prompt in enumerate(Prompt(**given) for given in prompts):
+            try:
+                prompt.check((image.shape[0], image.shape[1]))
+                asked[number] = prompt
+            except InvalidInputError as e:
+                rows[number] = {"prompt": number, "error": _describe(e)}
+        things = segment(self.predictor, image, list(asked.values())) if asked else []
+        for number, thing in zip(asked, things, strict=True):
+            rows[number] = {"prompt": number, "counts": thing.mask["counts"], "score": thing.score}
+        return [rows[number] for number in sorted(rows)]
+
+    def _everything(self, image: NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
+        job = self.job
+        found = everything(
+            self.predictor, image, grid=job.grid, least_score=job.least_score, least_stability=job.least_stability
+        )
+        for number, thing in enumerate(found):
+            yield {"prompt": number, "counts": thing.mask["counts"], "score": thing.score}
+
+
+def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.Table:
+    """Return the list of pictures: that of the run that is there, if it is this one, or a new one, which is written."""
+    asked = None if prompts is None else read_prompt_table(prompts)
+    record = {
+        "format_version": FORMAT_VERSION,
+        "source": job.source,
+        "prompts": None if asked is None else _prompts_hash(asked),
+        "model_hash": job.model_hash(),
+        **{name: value for name, value in asdict(job).items() if name not in ("source", "output", "checkpoint", "threads")},
+    }
+    try:
+        there = json.loads(place.read("run.json"))
+    except FileNotFoundError:
+        pictures = _list(job, asked)
+        place.write("pictures.parquet", _parquet(pictures))
+        place.write("run.json", json.dumps(record, indent=2).encode())
+        return pictures
+    except (OSError, ValueError) as e:
+        raise InvalidInputError(f"{job.output}/run.json cannot be read ({e}): give another output.") from e
+    differ = [name for name, value in record.items() if not isinstance(there, dict) or there.get(name) != value]
+    if differ:
+        raise InvalidInputError(
+            f"{job.output} is of another run, whose {', '.join(differ)} differ: give another output, or what that was run with."
+        )
+    try:
+        return parquet.read_table(pa.BufferReader(place.read("pictures.parquet")), schema=PICTURES)
+    except (OSError, pa.ArrowException) as e:
+        raise InvalidInputError(f"{job.output}/pictures.parquet cannot be read ({e}): begin again with another output.") from e
+
+
+def _clean(place: Folder) -> set[str]:
+    """Remove what killed workers left behind; return the parts that are done."""
+    names = place.names("masks")
+    hidden = {name for name in names if name.startswith(".")}
+    for name in hidden:
+        place.delete(f"masks/{name}")
+    return names - hidden
+
+
+def _list(job: Job, prompts: dict[str, list[dict[str, Any]]] | None) -> pa.Table:
+    """Return the pictures that prompts are for, in their order, or all that are in the source, sorted."""
+    if prompts is not None:
+        return pa.table({"picture": list(prompts), "prompts": list(prompts.values())}, schema=PICTURES)
+    try:
+        names = sorted(name for name in Folder(job.source).names() if Path(name).suffix.lower() in SUFFIXES)
+    except OSError as e:
+        raise InvalidInputError(f"{job.source} cannot be listed ({e}): give a folder, and check the rights to it.") from e
+    if not names:
+        raise InvalidInputError(f"{job.source} has no picture in it: {', '.join(sorted(SUFFIXES))} are looked for.")
+    return pa.table({"picture": names, "prompts": [None] * len(names)}, schema=PICTURES)
+
+
+def _run(job: Job, parts: list[int], tables: list[pa.Table], workers: int | None, before: int) -> Totals:
+    """Have the workers do these parts."""
+    blocks = [table.append_column("part", pa.array([part] * len(table))) for part, table in zip(parts, tables, strict=True)]
+    totals = Totals(before=before)
+    with _cluster() as ray, tqdm(desc="pictures", unit="picture", total=sum(map(len, tables)), disable=None) as bar:
+        try:
+            for row in _rows(ray, job, blocks, _workers(ray, workers, job.threads)):
+                totals = Totals(
+                    *(a + b for a, b in zip(totals, (row["pictures"], row["masks"], row["errors"], 0), strict=True))
+                )
+                bar.update(row["pictures"])
+                bar.set_postfix(masks=totals.masks, errors=totals.errors)
+        except ray.exceptions.RayError as e:
+            reason = str(e).strip().splitlines()[-1]
+            raise RunStoppedError(
+                f"the workers failed ({reason}): what is done is kept, mend it and start the same again to go on."
+            ) from e
+    return totals
+
+
+def _rows(ray: Any, job: Job, blocks: list[pa.Table], workers: int) -> Iterator[dict[str, Any]]:
+    """Yield what the workers return, a part a row."""
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with ray.data.DataContext.current(context):
+        done = ray.data.from_arrow(blocks).map_batches(
+            Segmenter,
+            fn_constructor_args=(job,),
+            batch_size=None,  # a block is a part
+            batch_format="pyarrow",
+            num_cpus=job.threads,
+            compute=ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
+        )
+        yield from done.iter_rows()
+
+
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    """Yield Ray, connected: to what the program is connected to, else to RAY_ADDRESS, else to processes that end with this."""
+    local = "RAY_ADDRESS" not in os.environ
+    if local:
+        for name, value in LOCAL_RAY.items():
+            os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError as e:
+        raise MissingExtraError.of("ray", "ray") from e
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        try:
+            if local:
+                ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=folder, **quiet)
+            else:
+                ray.init(**quiet)
+        except (ConnectionError, RuntimeError, ValueError) as e:
+            raise RunStoppedError(f"Ray does not start ({e}): check RAY_ADDRESS, or leave it out for this machine.") from e
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _workers(ray: Any, workers: int | None, threads: int) -> int:
+    """Return how many workers there will be."""
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    wanted = workers or max(1, cpus // threads)
+    if wanted * threads > cpus:
+        raise InvalidInputError(
+            f"{wanted} workers of {threads} CPUs each need {wanted * threads}, and Ray has {cpus}: give fewer, or a cluster "
+            "by RAY_ADDRESS."
+        )
+    return wanted
+
+
+def _prompts_hash(prompts: dict[str, list[dict[str, Any]]]) -> str:
+    """Return what tells a table from another: its prompts, however they are written."""
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    content = pa.BufferOutputStream()
+    # Statistics and dictionaries would hold run lengths, which nobody searches for, a second time.
+    parquet.write_table(table, content, compression="zstd", write_statistics=["picture"], use_dictionary=["picture"])
+    return bytes(content.getvalue())
+
+
+def _part_name(part: int) -> str:
+    return f"part-{part:08}.parquet"
+
+
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, GroupMixSamError) else f"{type(error).__name__}: {error}"

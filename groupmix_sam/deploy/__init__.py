@@ -1,6 +1,0 @@
-"""Inference on the machine at the line: a faster encoder, a faster decoder, and other runtimes."""
-
-from .fuse import fuse
-from .predictor import Predictor, load_predictor
-
-__all__ = ["Predictor", "fuse", "load_predictor"]

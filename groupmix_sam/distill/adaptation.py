@@ -1,0 +1,126 @@
+"""Adapt an encoder that is trained already to the pictures of one's own line."""
+
+import json
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..files import write_beside
+from ..images import find_pictures
+from .data import CachedPicture, whole_pictures
+from .decoder import Decoder
+from .losses import draw_points, mask_agreement
+from .pipeline import hold_out, prepare_models, prepare_run, train_and_save
+from .recipe import Phase, Recipe
+from .run import RunOptions, process_state
+
+__all__ = ["ADAPT", "adapt", "agreement"]
+
+# A low rate and no new fit of the neck, so that what was known is kept; and whole frames, as crops undo within a minute more of
+# what trained weights know of whole ones than they teach (docs/distill.md).
+ADAPT = Recipe(minutes=20.0, phases=(Phase(1.0, 0, 1),), lr=2e-4, ridge_finish=False).continued()
+POINTS = 16  # of each held-out picture
+LEAST = 8  # held-out pictures, of which an interval can be told
+GENERAL_SHARE = 0.25  # of the training pictures, where a general set is given
+
+
+def adapt(
+    pictures: str | PathLike[str],
+    teacher: str | PathLike[str],
+    output: str | PathLike[str],
+    recipe: Recipe = ADAPT,
+    options: RunOptions = RunOptions(),  # noqa: B008  it is frozen
+    *,
+    checkpoint: str | PathLike[str] = "default",
+    encoder: str | None = None,
+    general: str | PathLike[str] | None = None,
+    cache: str | PathLike[str] | None = None,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    image_size: int | None = None,
+) -> dict[str, Any]:
+    """Distil on from trained weights on one's own unlabelled frames; return the record, with the agreement before and after.
+
+    Writes into `output` what `distill` writes, and `agreement.json`: for every held-out frame, the IoU of the student's masks
+    with the teacher's, for points drawn over it, before and after.
+
+    Args:
+        pictures: The frames, as `find_pictures` takes them.
+        teacher: What `load_teacher` takes.
+        output: Folder to write to.
+        recipe: How to train; its starts are left out.
+        options: How to carry it out.
+        checkpoint: The weights to start from, as `build_sam_groupmix` takes them.
+        encoder: The encoder that they are for; by default what they say.
+        general: Pictures of other things, as `find_pictures` takes them; some are mixed in, so that what was known is kept.
+        cache: Folder for the teacher's features; in `output` by default.
+        providers: ONNX Runtime's, for a teacher in ONNX.
+        image_size: Side in pixels that pictures are resized to; by default what the weights say.
+
+    Raises:
+        GroupMixSamError: one of those that `distill` raises.
+    """
+    output = Path(output)
+    measured, own = hold_out(find_pictures(pictures))
+    others = find_pictures(general) if general is not None else []
+    mixed = min(len(others), round(len(own) * GENERAL_SHARE / (1 - GENERAL_SHARE)))
+    others = [others[i] for i in np.random.default_rng(recipe.seed).permutation(len(others))[:mixed]]
+    models = prepare_models(encoder, checkpoint, teacher, providers, image_size, recipe.seed)
+    run = prepare_run(models, measured, [*own, *others], output, recipe.continued(), options, cache=cache)
+    decoder = Decoder(models.sam)
+    before = agreement(models.sam.image_encoder, run.held_out, decoder, models.image_size)
+    record = train_and_save(run, output, options)
+    after = agreement(models.sam.image_encoder, run.held_out, decoder, models.image_size)
+    found: dict[str, Any] = {"points_a_picture": POINTS, "pictures": len(run.held_out)}
+    found |= {"before": summary(before), "after": summary(after), "difference": summary(after - before)}
+    if process_state().is_main_process:
+        details = found | {"ious_before": before.tolist(), "ious_after": after.tolist()}
+        write_beside(output / "agreement.json", lambda part: part.write_text(json.dumps(details), encoding="utf-8"))
+        for name in ("before", "after"):
+            print(f"agreement with the teacher {name}: mask IoU {tell(found[name])}")
+        print(f"difference, frame by frame: {tell(found['difference'], '+')}")
+        if len(run.held_out) < LEAST:
+            print(
+                f"frames held out: {len(run.held_out)}, too few to tell whether it has helped; "
+                f"of {10 * LEAST} frames {LEAST} are held out, and there is an interval"
+            )
+    return record | {"agreement": found}
+
+
+@torch.no_grad()
+def agreement(encoder: nn.Module, pictures: Sequence[CachedPicture], decoder: Decoder, image_size: int = 1024) -> Any:
+    """Return the IoUs of an encoder's masks with the teacher's, pictures x 16 points drawn over each, always the same.
+
+    Of the three masks that a point may mean, the one with the best predicted IoU counts, for each of the two.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    generator = torch.Generator().manual_seed(0)
+    ious = []
+    for picture in tqdm(whole_pictures(pictures, image_size), total=len(pictures), desc="agreement", disable=None):
+        valid = picture["valid"][0]
+        student = encoder(picture["input"])
+        teacher = picture["features"].float().permute(0, 3, 1, 2)
+        ious.append(mask_agreement(student, teacher, valid, decoder, draw_points(valid, POINTS, generator)))
+    encoder.train(was_training)
+    return torch.stack(ious).numpy()
+
+
+def summary(values: Any) -> list[float]:
+    """Return the mean of values, pictures x points, and its 95 % interval by bootstrap over the pictures; none of under 8."""
+    means = values.mean(1)
+    if len(means) < LEAST:
+        return [float(means.mean())]
+    drawn = np.random.default_rng(0).integers(len(means), size=(2000, len(means)))
+    return [float(means.mean()), *map(float, np.percentile(means[drawn].mean(1), (2.5, 97.5)))]
+
+
+def tell(figure: list[float], sign: str = "") -> str:
+    """Return a mean and, if there is one, its interval, as they are printed."""
+    mean, *interval = (f"{value:{sign}.3f}" for value in figure)
+    return f"{mean} ({' to '.join(interval)})" if interval else mean

@@ -1,0 +1,132 @@
+"""Prompts in the loop: the student's features through the frozen decoder, against the teacher's (EdgeSAM, arXiv 2312.06660).
+
+Here every mask token and every predicted IoU is learnt from the teacher's for the same prompt, so no mask has to be chosen.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..encoders.config import STRIDE
+from .data import Maps
+from .decoder import Decoded, Decoder
+from .recipe import Phase, Recipe
+
+__all__ = ["boxes_of", "draw_points", "mask_agreement", "mask_losses"]
+
+POINTS = 4  # prompts by point of each picture in a phase on masks, and as many by box at most
+
+
+def draw_points(valid: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw points, P x 2, x and y in pixels, where the grid of 16 x 16 pixels, h x w, is valid."""
+    cells = valid.nonzero()
+    drawn = cells[torch.randint(len(cells), (count,), generator=generator).to(cells.device)].flip(1)
+    return (drawn + torch.rand(count, 2, generator=generator).to(cells.device)) * STRIDE
+
+
+def boxes_of(decoded: Decoded) -> Tensor:
+    """Return the boxes, P' x 4 in pixels of the padded input, of each point's best mask; those of no area are left out."""
+    rows = torch.arange(len(decoded.scores), device=decoded.scores.device)
+    masks = decoded.logits[rows, decoded.scores[:, 1:].argmax(1) + 1] > 0
+    boxes = []
+    for mask in masks:
+        y, x = (mask.any(dim).nonzero().flatten() for dim in (1, 0))
+        if len(y) > 1 and len(x) > 1:
+            boxes.append(torch.stack([x[0], y[0], x[-1] + 1, y[-1] + 1]))
+    # A mask's pixel stands for 4 x 4 of the input.
+    return torch.stack(boxes).float() * 4 if boxes else torch.zeros(0, 4, device=masks.device)
+
+
+def mask_losses(student: Decoded, teacher: Decoded, valid: Tensor) -> Tensor:
+    """Return the sum of the masks' cross-entropy, their dice loss and the squared error of the predicted IoUs.
+
+    `valid`, h x w on the grid of 16 x 16 pixels, leaves out the padding.
+    """
+    weight = valid.float().repeat_interleave(4, 0).repeat_interleave(4, 1)
+    ours, theirs = student.logits.float(), teacher.logits.float()  # out of autocast's bf16
+    guess, target = ours.sigmoid(), theirs.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(ours, target, reduction="none")
+    doubt = F.binary_cross_entropy_with_logits(theirs, target, reduction="none")  # the teacher's own, so that equality is 0
+    cross_entropy = ((entropy - doubt) * weight).sum((2, 3)) / weight.sum()
+    overlap = (guess * target * weight).sum((2, 3))
+    dice = 1 - (2 * overlap + 1) / ((guess.square() * weight).sum((2, 3)) + (target.square() * weight).sum((2, 3)) + 1)
+    return cross_entropy.mean() + dice.mean() + F.mse_loss(student.scores.float(), teacher.scores.float())
+
+
+@torch.no_grad()
+def mask_agreement(student: Tensor, teacher: Tensor, valid: Tensor, decoder: Decoder, points: Tensor) -> Tensor:
+    """Return the IoU, P, of the best mask (by predicted IoU) that each features give for a point; for P points of a picture.
+
+    It is 1 where both masks are empty.
+
+    Args:
+        student: 1 x 256 x S/16 x S/16.
+        teacher: The same; its masks are taken as the truth.
+        valid: S/16 x S/16, false where the input is padding.
+        decoder: Their common decoder.
+        points: P x 2, x and y in pixels of the padded input.
+    """
+    weight = valid.repeat_interleave(4, 0).repeat_interleave(4, 1)
+    masks = []
+    for features in (student, teacher):
+        decoded = decoder(features, points)
+        best = decoded.scores[:, 1:].argmax(1) + 1
+        masks.append((decoded.logits[torch.arange(len(points), device=best.device), best] > 0) & weight)
+    union = (masks[0] | masks[1]).sum((1, 2))
+    return torch.where(union > 0, (masks[0] & masks[1]).sum((1, 2)) / union.clamp(min=1), 1.0)
+
+
+@dataclass
+class Objective:
+    """The losses: on the features, on the hints while the run is young, and through the mask decoder where a phase asks for it.
+
+    `variance` is the teacher's, by map, about its channels' means.
+    """
+
+    recipe: Recipe
+    variance: dict[str, float]
+    decoder: Decoder | None
+
+    def __call__(
+        self, outputs: Maps, batch: Maps, phase: Phase, remaining: float, part: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its terms for a batch, with `remaining` of the run to come; `part` seeds the prompts."""
+        terms = {name: self.error(out, batch, name) for name, out in outputs.items()}
+        loss = terms["features"]
+        for name in terms.keys() - {"features"}:
+            loss = loss + self.recipe.hint_weight * remaining * terms[name]
+        if phase.target == "masks":
+            terms["masks"] = self.masks(outputs["features"], batch, part)
+            loss = loss + terms["masks"]
+        return loss, terms
+
+    def error(self, out: Tensor, batch: Maps, name: str) -> Tensor:
+        """Return the mean error of a map, B x h x w x C, where the input is not padding."""
+        out, target = out.float(), batch[name].float()  # out of autocast's bf16
+        if self.recipe.loss == "huber" and name == "features":
+            errors = F.huber_loss(out, target, reduction="none")
+        else:
+            errors = (out - target).square() / self.variance[name]
+        weight = batch["valid"].unsqueeze(-1)
+        return (errors * weight).sum() / (weight.sum() * out.shape[-1])
+
+    def masks(self, features: Tensor, batch: Maps, part: int) -> Tensor:
+        """Return the mean over pictures of the masks' losses, for points and for the boxes of what they show."""
+        decoder = cast(Decoder, self.decoder)
+        generator = torch.Generator().manual_seed(int(np.random.default_rng([self.recipe.seed, part]).integers(2**62)))
+        losses = []
+        for ours, theirs, valid in zip(features, batch["features"].float(), batch["valid"], strict=True):
+            student, teacher = (m.permute(2, 0, 1)[None] for m in (ours, theirs))
+            points = draw_points(valid, POINTS, generator)
+            with torch.no_grad():
+                by_point = decoder(teacher, points=points)
+                boxes = boxes_of(by_point)
+                by_box = decoder(teacher, boxes=boxes) if len(boxes) else None
+            losses.append(mask_losses(decoder(student, points=points), by_point, valid))
+            if by_box is not None:
+                losses.append(mask_losses(decoder(student, boxes=boxes), by_box, valid))
+        return torch.stack(losses).mean()

@@ -1,0 +1,528 @@
+"""Distil a SAM encoder from a teacher's features.
+
+    one CPU or one GPU
+        groupmix-sam distill photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine
+    several GPUs of a machine
+        torchrun --nproc_per_node 4 -m groupmix_sam distill photos/ --teacher mobile_sam.pt --output runs/mine
+        accelerate launch --multi_gpu --num_processes 4 -m groupmix_sam distill ...
+    several machines, the same on each, with photos/ and runs/ on a disk that they share
+        torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 -m groupmix_sam distill ...
+    after a stop of any kind
+        the same with --resume
+
+What a step does depends on the recipe and on its number alone, so that a run that was stopped ends with the weights of one that
+was not. docs/distill.md says what the recipe's parts are and what each is worth.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..encoders.config import STRIDE
+from ..errors import InvalidInputError, RunStoppedError, SaveError
+from ..files import write_beside
+from ..images import Picture
+from ..memory import keep_memory
+from .checkpoint import Progress, load_checkpoint, save_checkpoint
+from .data import CachedPicture, Maps, Samples, Share, sample_loader, whole_pictures
+from .decoder import Decoder
+from .losses import Objective
+from .plots import draw_features, stack_pictures
+from .recipe import Phase, Recipe, save_recipe
+from .run import (
+    Log,
+    RunOptions,
+    autocast,
+    describe_run,
+    open_run,
+    process_state,
+    read_ahead,
+    save_run,
+    start_accelerator,
+    stop_signals,
+)
+from .student import Student, check_student, fit_neck, scale_neck, start_from_teacher
+from .teacher import Teacher, teach
+
+__all__ = ["r2_score", "train_student"]
+
+CHECKPOINT = "checkpoint.safetensors"
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"  # images/s below one a second too
+LOG_EVERY = 20  # steps
+CHECKS = 10  # of a run, or one an epoch where there are more
+CHECK_PICTURES = 8
+START_PICTURES = 12  # for the neck's start and the teacher's variance: a few, as the teacher may have to see them first
+FINISH_PICTURES = 150  # for the last fit of the neck, whose 61 440 weights they outnumber by far
+
+
+def train_student(
+    encoder: nn.Module,
+    teacher: Teacher,
+    pictures: Sequence[Picture] | Sequence[CachedPicture],
+    held_out: Sequence[CachedPicture],
+    folder: Path,
+    recipe: Recipe,
+    options: RunOptions = RunOptions(),  # noqa: B008  it is frozen
+    *,
+    teacher_weights: dict[str, Tensor] | None = None,
+    decoder: Decoder | None = None,
+    image_size: int = 1024,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train an encoder to give the teacher's features; return it with the averaged weights, and the record of the run.
+
+    Writes into `folder`: `recipe.yaml`, `run.yaml` (what it is run on), `log.csv`, `checkpoint.safetensors`, `features/` and
+    `features.png` (teacher and student side by side at each check), `encoder.safetensors` (the average), and `skipped.txt` if
+    a picture could not be read.
+
+    Args:
+        encoder: A SAM encoder of this package; turn the recipe's starts off if it is trained already.
+        teacher: Asked for the features that are not in the cache.
+        pictures: To train on: from `cache_features`, or as they are, for the teacher to see each time anew.
+        held_out: To measure on.
+        folder: Where to write.
+        recipe: How to train.
+        options: How to carry it out.
+        teacher_weights: MobileSAM's weights by its own names, for the recipe's `teacher_blocks`.
+        decoder: The frozen mask decoder, for phases whose target is masks.
+        image_size: Side in pixels that pictures are resized to.
+
+    Raises:
+        InvalidInputError: the recipe does not fit the encoder, the pictures or the number of processes; there is a run in the
+            folder already, or, to resume, another one.
+        RunStoppedError: the process was told to stop (SIGTERM, Ctrl-C); the run can be resumed.
+        SaveError: something cannot be written; the checkpoint before it is kept.
+    """
+    accelerator = start_accelerator()
+    check_run(encoder, pictures, recipe, options)
+    if not held_out:
+        raise InvalidInputError("no picture is held out to measure on: give one or more.")
+    if any(phase.target == "masks" for phase in recipe.phases) and decoder is None:
+        raise InvalidInputError("the recipe has a phase on masks: pass the mask decoder.")
+    description = describe_run(encoder, teacher, pictures, held_out, recipe, image_size)
+    record = open_run(folder, description, resume=options.resume)
+    accelerator.wait_for_everyone()  # before the first writes what the others look for
+    keep_memory()
+
+    hints = {name: chs for name, chs in teacher.channels.items() if name != "features" and recipe.hint_weight > 0}
+    student = Student(encoder, hints).to(accelerator.device).train()
+    if options.grad_checkpointing:
+        cast(Any, encoder).set_grad_checkpointing()
+    if decoder is not None:
+        decoder.to(accelerator.device)
+    feed = Feed(pictures, teacher, recipe, image_size, accelerator, options.accumulate, folder / "skipped.txt")
+    resumed = record is not None and (folder / CHECKPOINT).is_file()
+    if not resumed and accelerator.is_main_process:
+        feed.skipped.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    if not resumed:
+        if recipe.teacher_blocks:
+            start_from_teacher(encoder, teacher_weights or {})
+        variance = start_neck(student, feed)
+    if record is None:
+        steps = plan_steps(student, feed, Objective(recipe, variance, decoder), options.precision)
+        record = description | {"steps": steps, "variance": variance}
+        if accelerator.is_main_process:
+            save_run(folder, record)
+            save_recipe(recipe, folder / "recipe.yaml")
+    objective = Objective(recipe, record["variance"], decoder)
+    optimizer = make_optimizer(student, recipe)
+    average = deepcopy(student).eval()
+    progress = Progress()
+    if resumed:
+        progress = load_checkpoint(folder / CHECKPOINT, student, average, optimizer)
+    with (
+        stop_signals() as stopped,
+        Log(folder, progress.step, active=accelerator.is_main_process, tensorboard=options.tensorboard) as log,
+    ):
+        run = Run(accelerator, student, average, optimizer, objective, feed, record["steps"], held_out, folder, log, options)
+        train(run, progress, stopped)
+        score = finish(run)
+    return average.encoder, record | {"r2": score, "skipped": feed.read_skipped()}
+
+
+@dataclass
+class Run:
+    """What lives as long as a run."""
+
+    accelerator: Accelerator
+    student: Student
+    average: Student
+    optimizer: torch.optim.Optimizer
+    objective: "Objective"
+    feed: "Feed"
+    steps: list[int]  # of each phase
+    held_out: Sequence[CachedPicture]
+    folder: Path
+    log: Log
+    options: RunOptions
+
+    def images(self, step: int) -> float:
+        """Return how many whole pictures' worth of pixels have been seen after a step."""
+        done = 0.0
+        for phase, steps in zip(self.feed.recipe.phases, self.steps, strict=True):
+            done += min(step, steps) * pixels_of(phase, self.feed.image_size)
+            step = max(0, step - steps)
+        return done
+
+
+def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
+    """Take the steps that are left."""
+    main, last = run.accelerator.is_main_process, sum(run.steps)
+    model, optimizer = run.accelerator.prepare(run.student, run.optimizer)
+    images = run.images(last)
+    checks = max(CHECKS, math.ceil(images / len(run.feed.pictures)))
+    step, seconds = progress
+    tick = saved = time.monotonic()
+    losses: defaultdict[str, list[Tensor]] = defaultdict(list)  # since the last line of the log
+    shown: dict[str, str] = {}
+    with tqdm(
+        total=round(images), initial=round(run.images(step)), unit="image", bar_format=BAR, disable=None if main else True
+    ) as bar:
+        for phase, parts in steps_left(run, step):
+            done = run.images(step) / images
+            step += 1
+            for part in training_step(run, model, optimizer, parts, phase, step, done):
+                for name, value in part.items():
+                    losses[name].append(value)
+            update_average(run.average, run.student, run.feed.recipe.ema_decay, step)
+            now = time.monotonic()
+            seconds, tick = seconds + min(now - tick, 60.0), now  # a machine that was asleep has not used up the time
+            bar.update(round(run.images(step)) - bar.n)
+            check = math.floor(checks * run.images(step) / images) > math.floor(checks * done)
+            stop = agreed(stopped(), run.accelerator)
+            if step % LOG_EVERY == 0 or check or stop:
+                values = mean_losses(losses, run.accelerator)
+                losses.clear()
+                if check:
+                    values["r2"] = measure(run, step)
+                names = {"features": "loss", "r2": "R2"}
+                shown |= {name: f"{values[key]:.3f}" for key, name in names.items() if key in values}
+                bar.set_postfix(shown, refresh=False)
+                run.log.write(step, seconds=seconds, images=run.images(step), lr=learning_rate(run.feed.recipe, done), **values)
+            if main and (check or stop or now - saved > 60 * run.options.save_minutes):
+                save_checkpoint(run.folder / CHECKPOINT, run.student, run.average, run.optimizer, Progress(step, seconds))
+                saved = time.monotonic()
+            if stop:
+                raise RunStoppedError(f"stopped after step {step} of {last}: go on with --resume.")
+            if check:
+                tick = time.monotonic()
+
+
+def steps_left(run: Run, step: int) -> Iterator[tuple[Phase, list[Maps]]]:
+    """Yield the steps that are left after `step`, with their phase and this process's parts of their batch."""
+    first = 0
+    for number, (phase, steps) in enumerate(zip(run.feed.recipe.phases, run.steps, strict=True)):
+        done = max(0, step - first)
+        features_before = number > 0 and run.feed.recipe.phases[number - 1].target == "features"
+        if done < steps:
+            if done == 0 and phase.target == "masks" and features_before and run.feed.recipe.ridge_finish:
+                finish_neck(run)
+            run.student.train()
+            if run.feed.part_size(phase) < 2:
+                freeze_batch_norm(run.student)
+            batches = run.feed.batches(number, done, steps)
+            for _ in range(done, steps):
+                yield phase, [next(batches) for _ in range(run.feed.accumulate)]
+        first += steps
+
+
+def training_step(
+    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Maps], phase: Phase, step: int, done: float
+) -> list[dict[str, Tensor]]:
+    """Take one step, `done` of the run's pixels having been seen; return the losses of each part."""
+    accelerator, recipe = run.accelerator, run.feed.recipe
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(recipe, done)
+    optimizer.zero_grad(set_to_none=True)
+    found = []
+    for i, batch in enumerate(parts):
+        last = i + 1 == len(parts)
+        with nullcontext() if last else accelerator.no_sync(model), autocast(accelerator.device, run.options.precision):
+            outputs = model(batch["input"])
+            part = (step * len(parts) + i) * accelerator.num_processes + accelerator.process_index
+            loss, losses = run.objective(outputs, batch, phase, 1 - done, part)
+            accelerator.backward(loss / len(parts))
+        found.append({name: value.detach() for name, value in losses.items()})
+    if recipe.clip_norm:
+        accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    optimizer.step()
+    return found
+
+
+@dataclass
+class Feed:
+    """The pictures, as batches on the device with the teacher's maps.
+
+    `skipped` is a file of those that could not be read, a line each, which all processes add to, before a stop and after.
+    """
+
+    pictures: Sequence[Picture] | Sequence[CachedPicture]
+    teacher: Teacher
+    recipe: Recipe
+    image_size: int
+    accelerator: Accelerator
+    accumulate: int
+    skipped: Path
+
+    def part_size(self, phase: Phase) -> int:
+        """Return how many crops or pictures a process takes at a time."""
+        return phase.batch_size // (self.accelerator.num_processes * self.accumulate)
+
+    def batches(self, number: int, first: int, last: int) -> Iterator[Maps]:
+        """Yield this process's parts of the batches of a phase's steps from `first` to before `last`."""
+        samples = Samples(self.pictures, self.recipe, number, self.image_size)
+        size = self.part_size(samples.phase) // samples.crops
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        yield from self._load(samples, Share(first, last, size, self.accumulate, process, processes))
+
+    def whole_pictures(self, count: int) -> Iterator[Maps]:
+        """Yield up to so many different pictures, one at a time, as they are seen at inference."""
+        recipe = replace(self.recipe, phases=(Phase(),), augmentation="crop", crops_per_picture=1)
+        samples = Samples(self.pictures, recipe, 0, self.image_size)
+        yield from self._load(samples, Share(0, min(count, len(self.pictures)), 1, 1, 0, 1))
+
+    def _note_skipped(self, names: list[str]) -> None:
+        try:
+            with self.skipped.open("a", encoding="utf-8") as file:
+                file.writelines(f"{name}\n" for name in names)
+        except OSError as e:
+            raise SaveError(f"{self.skipped} cannot be written ({e}): free some space, and go on with --resume.") from e
+
+    def read_skipped(self) -> list[str]:
+        """Return the pictures that could not be read, each once."""
+        return sorted(set(self.skipped.read_text(encoding="utf-8").splitlines())) if self.skipped.is_file() else []
+
+    def _load(self, samples: Samples, share: Share) -> Iterator[Maps]:
+        device = self.accelerator.device
+        for batch in sample_loader(samples, share, read_ahead(self.accelerator)):
+            unread = batch.pop("skipped", torch.zeros(0)).long().tolist()
+            if unread:
+                self._note_skipped([str(self.pictures[i]) for i in unread])
+            yield teach({name: m.to(device, non_blocking=True) for name, m in batch.items()}, self.teacher)
+
+
+def check_run(
+    encoder: nn.Module,
+    pictures: Sequence[Picture] | Sequence[CachedPicture],
+    recipe: Recipe,
+    options: RunOptions,
+) -> None:
+    """Raise InvalidInputError for what cannot be run."""
+    check_student(encoder)
+    if options.grad_checkpointing:
+        try:
+            for enable in (True, False):
+                cast(Any, encoder).set_grad_checkpointing(enable)
+        except (AttributeError, AssertionError) as e:  # timm's models that have none assert that it is not asked for
+            name = cast(Any, encoder).pretrained_cfg["architecture"]
+            raise InvalidInputError(f"{name} has no gradient checkpointing ({e}): leave it out, or use another encoder.") from e
+    if not pictures:
+        raise InvalidInputError("there is no picture to train on: give one or more.")
+    if recipe.augmentation == "resized_crop" and isinstance(pictures[0], CachedPicture):
+        raise InvalidInputError("a resized crop is another picture each time and cannot come from the cache: use none.")
+    parts = process_state().num_processes * options.accumulate
+    for phase in recipe.phases:
+        multiple = parts * (recipe.crops_per_picture if phase.crop else 1)
+        if phase.batch_size % multiple:
+            raise InvalidInputError(
+                f"{phase}: a batch in {parts} parts, by processes and accumulation, is a multiple of {multiple}: change either."
+            )
+
+
+def pixels_of(phase: Phase, image_size: int) -> float:
+    """Return the pixels of a phase's batch, in whole padded pictures."""
+    return phase.batch_size * ((phase.crop or image_size) / image_size) ** 2
+
+
+def start_neck(student: Student, feed: Feed) -> dict[str, float]:
+    """Fit the neck, if the recipe says so; return the mean variance of the teacher's maps about their channels' means."""
+    recipe = feed.recipe
+    if not recipe.ridge_start and recipe.loss == "huber" and not student.hints:
+        return {"features": 1.0}  # the loss does not look at it
+    batches = list(feed.whole_pictures(START_PICTURES))
+    if recipe.ridge_start and not fit_neck(student.encoder, batches, ridge=1e-3):
+        scale_neck(student.encoder, batches)
+    names = ["features", *student.hints]
+    return {name: torch.cat([b[name][b["valid"]] for b in batches]).float().var(0).mean().item() for name in names}
+
+
+def plan_steps(student: Student, feed: Feed, objective: Objective, precision: str) -> list[int]:
+    """Return the steps of each phase; for a recipe of so many minutes, by what steps take here, tried on a copy."""
+    recipe = feed.recipe
+    share = sum(phase.share for phase in recipe.phases)
+    of_epoch = [phase.share / share * len(feed.pictures) / pixels_of(phase, feed.image_size) for phase in recipe.phases]
+    epochs = recipe.epochs
+    if recipe.minutes is not None:
+        seconds = [step_seconds(student, feed, objective, precision, number) for number in range(len(recipe.phases))]
+        took = feed.accelerator.reduce(torch.tensor(seconds, device=feed.accelerator.device), reduction="mean").tolist()
+        epochs = 60 * recipe.minutes / sum(n * t for n, t in zip(of_epoch, took, strict=True))
+    return [max(1, round(epochs * n)) for n in of_epoch]
+
+
+def step_seconds(student: Student, feed: Feed, objective: Objective, precision: str, number: int) -> float:
+    """Return what a step of a phase takes: the least of up to three, on a copy of the student."""
+    phase = feed.recipe.phases[number]
+    trial = deepcopy(student)
+    optimizer = make_optimizer(trial, feed.recipe)
+    times = []
+    batches = feed.batches(number, 0, 3)
+    for _ in range(3):
+        begin = time.monotonic()
+        for batch in (next(batches) for _ in range(feed.accumulate)):
+            with autocast(feed.accelerator.device, precision):
+                loss, _ = objective(trial(batch["input"]), batch, phase, 1.0, 0)
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.monotonic() - begin)
+        if sum(times) > 30:
+            break
+    return min(times)
+
+
+def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer: what has two dimensions or more decays, and biases and norms do not."""
+    parameters = list(student.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+    # Fused, as a loop over hundreds of small tensors waits for the other threads hundreds of times.
+    return kind([group for group in groups if group["params"]], lr=recipe.lr, fused=True)
+
+
+def learning_rate(recipe: Recipe, done: float) -> float:
+    """Return the learning rate when `done` of the run's pixels have been seen."""
+    rise = min(1.0, (done + 1e-3) / recipe.warmup) if recipe.warmup else 1.0
+    fall = 0.5 + 0.5 * math.cos(math.pi * done) if recipe.schedule == "cosine" else 1.0
+    return recipe.lr * min(rise, fall)
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Keep BatchNorm's statistics as they are: one picture at a time is too few to estimate them from."""
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.eval()
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move `average` towards `model` after a step; faster after the first ones, which are soon out of date."""
+    weight = 1 - min(decay, step / (9 + step))
+    for ours, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if ours.is_floating_point():
+            ours.lerp_(theirs, weight)
+        else:
+            ours.copy_(theirs)
+
+
+def make_alike(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give all processes the first one's: BatchNorm's running statistics, and what came of them, differ a little."""
+    if accelerator.num_processes > 1:
+        for value in model.state_dict().values():
+            torch.distributed.broadcast(value, 0)
+
+
+def agreed(stopped: bool, accelerator: Accelerator) -> bool:
+    """Return whether any process was told to stop, so that all of them do after the same step."""
+    if accelerator.num_processes == 1:
+        return stopped
+    return bool(cast(Tensor, accelerator.reduce(torch.tensor(float(stopped), device=accelerator.device))).item())
+
+
+def mean_losses(losses: dict[str, list[Tensor]], accelerator: Accelerator) -> dict[str, float]:
+    """Return the mean of each loss, of all processes."""
+    return {
+        name: cast(Tensor, accelerator.reduce(torch.stack(values).mean(), reduction="mean")).item()
+        for name, values in sorted(losses.items())
+    }
+
+
+def measure(run: Run, step: int) -> float:
+    """Return the average's R2 on the first held-out pictures, draw the features of one, save the average."""
+    make_alike(run.average, run.accelerator)
+    score = r2_score(run.average.encoder, run.held_out[:CHECK_PICTURES], run.feed.image_size, run.accelerator)
+    if run.accelerator.is_main_process:
+        picture = next(whole_pictures(run.held_out[:1], run.feed.image_size))
+        rows, columns = run.held_out[0].grid()
+        device = run.accelerator.device
+        with torch.no_grad():
+            student = run.average.encoder(picture["input"].to(device))[0].permute(1, 2, 0)[:rows, :columns]
+        row = draw_features(
+            picture["input"][0, :, : rows * STRIDE, : columns * STRIDE],
+            picture["features"][0, :rows, :columns],
+            student,
+            f"step {step}, R2 {score:.3f}",
+        )
+        path = run.folder / "features" / f"{step:07}.png"
+        path.parent.mkdir(exist_ok=True)
+        write_beside(path, lambda part: row.save(part, format="PNG"))
+        save_encoder(run.average.encoder, run.folder / "encoder.safetensors")
+    return score
+
+
+def finish_neck(run: Run) -> None:
+    """Fit the average's neck anew on whole pictures, and go on from the average."""
+    fit_neck(run.average.encoder, run.feed.whole_pictures(FINISH_PICTURES), ridge=1e-5)
+    make_alike(run.average, run.accelerator)
+    run.student.load_state_dict(run.average.state_dict())
+
+
+def finish(run: Run) -> float:
+    """Fit the neck for the last time, measure on all held-out pictures, write what is left to write; return the R2."""
+    recipe, last = run.feed.recipe, sum(run.steps)
+    if recipe.ridge_finish and recipe.phases[-1].target == "features":
+        finish_neck(run)
+    make_alike(run.average, run.accelerator)
+    score = r2_score(run.average.encoder, run.held_out, run.feed.image_size, run.accelerator)
+    run.log.write(last, images=run.images(last), r2=score)
+    if run.accelerator.is_main_process:
+        save_encoder(run.average.encoder, run.folder / "encoder.safetensors")
+        stack_pictures(sorted((run.folder / "features").glob("*.png")), run.folder / "features.png")
+    run.accelerator.wait_for_everyone()
+    return score
+
+
+@torch.no_grad()
+def r2_score(
+    encoder: nn.Module, pictures: Sequence[CachedPicture], image_size: int = 1024, accelerator: Accelerator | None = None
+) -> float:
+    """Return how well an encoder's features match the teacher's on whole pictures: 1 - squared error / variance.
+
+    The variance is about each channel's mean over all the pictures; padding does not count. 1 is a perfect match, 0 is no
+    better than those means. With an accelerator, its processes share the pictures out.
+    """
+    process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    device = accelerator.device if accelerator else "cpu"
+    sums = torch.zeros(3 + 256, dtype=torch.float64)  # error, total, count, and the channels' sums
+    for picture in whole_pictures(pictures[process::processes], image_size):
+        valid = picture["valid"]
+        target = picture["features"][valid].double()
+        out = encoder(picture["input"].to(device)).permute(0, 2, 3, 1).cpu()[valid]
+        sums[0] += (out - target).square().sum()
+        sums[1] += target.square().sum()
+        sums[2] += len(target)
+        sums[3:] += target.sum(0)
+    if accelerator and processes > 1:  # a single one may be on MPS, which has no fp64
+        sums = cast(Tensor, accelerator.reduce(sums.to(device))).cpu()
+    error, total, count = sums[:3].tolist()
+    return 1.0 - error / (total - (sums[3:].square() / count).sum().item())
+
+
+def save_encoder(encoder: nn.Module, path: Path) -> None:
+    """Write an encoder's weights."""
+    weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+    write_beside(path, lambda part: save_file(weights, part))

@@ -1,0 +1,212 @@
+"""Pictures with masks in COCO's format: the protocol of the paper's Table 2."""
+
+import contextlib
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import ImageReadError, InvalidInputError, MissingExtraError
+from ..files import sha256
+from ..images import read_image
+from ..masks import decode_rle, encode_rle, filled_box, iou, tight_box
+from ..prompts import Prompt
+from .metrics import Mask, boundary_iou
+from .protocol import Answer, Protocol, ask, click, prompt_for
+
+try:
+    from pycocotools.coco import COCO
+except ImportError as e:
+    raise MissingExtraError.of("pycocotools", "eval") from e
+
+__all__ = ["Labelled", "Row", "decode", "encode", "hash_pictures", "load_coco", "measure"]
+
+# What a result keeps of one mask, as JSON has it.
+Row = dict[str, Any]
+
+
+class Labelled:
+    """A COCO-format annotation file and its pictures.
+
+    Args:
+        annotations: The file.
+        pictures: The folder that each `file_name` is relative to.
+        protocol: How to evaluate.
+        limit: Take the first pictures only.
+
+    Raises:
+        InvalidInputError: the file is not in COCO's format, or a picture is missing.
+    """
+
+    kind = "labelled"
+
+    def __init__(
+        self,
+        annotations: str | PathLike[str],
+        pictures: str | PathLike[str],
+        protocol: Protocol,
+        limit: int | None = None,
+    ) -> None:
+        self.file, self.folder, self.protocol = Path(annotations), Path(pictures), protocol
+        self.coco = load_coco(self.file)
+        self.ids = {name: i for i, name in list(picture_names(self.coco, self.file).items())[:limit]}
+        for picture in self.ids:
+            if not (self.folder / picture).is_file():
+                raise InvalidInputError(f"{self.folder / picture}, which {self.file} names, is not there: give its folder.")
+
+    def record(self) -> dict[str, Any]:
+        """Return what a result says of the data."""
+        record = {"annotations": str(self.file), "sha256": sha256(self.file), "folder": str(self.folder)}
+        return {**record, "pictures": len(self.ids), "pictures_sha256": hash_pictures(self.folder, self.ids)}
+
+    def pictures(self) -> list[str]:
+        """Return the pictures' names, in the file's order."""
+        return list(self.ids)
+
+    def measure(self, predictor: Any, picture: str) -> list[Row]:
+        """Return a row for every annotation and prompt of a picture; none where nothing in it counts."""
+        counted = self._counted(self.ids[picture])
+        if not counted:
+            return []
+        image = read_image(self.folder / picture)
+        things = self._things(counted, picture, (image.shape[0], image.shape[1]))
+        if not things:
+            return []
+        predictor.set_image(image)
+        return [self._row(predictor, picture, kind, a, mask) for kind in self.protocol.prompts for a, mask in things]
+
+    def _row(self, predictor: Any, picture: str, kind: str, annotation: dict[str, Any], truth: Mask) -> Row:
+        box = annotation["box"] or [float(v) for v in tight_box(truth)]
+        choose = self.protocol.choice(kind)
+        row = {"picture": picture, **{name: annotation[name] for name in ("id", "category", "area", "crowd")}}
+        if kind.startswith("clicks-"):
+            prompt, answers = click(predictor, truth, int(kind.removeprefix("clicks-")), choose)
+            row["ious"] = [iou(answer.mask, truth) for answer in answers]
+        else:
+            prompt = prompt_for(kind, truth, box, (self.protocol.seed, annotation["id"]))
+            answers = [ask(predictor, prompt, choose, truth)]
+        return row | measure(kind, prompt, answers[-1], truth, box)
+
+    def _counted(self, image_id: Any) -> list[dict[str, Any]]:
+        found = [a for a in self.coco.imgToAnns[image_id] if a.get("segmentation")]
+        return [a for a in found if self.protocol.crowds or not a.get("iscrowd", 0)]
+
+    def _things(self, counted: list[dict[str, Any]], picture: str, size: tuple[int, int]) -> list[tuple[dict[str, Any], Mask]]:
+        masks = []
+        for a in counted:
+            segmentation, image = a["segmentation"], self.coco.imgs[a["image_id"]]
+            rle = isinstance(segmentation, dict)
+            declared = segmentation.get("size") if rle else [image.get("height"), image.get("width")]
+            if declared != list(size):  # before a mask is made of a size that somebody wrote
+                shown = " x ".join(map(str, reversed(declared))) if isinstance(declared, list) else declared
+                raise InvalidInputError(
+                    f"{picture} has {size[1]} x {size[0]} pixels, its masks {shown}: "
+                    "if its EXIF data turn it, save it upright or without them."
+                )
+            try:
+                if isinstance(segmentation, list):
+                    _check_polygons(segmentation, size)
+                mask = decode_rle(self.coco.annToRLE(a))
+                masks.append((self._facts(a, mask), mask))
+            except Exception as e:  # pycocotools raises whatever its C code trips over
+                raise InvalidInputError(f"annotation {a['id']} of {self.file} has no readable mask ({e!r}): mend it.") from e
+        return [(a, mask) for a, mask in masks if np.count_nonzero(mask) >= self.protocol.least_area]
+
+    def _facts(self, annotation: dict[str, Any], mask: Mask) -> dict[str, Any]:
+        """Return what a row says of an annotation, and its own box, left, top, right and bottom, if it has one with an area."""
+        box = None
+        if annotation.get("bbox"):
+            left, top, width, height = map(float, annotation["bbox"])
+            if not (width <= 0 or height <= 0):  # as of some of COCO's, which no predictor can be asked about
+                box = [left, top, left + width, top + height]
+        area = float(annotation.get("area", np.count_nonzero(mask)))
+        if not np.isfinite([area, *(box or [])]).all():
+            raise ValueError("area or bbox")
+        if "random-point" in self.protocol.prompts:
+            np.random.default_rng(annotation["id"])  # which draws the point
+        category = self.coco.cats.get(annotation["category_id"], {}).get("name", str(annotation["category_id"]))
+        crowd = bool(annotation.get("iscrowd", 0))
+        return {"id": annotation["id"], "category": category, "area": area, "crowd": crowd, "box": box}
+
+
+def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
+    """Raise ValueError for polygons that reach far out of the picture: pycocotools takes memory for all of their outline."""
+    for polygon in polygons:
+        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        if not (np.isfinite(points).all() and (abs(points) <= 2 * max(size)).all()):
+            raise ValueError(f"a polygon reaches out of a picture of {size[1]} x {size[0]} pixels")
+
+
+def measure(kind: str, prompt: Prompt, answer: Answer, truth: Mask, box: Any) -> Row:
+    """Return the part of a row that every protocol has; `box` is left, top, right, bottom of the truth."""
+    return {
+        "prompt": kind,
+        "given": prompt.record(),
+        "iou": iou(answer.mask, truth),
+        "boundary_iou": boundary_iou(answer.mask, truth),
+        "predicted_iou": answer.predicted,
+        "filled_box_iou": iou(filled_box((truth.shape[0], truth.shape[1]), np.asarray(box)), truth),
+        "size": list(truth.shape),
+        "mask": encode(answer.mask),
+        "truth": encode(truth),
+    }
+
+
+def encode(mask: Mask) -> str:
+    """Return a mask as the `counts` of COCO's compressed RLE."""
+    return encode_rle(mask)["counts"]
+
+
+def decode(row: Row, which: str) -> Mask:
+    """Return a row's "mask" or "truth", H x W."""
+    return decode_rle({"size": row["size"], "counts": row[which]})
+
+
+def hash_pictures(folder: Path, names: Iterable[str]) -> str:
+    """Return the sha256 of pictures' names and contents, by which other pictures are told from the same."""
+    try:
+        digests = {name: sha256(folder / name) for name in names}
+    except OSError as e:
+        raise ImageReadError(f"a picture in {folder} cannot be read ({e}): check its path and its permissions.") from e
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
+def load_coco(path: str | PathLike[str]) -> COCO:
+    """Read an annotation file, without pycocotools' talk on stdout."""
+    path = Path(path)
+    try:
+        dataset = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise InvalidInputError(f"{path} cannot be read as JSON ({e}): give a COCO-format annotation file.") from e
+    if not isinstance(dataset, dict) or not {"images", "annotations"} <= dataset.keys():
+        raise InvalidInputError(f"{path} has no 'images' and 'annotations': give a COCO-format annotation file.")
+    coco = COCO()
+    coco.dataset = dataset
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+    except (AttributeError, KeyError, TypeError) as e:
+        raise InvalidInputError(f"{path} is not in COCO's format ({e!r}): mend it.") from e
+    if not coco.anns:
+        raise InvalidInputError(f"{path} has no annotation: there is nothing to compare masks with.")
+    return coco
+
+
+def picture_names(coco: COCO, path: Path) -> dict[Any, str]:
+    """Return the pictures' file names by their ids, in the file's order."""
+    try:
+        names = {i: coco.imgs[i]["file_name"] for i in coco.getImgIds()}
+        if not all(isinstance(name, str) for name in names.values()):
+            raise TypeError("file_name")
+    except (KeyError, TypeError) as e:
+        raise InvalidInputError(f"{path} has a picture without a file_name ({e!r}): mend it.") from e
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    if twice:
+        raise InvalidInputError(f"{path} has {twice[0]} more than once: give each picture one entry, with all its annotations.")
+    return names

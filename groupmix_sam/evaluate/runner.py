@@ -1,0 +1,160 @@
+"""Running an evaluation so that it can be killed, resumed and shared out."""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from .. import __version__
+from ..errors import InvalidInputError, SaveError
+from ..files import make_folder
+from ..memory import keep_memory
+from .dataset import Row
+from .models import Model
+from .results import Result, load_result
+
+__all__ = ["Task", "evaluate"]
+
+
+class Task(Protocol):
+    """What `Labelled` and `Agreement` have in common."""
+
+    kind: str
+    protocol: Any
+
+    def record(self) -> dict[str, Any]: ...
+    def pictures(self) -> list[str]: ...
+    def measure(self, predictor: Any, picture: str) -> list[Row]: ...
+
+
+def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | None:
+    """Evaluate a model and write the result; go on where a run that was killed stopped, and take a finished result as it is.
+
+    After each picture its rows are appended to a file in `<output>.parts`, a line a picture. Where torchrun or `accelerate
+    launch` started several processes, each takes every n-th of the pictures; the last to finish puts the parts together, in the
+    pictures' order. Pictures and prompts are taken one at a time, so that no figure depends on how the work was shared out.
+
+    Args:
+        task: What to evaluate on.
+        model: The model; its predictor needs only `SamPredictor`'s `set_image` and `predict`.
+        output: The JSON file to write.
+
+    Returns:
+        The result, or None if other processes have still to finish.
+
+    Raises:
+        InvalidInputError: `output` or its parts are of another evaluation, or damaged.
+        SaveError: they cannot be written; what is done is kept.
+    """
+    output = Path(output)
+    header = {"kind": task.kind, "protocol": task.protocol.record(), "model": model.record(), "data": task.record()}
+    header = json.loads(json.dumps(header))  # so that it compares equal to what is read back
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if output.exists():
+        result = load_result(output)
+        _check_same(header, asdict(result), output)
+        if not rank:
+            print(f"finished before, taken from {output}", file=sys.stderr)
+        return result
+    parts = output.with_name(f"{output.name}.parts")
+    make_folder(parts)
+    pictures = task.pictures()
+    done = _read_parts(parts, header)
+    mine = [picture for picture in pictures[rank::processes] if picture not in done]
+    part = parts / f"{rank}.jsonl"
+    _drop_cut_line(part)
+    if not part.exists():
+        _append(part, header)
+    keep_memory()
+    for picture in tqdm(mine, desc=model.name, unit="picture", disable=True if rank else None):
+        _append(part, {"picture": picture, "rows": task.measure(model.predictor, picture)})
+    try:
+        done = _read_parts(parts, header)
+    except FileNotFoundError:  # another process finished at the same time and has put the parts together
+        return load_result(output)
+    if any(picture not in done for picture in pictures):
+        return None
+    result = Result(**header, versions=_versions(), rows=[row for picture in pictures for row in done[picture]])
+    if not result.rows:
+        raise InvalidInputError(f"nothing in {header['data']['folder']} counts: see the protocol's crowds and least area.")
+    result.save(output)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(parts.rename(output.with_name(f"{output.name}.done-{rank}")))
+    return result
+
+
+def _read_parts(parts: Path, header: dict[str, Any]) -> dict[str, list[Row]]:
+    """Return the rows of the pictures that are done; a line that was cut by a kill does not count."""
+    done: dict[str, list[Row]] = {}
+    for part in sorted(parts.glob("*.jsonl")):
+        content = part.read_bytes()
+        try:
+            first, *lines = content.decode().split("\n")
+            if lines:
+                _check_same(header, dict(json.loads(first)), parts)
+            for entry in map(json.loads, lines[:-1]):
+                done[entry["picture"]] = list(entry["rows"])
+        except (KeyError, TypeError, ValueError) as e:
+            if isinstance(e, InvalidInputError):
+                raise
+            raise InvalidInputError(f"{part} is damaged ({e!r}): delete it, and its pictures are done again.") from e
+    return done
+
+
+def _append(part: Path, entry: dict[str, Any]) -> None:
+    """Write a line. Opened for each, so that a disk that is full is told of here and not when the file is closed."""
+    try:
+        with part.open("a", encoding="utf-8") as file:
+            print(json.dumps(entry), file=file)
+    except OSError as e:
+        raise SaveError(f"{part} cannot be written ({e}): free some space and start again; what is done is kept.") from e
+
+
+def _drop_cut_line(part: Path) -> None:
+    if part.exists():
+        content = part.read_bytes()
+        part.write_bytes(content[: content.rfind(b"\n") + 1])
+        if not part.stat().st_size:
+            part.unlink()
+
+
+def _check_same(header: dict[str, Any], found: dict[str, Any], path: Path) -> None:
+    for key, value in header.items():
+        there = found.get(key)
+        if there != value:
+            if isinstance(value, dict) and isinstance(there, dict):
+                differs = [part for part in value | there if value.get(part) != there.get(part)]
+                key, there, value = f"{key}'s {differs[0]}", there.get(differs[0]), value.get(differs[0])
+            raise InvalidInputError(
+                f"{path} is of another evaluation, its {key} is {there!r} and not {value!r}: give another output, or delete it."
+            )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"groupmix-sam": __version__, "python": platform.python_version()}
+    packages = (
+        "torch",
+        "torchvision",
+        "timm",
+        "segment-anything",
+        "segment-anything-py",
+        "pycocotools",
+        "faster-coco-eval",
+        "numpy",
+        "scipy",
+        "pillow",
+    )
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = installed_version(package)
+    return versions

@@ -1,0 +1,6 @@
+"""Inference on the machine at the line: a faster encoder, a faster decoder, and other runtimes."""
+
+from .fused_encoder import fuse
+from .predictor import Predictor, load_predictor
+
+__all__ = ["Predictor", "fuse", "load_predictor"]

@@ -1,0 +1,163 @@
+"""From a picture and prompts, or a picture alone, to the things in it."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..annotations.types import Thing
+from ..errors import InvalidInputError
+from ..images import as_rgb
+from ..masks import decode_rle, encode_rle
+from ..preprocess import check_aspect
+from ..prompts import Prompt
+from .predictor import Predictor
+
+__all__ = ["everything", "everything_costs", "segment"]
+
+# As many pixels of logits as SamAutomaticMaskGenerator's 64 points at a time have on a picture of 1024 x 1024.
+PIXELS_AT_ONCE = 64 * 1024 * 1024
+
+
+def segment(predictor: Any, image: NDArray[Any], prompts: Sequence[Prompt], category: str = "thing") -> list[Thing]:
+    """Return what each prompt shows.
+
+    One point may mean a part or the whole, so the model is asked for three masks and the best by its own word is taken; more
+    points, or a box, mean one thing.
+
+    Args:
+        predictor: A `SamPredictor` or a `deploy.Predictor`.
+        image: H x W x 3, uint8, RGB; also what else `as_rgb` takes, such as grayscale, H x W.
+        prompts: In the picture's pixels.
+        category: The name of what prompts show that have no category of their own.
+
+    Raises:
+        InvalidInputError: there is no prompt, or one is outside the picture.
+    """
+    if not prompts:
+        raise InvalidInputError("nothing says what to segment: give a prompt.")
+    image = as_rgb(image)
+    size = image.shape[0], image.shape[1]
+    if isinstance(predictor, SamPredictor):  # the other one checks for itself
+        check_aspect(size, predictor.model.image_encoder.img_size)
+    for prompt in prompts:
+        prompt.check(size)
+    predictor.set_image(image)
+    things = []
+    for prompt in prompts:
+        masks, scores, _ = predictor.predict(**prompt.arrays(), multimask_output=prompt.ambiguous)
+        best = int(scores.argmax())
+        given = {key: value for key, value in prompt.record().items() if key != "category"}
+        things.append(Thing(encode_rle(masks[best]), float(scores[best]), prompt.category or category, given))
+    return things
+
+
+def everything(
+    model: Sam | Predictor,
+    image: NDArray[Any],
+    *,
+    grid: int = 32,
+    least_score: float = 0.88,
+    least_stability: float = 0.95,
+    least_area: int = 0,
+    crop_layers: int = 0,
+    category: str = "thing",
+) -> list[Thing]:
+    """Return all things in a picture, the largest first, by segment-anything's `SamAutomaticMaskGenerator`.
+
+    Args:
+        model: A Sam; or a `deploy.Predictor`, whose decoder takes a fraction of the time and whose masks differ by a hair.
+        image: H x W x 3, uint8, RGB; also what else `as_rgb` takes, such as grayscale, H x W.
+        grid: Points a side that are asked with.
+        least_score: Masks are left out of which the model expects a lower IoU,
+        least_stability: or that change more when the threshold does,
+        least_area: or that have fewer pixels.
+        crop_layers: How often the picture is cut into four times as many parts, which are searched too.
+        category: The name of what is found.
+
+    Raises:
+        InvalidInputError: a setting that cannot be used, or the picture is too narrow.
+    """
+    everything_costs(grid, crop_layers)
+    if least_area < 0:
+        raise InvalidInputError(f"the least area is {least_area}: give 0 or more pixels.")
+    for name, value in (("score", least_score), ("stability", least_stability)):
+        if not 0 <= value <= 1:
+            raise InvalidInputError(f"the least {name} is {value}: give a number from 0 to 1.")
+    image = as_rgb(image)
+    height, width = image.shape[:2]
+    image_size = model.image_encoder.img_size if isinstance(model, Sam) else model.image_size
+    check_aspect((height, width), image_size)
+    generator = _Generator(
+        model,
+        points_per_side=grid,
+        # Its masks are as large as the picture: the memory stays the same, and so does every mask.
+        points_per_batch=max(1, min(64, PIXELS_AT_ONCE // (height * width))),
+        pred_iou_thresh=least_score,
+        stability_score_thresh=least_stability,
+        crop_n_layers=crop_layers,
+        output_mode="uncompressed_rle",
+    )
+    found = [entry for entry in generator.generate(image) if entry["area"] >= max(least_area, 1)]
+    return [
+        Thing(
+            encode_rle(decode_rle(entry["segmentation"])),
+            float(entry["predicted_iou"]),
+            category,
+            Prompt(np.asarray(entry["point_coords"]).tolist(), [1]).record(),
+        )
+        for entry in sorted(found, key=lambda entry: -entry["area"])
+    ]
+
+
+class _Generator(SamAutomaticMaskGenerator):  # type: ignore[misc]  # segment-anything has no types
+    def __init__(self, model: Sam | Predictor, **settings: Any) -> None:
+        if isinstance(model, Sam):
+            super().__init__(model, **settings)
+        else:
+            asked = _Asked(model)
+            super().__init__(asked, **settings)
+            self.predictor = asked
+
+    def _process_crop(self, *args: Any) -> Any:
+        data = super()._process_crop(*args)
+        # Where nothing is found, segment-anything's are of another shape, over which it then stumbles.
+        data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)
+        return data
+
+
+class _Asked:
+    """A Predictor where SamAutomaticMaskGenerator looks for a Sam and a SamPredictor."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.set_image, self.reset_image = predictor.set_image, predictor.reset_image
+        self.predict_batch, self.mask_threshold = predictor.predict_batch, predictor.mask_threshold
+        self.image_encoder = SimpleNamespace(img_size=predictor.image_size)
+        self.model = self.transform = self
+
+    def apply_coords(self, points: NDArray[np.float64], _: tuple[int, int]) -> NDArray[np.float64]:
+        """Return points as they are: a Predictor takes the picture's pixels."""
+        return points
+
+    def predict_torch(self, points: Tensor, labels: Tensor, multimask_output: bool, return_logits: bool) -> list[Tensor]:
+        """Answer as SamPredictor does."""
+        answer = self.predict_batch(
+            points.numpy(), labels.numpy(), multimask_output=multimask_output, return_logits=return_logits
+        )
+        return [torch.from_numpy(array) for array in answer]
+
+
+def everything_costs(grid: int = 32, crop_layers: int = 0) -> tuple[int, int]:
+    """Return what `everything` asks for a picture: how many passes of the encoder, and how many prompts."""
+    if grid < 1 or crop_layers < 0:
+        raise InvalidInputError(f"the grid is {grid} and crop layers are {crop_layers}: give 1 or more, and 0 or more.")
+    parts = sum(4**layer for layer in range(crop_layers + 1))
+    return parts, parts * grid**2

@@ -1,0 +1,63 @@
+"""OpenVINO as a backend."""
+
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ...errors import RuntimeUnavailableError, import_extra
+from .base import Array, input_refused
+
+__all__ = ["OpenvinoModel", "openvino_core"]
+
+
+class OpenvinoModel:
+    """An OpenVINO IR, or an ONNX file, in OpenVINO.
+
+    Args:
+        path: The `.xml` or `.onnx` file.
+        device: "CPU", "GPU" or another of OpenVINO's devices.
+        precision: "f32" or "bf16": OpenVINO would choose by the processor. Where bf16 has no instructions a warning says so.
+        threads: None leaves them to OpenVINO.
+
+    Raises:
+        MissingExtraError: there is no openvino.
+        RuntimeUnavailableError: the device is not there, or the file cannot be read.
+    """
+
+    def __init__(self, path: Path, device: str = "CPU", precision: str = "f32", threads: int | None = None) -> None:
+        core = openvino_core()
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
+        if threads is not None:
+            # Unpinned: several processes of one thread each would all be pinned to the first core.
+            settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+        try:
+            self.model = core.compile_model(str(path), device, settings)
+        except RuntimeError as e:
+            raise RuntimeUnavailableError(
+                f"OpenVINO does not load {path} on {device} ({e}): its devices are {', '.join(core.available_devices)}; "
+                "check the name, or export again."
+            ) from e
+        if precision == "bf16" and "BF16" not in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+            warnings.warn(
+                f"this {device} has no instructions for bf16, and emulating them is slower than fp32: export in fp32 or int8.",
+                stacklevel=2,
+            )
+
+    def __call__(self, *inputs: Array) -> list[Array]:
+        try:
+            # The decoder's inputs are 10 MB, which would be copied for each prompt. Outputs are, as the next call reuses them.
+            return list(self.model(list(inputs), share_inputs=True).values())
+        except RuntimeError as e:
+            raise input_refused(inputs, e) from e
+
+
+@cache
+def openvino_core() -> Any:
+    """Return the process's one core.
+
+    Each that has loaded the CPU plugin gives the thread another alternate signal stack, and puts back the one before when it
+    goes. Of several that go in the order in which they came, the last one puts back memory that is freed, and the next signal
+    with a handler in Python, as when a DataLoader's worker ends, kills the process.
+    """
+    return import_extra("openvino", "openvino").Core()

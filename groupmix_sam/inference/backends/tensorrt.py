@@ -1,0 +1,68 @@
+"""TensorRT as a backend."""
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import RuntimeUnavailableError, import_extra
+from .base import Array, input_refused
+
+__all__ = ["TensorrtModel", "import_tensorrt"]
+
+
+class TensorrtModel:
+    """A TensorRT plan, of TensorRT 10 or newer.
+
+    Args:
+        path: The plan, built on this machine's GPU by this TensorRT.
+        device: Where the buffers are.
+
+    Raises:
+        MissingExtraError: there is no tensorrt.
+        RuntimeUnavailableError: there is no driver or GPU, or the plan is another machine's or version's.
+    """
+
+    def __init__(self, path: Path, device: str = "cuda") -> None:
+        trt = import_tensorrt()
+        self.device = torch.device(device)
+        runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self.engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        if self.engine is None:
+            raise RuntimeUnavailableError(
+                f"TensorRT {trt.__version__} does not read {path}: a plan fits one GPU and one version, export it again here."
+            )
+        self.context = self.engine.create_execution_context()
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        self.inputs = [name for name in names if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        self.outputs = [name for name in names if name not in self.inputs]
+
+    def __call__(self, *inputs: Array) -> list[Array]:
+        # Kept until the stream is done: TensorRT knows addresses alone.
+        tensors = [torch.from_numpy(np.ascontiguousarray(x)).to(self.device) for x in inputs]
+        for name, tensor in zip(self.inputs, tensors, strict=True):
+            if not self.context.set_input_shape(name, tuple(tensor.shape)):
+                raise input_refused(inputs, f"{name} is outside the plan's profile")
+            self.context.set_tensor_address(name, tensor.data_ptr())
+        results = [torch.empty(tuple(self.context.get_tensor_shape(name)), device=self.device) for name in self.outputs]
+        for name, tensor in zip(self.outputs, results, strict=True):
+            self.context.set_tensor_address(name, tensor.data_ptr())
+        stream = torch.cuda.current_stream().cuda_stream if self.device.type == "cuda" else 0
+        if not self.context.execute_async_v3(stream):
+            raise RuntimeUnavailableError("TensorRT failed to run the plan: its log says why; export it again on this machine.")
+        return [tensor.cpu().numpy() for tensor in results]  # waits for the stream
+
+
+def import_tensorrt() -> Any:
+    """Return the module tensorrt, looked for after the driver: without one, importing it can end the process."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        count = ctypes.c_int()
+        found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except OSError:
+        found = False
+    if not found:
+        raise RuntimeUnavailableError("there is no NVIDIA driver with a GPU here: TensorRT builds and runs plans on one only.")
+    return import_extra("tensorrt", "tensorrt")

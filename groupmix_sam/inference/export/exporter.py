@@ -1,0 +1,169 @@
+"""From a Sam to a folder that `Predictor` and other programs run: models, `config.json` and `parity.json`."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+
+from ... import __version__
+from ...encoders.groupmixformer import GroupMixFormer
+from ...errors import GroupMixSamError, InvalidInputError, SaveError
+from ...files import sha256
+from ...weights import encoder_name
+from ..backends.tensorrt import import_tensorrt
+from ..exported_folder import FORMAT_VERSION
+from ..predictor import Predictor, model_hash
+from .onnx import quantize, write_graphs
+from .openvino import convert
+from .parity import DEFAULTS, Thresholds, check_parity, measure_parity
+
+__all__ = ["PRECISIONS", "export"]
+
+PRECISIONS = {
+    "onnx": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "fp16", "bf16", "int8"),
+    "tensorrt": ("fp32", "fp16", "int8"),
+}
+# Fewer do not show an encoder what it will see.
+LEAST_CALIBRATION = 8
+
+
+def export(
+    sam: Sam,
+    folder: str | PathLike[str],
+    pictures: Sequence[NDArray[np.uint8]],
+    *,
+    runtime: str = "onnx",
+    precision: str = "fp32",
+    dynamic_batch: bool = False,
+    thresholds: Thresholds = DEFAULTS,
+    calibration: Sequence[NDArray[np.uint8]] = (),
+    timing_cache: Path | None = None,
+    graphs: Path | None = None,
+) -> dict[str, Any]:
+    """Write a model for a runtime to a new folder, if its masks hold; return the parity report.
+
+    Args:
+        sam: A model built by `build_sam_groupmix`, on the CPU. Its image size is the exported model's.
+        folder: To make; it appears whole or not at all.
+        pictures: H x W x 3, uint8, RGB, on which the masks are compared with those of the Sam in fp32.
+        runtime: "onnx", "openvino" or "tensorrt", which needs the GPU that will run it.
+        precision: One of `PRECISIONS[runtime]`: of the encoder, as the decoder stays in fp32. "fp16" in OpenVINO is of the
+            file, "bf16" of the arithmetic.
+        dynamic_batch: Whether the encoder takes several pictures at once.
+        thresholds: What the masks' IoU must reach, and of which masks.
+        calibration: Pictures for "int8", 8 or more, and none of `pictures`.
+        timing_cache: A file in which TensorRT keeps what it measured, for the next export.
+        graphs: A folder in which `write_graphs` has written this Sam in the encoder's precision, which takes a minute or more:
+            several exports can share it.
+
+    Raises:
+        InvalidInputError: the folder is there, or an argument cannot be used.
+        MissingExtraError: a package for the runtime is missing.
+        RuntimeUnavailableError: there is no GPU for TensorRT, or it refuses the model.
+        ParityError: the masks do not hold.
+        SaveError: the folder cannot be written.
+    """
+    folder = Path(folder)
+    _check(sam, folder, pictures, runtime, precision, calibration)
+    if runtime == "tensorrt":
+        import_tensorrt()  # before minutes of work
+    exact = Predictor(sam)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir()
+        if graphs is None:
+            in_graph = precision == "fp16" and runtime != "openvino"
+            write_graphs(sam, part, torch.float16 if in_graph else torch.float32, dynamic_batch)
+        else:
+            for path in graphs.glob("*.onnx"):
+                shutil.copy(path, part)
+        # In INT8, GroupMixFormer's depthwise convolutions cost its masks most, and nearly all its work is products.
+        products_only = isinstance(sam.image_encoder, GroupMixFormer)
+        _convert(part, runtime, precision, (exact.preprocess(p)[None] for p in calibration), products_only, timing_cache)
+        config = _config(part, sam, exact, runtime, precision, dynamic_batch)
+        _write_json(part / "config.json", config)
+        report = measure_parity(exact, Predictor(part), pictures, thresholds.score)
+        check_parity(report, thresholds)
+        _write_json(part / "parity.json", report)
+        _write_json(part / "config.json", {**config, "parity": {k: v for k, v in report.items() if k != "each"}})
+        os.replace(part, folder)
+    except GroupMixSamError:
+        raise
+    except OSError as e:
+        raise SaveError(f"{folder} cannot be written ({e}): check its rights and the space that is left.") from e
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return report
+
+
+def _check(
+    sam: Sam,
+    folder: Path,
+    pictures: Sequence[NDArray[np.uint8]],
+    runtime: str,
+    precision: str,
+    calibration: Sequence[NDArray[np.uint8]],
+) -> None:
+    if runtime not in PRECISIONS or precision not in PRECISIONS[runtime]:
+        known = "; ".join(f"{name} with {', '.join(kinds)}" for name, kinds in PRECISIONS.items())
+        raise InvalidInputError(f"there is no {precision!r} for {runtime!r}: use {known}.")
+    if sam.device.type != "cpu":
+        raise InvalidInputError(f"the Sam is on {sam.device}: export it from the CPU, with sam.cpu().")
+    if folder.exists():
+        raise InvalidInputError(f"{folder} is there already: give a new folder, or remove it.")
+    if not folder.parent.is_dir():
+        raise InvalidInputError(f"there is no folder {folder.parent}: make it first.")
+    if not len(pictures):
+        raise InvalidInputError("there is no picture to compare masks on: give one or more.")
+    if precision == "int8" and len(calibration) < LEAST_CALIBRATION:
+        raise InvalidInputError(f"{len(calibration)} pictures are too few to calibrate on: give {LEAST_CALIBRATION} or more.")
+
+
+def _convert(
+    part: Path,
+    runtime: str,
+    precision: str,
+    inputs: Iterator[NDArray[np.float32]],
+    products_only: bool,
+    timing_cache: Path | None,
+) -> None:
+    """Make the runtime's models of a folder's graphs, in their place."""
+    if runtime == "openvino":
+        convert(part, precision, inputs, products_only)
+        return
+    if precision == "int8":
+        quantize(part / "encoder.onnx", inputs, products_only, symmetric=runtime == "tensorrt")
+    if runtime == "tensorrt":
+        from .tensorrt import build_plans
+
+        build_plans(part, timing_cache)
+
+
+def _config(part: Path, sam: Sam, exact: Predictor, runtime: str, precision: str, dynamic_batch: bool) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "library": f"groupmix-sam {__version__}",
+        "architecture": encoder_name(sam),
+        "runtime": runtime,
+        "precision": precision,
+        "image_size": exact.image_size,
+        "mean": exact.mean.tolist(),
+        "std": exact.std.tolist(),
+        "mask_threshold": exact.mask_threshold,
+        "dynamic_batch": dynamic_batch,
+        "model_hash": model_hash(sam),
+        "files": {path.name: sha256(path) for path in sorted(part.iterdir())},
+    }
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

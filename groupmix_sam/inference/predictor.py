@@ -1,0 +1,412 @@
+"""SamPredictor for the line: the same calls and masks, from a Sam in PyTorch or from a folder that was exported."""
+
+import hashlib
+from collections.abc import Sequence
+from copy import deepcopy
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from segment_anything.modeling import Sam
+
+from ..encoders.groupmixformer import GroupMixFormer
+from ..errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFoundError
+from ..files import checksum, write_beside
+from ..images import as_rgb
+from ..preprocess import check_aspect
+from ..prompts import _prompts, is_ambiguous
+from ..sam import build_sam_groupmix
+from ..weights import is_exported
+from .backends.base import Model
+from .backends.torch import TorchModel
+from .exported_folder import FORMAT_VERSION, folder_models, read_config
+from .fused_decoder import Decoder, ImageTokens
+from .fused_encoder import fuse
+from .mask_resize import neighbours, resize_blocks
+
+__all__ = ["Predictor", "load_predictor", "model_hash"]
+
+
+class Predictor:
+    """Masks from prompts, with SamPredictor's methods and semantics.
+
+    Beside those: several pictures (`set_images`), many prompts at once (`predict_batch`), and embeddings that are kept
+    (`save_embedding`, `load_embedding`). Masks come from one resize of the logits to the picture, where segment-anything
+    resizes twice: they differ along outlines, by a hair. NumPy arrays go in and come out, whatever the runtime.
+
+    Args:
+        model: A Sam that `build_sam_groupmix` built, which is not changed; or a folder that `groupmix-sam export` wrote.
+        device: Of a Sam: "cpu" or "cuda". Of an OpenVINO folder: "CPU", "GPU". None is the default.
+        dtype: Of a Sam's encoder: fp32, bf16 or fp16.
+        providers: Of an ONNX folder: ONNX Runtime's execution providers, all of which must load; by default the CPU's.
+        threads: Of ONNX Runtime and OpenVINO; None leaves them to the runtime. PyTorch's are set by `torch.set_num_threads`,
+            and a TensorRT plan has none.
+
+    Raises:
+        InvalidInputError: neither a Sam nor a folder, or an option is of another runtime.
+        WeightsNotFoundError: there is no such folder, or a file of it is missing.
+        WeightsError: the folder is damaged or of another version.
+        RuntimeUnavailableError: a runtime, provider or device is missing.
+    """
+
+    def __init__(
+        self,
+        model: Sam | str | PathLike[str],
+        *,
+        device: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if isinstance(model, Sam):
+            if providers is not None or threads is not None:
+                raise InvalidInputError(
+                    "the model is a Sam: providers and threads are for exported folders, and PyTorch has torch.set_num_threads."
+                )
+            self.image_size = int(model.image_encoder.img_size)
+            mean, std = (value.flatten().float().cpu().numpy() for value in (model.pixel_mean, model.pixel_std))
+            self.mask_threshold = float(model.mask_threshold)
+            self._sam: Sam | None = model
+            self._hash: str | None = None
+            self._batches = True
+            self._models = torch_models(model, device, dtype)
+        elif isinstance(model, (str, PathLike)):
+            folder = Path(model)
+            config = read_config(folder)
+            runtime = config["runtime"]
+            if (
+                dtype != torch.float32
+                or (device is not None and runtime != "openvino")
+                or (providers is not None and runtime != "onnx")
+            ):
+                raise InvalidInputError(
+                    f"{folder} was exported in {config['precision']} for {runtime}: dtype is for a Sam, device for "
+                    "a Sam or OpenVINO, and providers for ONNX Runtime."
+                )
+            self.image_size = config["image_size"]
+            mean, std = config["mean"], config["std"]
+            self.mask_threshold = config["mask_threshold"]
+            self._sam = None
+            self._hash = config["model_hash"]
+            self._batches = config["dynamic_batch"]
+            self._models = folder_models(folder, config, device, providers, threads)
+        else:
+            raise InvalidInputError(f"the model is a {type(model).__name__}: give a Sam or an exported folder.")
+        self.mean, self.std = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
+        self.reset_image()
+
+    def reset_image(self) -> None:
+        """Forget the pictures."""
+        self._features: list[NDArray[np.float32]] = []
+        self._tokens: dict[int, list[NDArray[np.float32]]] = {}
+        self._sizes: list[tuple[int, int]] = []
+
+    @property
+    def is_image_set(self) -> bool:
+        return bool(self._features)
+
+    def set_image(self, image: NDArray[Any], image_format: str = "RGB") -> None:
+        """Compute a picture's embedding, for `predict`.
+
+        Args:
+            image: H x W x 3, uint8; also H x W, H x W x 4 or uint16.
+            image_format: "RGB" or "BGR".
+        """
+        self.set_images([image], image_format)
+
+    def set_images(self, images: Sequence[NDArray[Any]], image_format: str = "RGB", batch_size: int = 4) -> None:
+        """Compute the embeddings of several pictures, of any sizes; `predict(..., index=i)` then is about the i-th.
+
+        Args:
+            images: What `set_image` takes.
+            image_format: "RGB" or "BGR".
+            batch_size: How many go through the encoder at once, if it was exported for batches.
+        """
+        if image_format not in ("RGB", "BGR"):
+            raise InvalidInputError(f"image_format is {image_format!r}: use 'RGB' or 'BGR'.")
+        if batch_size < 1:
+            raise InvalidInputError(f"batch_size is {batch_size}: give 1 or more.")
+        if not len(images):
+            raise InvalidInputError("there is no picture: give one or more.")
+        pictures = [as_rgb(image) for image in images]
+        for picture in pictures:
+            check_aspect(picture.shape[:2], self.image_size)
+        self.reset_image()
+        step = batch_size if self._batches else 1
+        embeddings: list[NDArray[np.float32]] = []
+        for start in range(0, len(pictures), step):
+            inputs = [self.preprocess(picture, image_format) for picture in pictures[start : start + step]]
+            (features,) = self._models["encoder"](np.stack(inputs))
+            embeddings += [features[i : i + 1] for i in range(len(features))]
+        self._features = embeddings
+        self._sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+
+    def predict(
+        self,
+        point_coords: NDArray[Any] | None = None,
+        point_labels: NDArray[Any] | None = None,
+        box: NDArray[Any] | None = None,
+        mask_input: NDArray[Any] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        *,
+        index: int = 0,
+    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
+        """Return masks, C x H x W of bool, their predicted IoUs, C, and low-resolution logits, C x S/4 x S/4; C is 3 or 1.
+
+        Args:
+            point_coords: N x 2, x before y, in the picture's pixels.
+            point_labels: N, 1 for foreground and 0 for background.
+            box: Left, top, right, bottom in pixels.
+            mask_input: Logits of an earlier prediction, 1 x S/4 x S/4; with points or a box, or alone.
+            multimask_output: Return three masks, for what is ambiguous, and not one.
+            return_logits: Return the resized logits and not bools.
+            index: Which of the pictures.
+
+        Raises:
+            NoImageError: there is no picture yet.
+            InvalidInputError: a prompt that cannot be used, such as a point outside the picture or a reversed box, or none.
+        """
+        masks, scores, logits = self.predict_batch(
+            None if point_coords is None else np.asarray(point_coords)[None],
+            None if point_labels is None else np.asarray(point_labels)[None],
+            None if box is None else np.asarray(box).reshape(1, -1),
+            None if mask_input is None else np.asarray(mask_input)[None],
+            multimask_output,
+            return_logits,
+            index=index,
+        )
+        return masks[0], scores[0], logits[0]
+
+    def predict_batch(
+        self,
+        point_coords: NDArray[Any] | None = None,
+        point_labels: NDArray[Any] | None = None,
+        boxes: NDArray[Any] | None = None,
+        mask_input: NDArray[Any] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        *,
+        index: int = 0,
+    ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
+        """Do for P prompts on one picture what `predict` does for one: P x C x H x W, P x C and P x C x S/4 x S/4.
+
+        Args:
+            point_coords: P x N x 2, x before y, in the picture's pixels.
+            point_labels: P x N, 1 for foreground, 0 for background, -1 for none.
+            boxes: P x 4: left, top, right, bottom in pixels.
+            mask_input: P x 1 x S/4 x S/4.
+            multimask_output: Three masks for each prompt, or one.
+            return_logits: Return the resized logits and not bools.
+            index: Which of the pictures.
+        """
+        logits, scores, _ = self._ask(index, point_coords, point_labels, boxes, mask_input)
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        logits, scores = logits[:, chosen], scores[:, chosen]
+        return self._to_picture(logits, index, return_logits), scores, logits
+
+    def predict_best(
+        self,
+        point_coords: NDArray[Any] | None = None,
+        point_labels: NDArray[Any] | None = None,
+        boxes: NDArray[Any] | None = None,
+        *,
+        index: int = 0,
+    ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+        """Return one mask for each of P prompts, P x H x W, and its predicted IoU, P: the mask that `segment` takes.
+
+        That is the best of three by the model's own word for one point, and else the single one. Arguments are as
+        `predict_batch` has them.
+        """
+        logits, scores, labels = self._ask(index, point_coords, point_labels, boxes)
+        three = is_ambiguous((labels >= 0).sum(axis=1), boxes is not None)
+        chosen = np.arange(len(scores)), np.where(three, 1 + scores[:, 1:].argmax(axis=1), 0)
+        return self._to_picture(logits[chosen], index), scores[chosen]
+
+    def get_image_embedding(self, index: int = 0) -> NDArray[np.float32]:
+        """Return a picture's embedding, 1 x 256 x S/16 x S/16."""
+        if not self._features:
+            raise NoImageError("an image must be set with set_image() to have an embedding.")
+        self._check_index(index)
+        return self._features[index]
+
+    def save_embedding(self, path: str | PathLike[str]) -> Path:
+        """Write the pictures' embeddings as safetensors, beside and then renamed; return the path.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        if not self._features:
+            raise NoImageError("an image must be set with set_image() to have an embedding.")
+        path = Path(path)
+        # safetensors writes an array's memory as it lies, in whatever order.
+        features = np.ascontiguousarray(np.concatenate(self._features))
+        tensors = {"features": torch.from_numpy(features), "sizes": torch.tensor(self._sizes)}
+        metadata = {"format_version": str(FORMAT_VERSION), "model_hash": self.model_hash, "crc32": checksum(tensors)}
+        write_beside(path, lambda part: save_file(tensors, part, metadata))
+        return path
+
+    def load_embedding(self, path: str | PathLike[str]) -> None:
+        """Set the pictures whose embeddings `save_embedding` wrote, with these weights in whichever runtime.
+
+        Raises:
+            WeightsNotFoundError: there is no such file.
+            WeightsError: it is damaged, or was computed by other weights or at another size.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise WeightsNotFoundError(f"there is no embedding {path}: check the path.")
+        try:
+            with safe_open(path, framework="pt") as f:
+                metadata = f.metadata() or {}
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        except Exception as e:  # a damaged header makes safetensors raise more than its own error
+            raise WeightsError(f"{path} is not a whole safetensors file ({e}): save the embedding again.") from e
+        if metadata.get("model_hash") != self.model_hash or tensors.keys() != {"features", "sizes"}:
+            raise WeightsError(f"{path} was not computed by this model at this size: set_image() and save it again.")
+        if metadata.get("crc32") != checksum(tensors):
+            raise WeightsError(f"{path} is damaged: save the embedding again.")
+        features = tensors["features"].numpy()
+        self.reset_image()
+        self._features = [features[i : i + 1] for i in range(len(features))]
+        self._sizes = [(int(height), int(width)) for height, width in tensors["sizes"].tolist()]
+
+    @property
+    def model_hash(self) -> str:
+        """What tells these weights at this size from others, the same in every runtime."""
+        if self._hash is None:
+            assert self._sam is not None
+            self._hash = model_hash(self._sam)
+        return self._hash
+
+    def _check_index(self, index: int) -> None:
+        if not 0 <= index < len(self._features):
+            raise InvalidInputError(f"index is {index}: there are {len(self._features)} pictures, counted from 0.")
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        scale = self.image_size / max(height, width)
+        return int(height * scale + 0.5), int(width * scale + 0.5)
+
+    def preprocess(self, picture: NDArray[np.uint8], image_format: str = "RGB") -> NDArray[np.float32]:
+        """Return the encoder's input: resized, without mean and std, padded at the bottom and the right, 3 x S x S."""
+        if image_format == "BGR":
+            picture = np.ascontiguousarray(picture[:, :, ::-1])
+        height, width = self._resized(*picture.shape[:2])
+        resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+        out = np.zeros((3, self.image_size, self.image_size), dtype=np.float32)
+        pixels = out[:, :height, :width]
+        np.subtract(resized.transpose(2, 0, 1), self.mean[:, None, None], out=pixels)
+        pixels /= self.std[:, None, None]
+        return out
+
+    def _ask(
+        self,
+        index: int,
+        point_coords: NDArray[Any] | None,
+        point_labels: NDArray[Any] | None,
+        boxes: NDArray[Any] | None,
+        mask_input: NDArray[Any] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Return all four masks' logits and scores for each prompt, and the labels as the decoder takes them."""
+        if not self._features:
+            raise NoImageError("an image must be set with set_image() before masks are predicted.")
+        self._check_index(index)
+        size = self._sizes[index]
+        if mask_input is not None and np.size(mask_input) and point_coords is point_labels is boxes is None:
+            points = np.zeros((*np.shape(mask_input)[:1], 0, 2), dtype=np.float32)  # a mask alone says what is meant
+            labels = points[..., 0]
+        else:
+            points, labels = _prompts(point_coords, point_labels, boxes, size, self._resized(*size))
+        logits, scores = self._decode(index, mask_input, points, labels)
+        return logits, scores, labels
+
+    def _decode(
+        self, index: int, mask_input: NDArray[Any] | None, points: NDArray[np.float32], labels: NDArray[np.float32]
+    ) -> list[NDArray[np.float32]]:
+        """Return all four masks' logits and scores for each prompt."""
+        decoder, image = self._models["decoder"], self._models["image"]
+        if mask_input is None:
+            if index not in self._tokens:
+                self._tokens[index] = image(self._features[index])
+            return decoder(*self._tokens[index], points, labels)
+        masks = np.ascontiguousarray(mask_input, dtype=np.float32)
+        shape = (len(points), 1, self.image_size // 4, self.image_size // 4)
+        if masks.shape != shape:
+            raise InvalidInputError(
+                f"the masks have shape {masks.shape}: give {shape}, one for each prompt, which are the logits of an earlier "
+                "prediction."
+            )
+        outputs = []
+        for i in range(len(points)):  # each mask makes another picture of it
+            (dense,) = self._models["masks"](masks[i : i + 1])
+            tokens = image(self._features[index] + dense)
+            outputs.append(decoder(*tokens, points[i : i + 1], labels[i : i + 1]))
+        return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+
+    def _to_picture(self, logits: NDArray[np.float32], index: int, return_logits: bool = False) -> NDArray[Any]:
+        """Resize P x ... x S/4 x S/4 logits to the picture, P x ... x H x W of bool or as they are, leaving out the padding."""
+        size = self._sizes[index]
+        extents = (new / 4 for new in self._resized(*size))
+        out = np.empty((*logits.shape[:-2], *size), dtype=np.float32 if return_logits else bool)
+        flat = logits.reshape(-1, *logits.shape[-2:])
+        rows, columns = map(neighbours, size, flat.shape[1:], extents)
+        for low, whole in zip(flat, out.reshape(-1, *size), strict=True):
+            for block, part in resize_blocks(low, rows, columns):
+                if return_logits:
+                    whole[block] = part
+                else:
+                    np.greater(part, self.mask_threshold, out=whole[block])
+        return out
+
+
+def load_predictor(
+    checkpoint: str | PathLike[str] = "default",
+    *,
+    encoder: str | None = None,
+    image_size: int | None = None,
+) -> Predictor:
+    """Return a predictor by the name of its model: weights in PyTorch, on the GPU if there is one, or an exported folder.
+
+    Args:
+        checkpoint: What `build_sam_groupmix` takes, or a folder that `groupmix-sam export` wrote.
+        encoder: As for `build_sam_groupmix`; not of an exported folder, which has its own.
+        image_size: Likewise.
+
+    Raises:
+        GroupMixSamError: one of those that `build_sam_groupmix` and `Predictor` raise.
+    """
+    if not is_exported(checkpoint):
+        sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
+        return Predictor(sam.to("cuda" if torch.cuda.is_available() else "cpu"))
+    if encoder is not None or image_size is not None:
+        raise InvalidInputError(f"{checkpoint} was exported, with its own encoder and size: leave out encoder and image_size.")
+    return Predictor(checkpoint)
+
+
+def model_hash(sam: Sam) -> str:
+    """Return the sha256 of a Sam's weights and input size."""
+    digest = hashlib.sha256(str(sam.image_encoder.img_size).encode())
+    for name, value in sorted(sam.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def torch_models(sam: Sam, device: str | None = None, dtype: torch.dtype = torch.float32) -> dict[str, Model]:
+    """Return the four parts of a Sam in PyTorch, the encoder fused if it is a GroupMixFormer."""
+    where = sam.device if device is None else torch.device(device)
+    encoder = sam.image_encoder
+    encoder = fuse(encoder) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()
+    decoder = Decoder(sam).to(where)
+    return {
+        "encoder": TorchModel(encoder.to(where, dtype), where, dtype),
+        "masks": TorchModel(decoder.embed_masks, where),
+        "image": TorchModel(decoder.image, where),
+        "decoder": TorchModel(lambda *x: decoder(ImageTokens(*x[:4]), *x[4:]), where),
+    }

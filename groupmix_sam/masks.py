@@ -1,0 +1,207 @@
+"""Masks, H x W of bool: COCO's run lengths, polygons, boxes and the IoU."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import InvalidInputError, import_extra
+
+__all__ = [
+    "Polygon",
+    "Rle",
+    "decode_rle",
+    "encode_rle",
+    "fill_polygons",
+    "filled_box",
+    "iou",
+    "mask_iou",
+    "tight_box",
+    "to_polygons",
+]
+
+Mask = NDArray[np.bool_]
+# A ring of points, x and y in pixels, and the rings of its holes.
+Polygon = list[list[list[int]]]
+# What labelling tools can still move about by hand.
+TOLERANCE = 1.0
+# Larger pictures are a fault in a file, and would take all memory.
+MOST_PIXELS = 2**31
+
+
+class Rle(TypedDict):
+    """A mask as COCO has it: height and width, and run lengths, column by column, compressed into a string."""
+
+    size: list[int]
+    counts: str
+
+
+def to_polygons(mask: Mask, tolerance: float = TOLERANCE) -> list[Polygon]:
+    """Return a mask's parts, each an outline and its holes'; with tolerance 0, `fill_polygons` gives the same mask again.
+
+    Args:
+        mask: H x W of bool.
+        tolerance: Pixels by which the polygons may leave the outline, so as to have fewer points; parts and holes that are no
+            wider vanish, but for the largest part.
+
+    Raises:
+        MissingExtraError: there is no OpenCV.
+    """
+    cv2 = import_extra("cv2", "stream")
+    found, tree = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = [i for i in range(len(found)) if tree[0, i, 3] < 0]
+    largest = max(outlines, key=lambda i: cv2.contourArea(found[i]), default=None)
+    parts: dict[int, Polygon] = {}
+    for i in sorted(range(len(found)), key=lambda i: tree[0, i, 3] >= 0):  # outlines before holes
+        ring = cv2.approxPolyDP(found[i], tolerance, True)[:, 0].tolist()
+        if len(ring) < 3:
+            if tolerance > 0 and i != largest:
+                continue
+            ring += [ring[-1]] * (3 - len(ring))  # fewer than three points are no polygon to most tools
+        outline = int(tree[0, i, 3])
+        if outline < 0:
+            parts[i] = [ring]
+        elif outline in parts:
+            parts[outline].append(ring)
+    return list(parts.values())
+
+
+def fill_polygons(polygons: Iterable[Sequence[Any]], size: tuple[int, int]) -> Mask:
+    """Return the mask, of height and width `size`, of parts, each an outline and its holes'; points are rounded to pixels.
+
+    Raises:
+        MissingExtraError: there is no OpenCV.
+    """
+    cv2 = import_extra("cv2", "stream")
+    if min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
+        raise InvalidInputError(f"the picture has {size[1]} x {size[0]} pixels: give its width and height.")
+    mask = np.zeros(size, dtype=np.uint8)
+    for rings in polygons:
+        cv2.fillPoly(mask, [_ring(ring) for ring in rings], 1)
+    return mask.astype(bool)
+
+
+def encode_rle(mask: Mask) -> Rle:
+    """Return a mask, H x W of bool, as COCO's compressed RLE; byte for byte what pycocotools writes."""
+    if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2:
+        what = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise InvalidInputError(f"the mask is {what}: give an H x W array of bool.")
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    first = [0, 0] if flat.size and flat[0] else [0]  # the runs begin with one of background, which may be empty
+    counts = [stop - start for start, stop in pairwise([*first, *changes.tolist(), flat.size])]
+    return {"size": [int(side) for side in mask.shape], "counts": _compress(counts)}
+
+
+def decode_rle(rle: Mapping[str, Any]) -> Mask:
+    """Return COCO's RLE, compressed or as a list of run lengths, as a mask, H x W of bool.
+
+    Raises:
+        InvalidInputError: it is no RLE, or its runs are not the size's.
+    """
+    try:
+        (height, width), counts = map(int, rle["size"]), rle["counts"]
+        runs = _decompress(counts) if isinstance(counts, (str, bytes)) else [int(count) for count in counts]
+        if min(height, width, *runs) < 0 or sum(runs) != height * width or sum(runs) > MOST_PIXELS:
+            raise ValueError(f"runs of {sum(runs)} pixels for {width} x {height}")
+    except (IndexError, KeyError, OverflowError, TypeError, ValueError) as e:
+        raise InvalidInputError(f"a mask is no RLE ({e!r}): give COCO's size and counts.") from e
+    values = np.arange(len(runs)) % 2 == 1
+    return np.repeat(values, runs).reshape((height, width), order="F")
+
+
+def _joined(rings: Polygon) -> list[list[int]]:
+    """Return one ring that goes through all: there and back between the nearest points of each and of those before it."""
+    path = np.array(rings[0])
+    for ring in map(np.array, rings[1:]):
+        distances = ((path[:, None] - ring[None]) ** 2).sum(2)
+        at, start = divmod(int(distances.argmin()), len(ring))
+        turned = np.roll(ring, -start, axis=0)
+        path = np.concatenate([path[: at + 1], turned, turned[:1], path[at:]])
+    return path.tolist()
+
+
+def _ring(points: Any) -> NDArray[np.int32]:
+    """Return N x 2 points, rounded, as OpenCV takes them."""
+    ring = np.array(points, dtype=np.float64)
+    if ring.ndim != 2 or ring.shape[1] != 2 or not (np.abs(ring) < 1e6).all():
+        raise InvalidInputError(f"a polygon is {points!r:.80}: give pairs of x and y in pixels.")
+    return np.round(ring).astype(np.int32)[:, None]
+
+
+def _extent(mask: Mask) -> tuple[int, int, int, int, int]:
+    """Return left, top, right, bottom and area of a mask; zeros if it is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return 0, 0, 0, 0, 0
+    area = int(np.count_nonzero(mask))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1, area
+
+
+def _compress(counts: list[int]) -> str:
+    """Return run lengths as COCO's string: from the fourth on less the one before the last, five bits a character."""
+    out = bytearray()
+    for i, count in enumerate(counts):
+        value = count - counts[i - 2] if i > 2 else count
+        more = True
+        while more:
+            bits, value = value & 0x1F, value >> 5
+            more = value != (-1 if bits & 0x10 else 0)
+            out.append((bits | 0x20 if more else bits) + 48)
+    return out.decode("ascii")
+
+
+def _decompress(text: str | bytes) -> list[int]:
+    codes = [code - 48 for code in (text.encode("ascii") if isinstance(text, str) else text)]
+    if any(not 0 <= code < 64 for code in codes) or (codes and codes[-1] & 0x20):
+        raise ValueError(f"{text!r}")
+    counts: list[int] = []
+    value = shift = 0
+    for code in codes:
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if not code & 0x20:
+            if code & 0x10:
+                value -= 1 << shift
+            counts.append(value + counts[-2] if len(counts) > 2 else value)
+            value = shift = 0
+    return counts
+
+
+def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Return the intersection over union of two masks, 1 of two empty ones."""
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 1.0
+
+
+def iou(a: Mask, b: Mask) -> float:
+    """Return the intersection over the union, 0 if both masks are empty."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 0.0
+
+
+def filled_box(size: tuple[int, int], box: NDArray[np.float64]) -> Mask:
+    """Return a box, left, top, right, bottom, as a mask of height and width `size`, one pixel at least."""
+    mask = np.zeros(size, dtype=bool)
+    left, top, right, bottom = np.round(box).astype(int)
+    mask[max(top, 0) : max(bottom, top + 1), max(left, 0) : max(right, left + 1)] = True
+    return mask
+
+
+def tight_box(mask: Mask) -> NDArray[np.float64]:
+    """Return left, top, right, bottom of a mask; zeros if it is empty."""
+    window = mask_window(mask)
+    if window is None:
+        return np.zeros(4)
+    rows, columns = window
+    return np.array([columns.start, rows.start, columns.stop, rows.stop], dtype=np.float64)
+
+
+def mask_window(mask: Mask) -> tuple[slice, slice] | None:
+    """Return the rows and columns that hold all of the mask: distances inside it need nothing more of the picture."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)

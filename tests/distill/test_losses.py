@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import torch
+from segment_anything import SamPredictor
+
+from groupmix_sam import build_sam_groupmix
+from groupmix_sam.distill.decoder import Decoded, Decoder
+from groupmix_sam.distill.losses import boxes_of, draw_points, mask_agreement, mask_losses
+
+SIZE = 256
+
+
+@pytest.fixture(scope="module")
+def sam():
+    torch.manual_seed(0)
+    return build_sam_groupmix(None, encoder="gmf_sam_test", image_size=SIZE)
+
+
+@pytest.mark.parametrize("kind", ["points", "boxes"])
+def test_decoder_says_what_sam_predictor_says(sam, kind):
+    """On a square picture no resizing comes between the prompts and the decoder."""
+    predictor = SamPredictor(sam)
+    image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    predictor.set_image(image)
+    points, boxes = (
+        torch.tensor([[40.0, 60.0], [200.0, 100.0]]),
+        torch.tensor([[10.0, 20.0, 90.0, 200.0], [5.0, 5.0, 60.0, 50.0]]),
+    )
+    with torch.no_grad():
+        decoded = Decoder(sam)(predictor.features, **{kind: {"points": points, "boxes": boxes}[kind]})
+        if kind == "points":
+            _, scores, logits = predictor.predict_torch(points[:, None], torch.ones(2, 1), multimask_output=True)
+            torch.testing.assert_close((decoded.logits[:, 1:], decoded.scores[:, 1:]), (logits, scores))
+        else:
+            _, scores, logits = predictor.predict_torch(None, None, boxes, multimask_output=False)
+            torch.testing.assert_close((decoded.logits[:, :1], decoded.scores[:, :1]), (logits, scores))
+
+
+def test_boxes_by_hand():
+    """The best of the last three masks counts; a mask's pixel is 4 x 4 of the input's; an empty mask has no box."""
+    logits = torch.full((2, 4, 16, 16), -1.0)
+    logits[0, 0] = 1.0
+    logits[0, 2, 3:6, 4:10] = 1.0
+    scores = torch.tensor([[0.9, 0.1, 0.8, 0.2], [0.9, 0.1, 0.8, 0.2]])
+    assert boxes_of(Decoded(logits, scores)).tolist() == [[16.0, 12.0, 40.0, 24.0]]
+    assert boxes_of(Decoded(logits[1:], scores[1:])).shape == (0, 4)
+
+
+def test_points_lie_where_the_picture_is():
+    valid = torch.zeros(8, 8, dtype=torch.bool)
+    valid[:3, :5] = True
+    points = draw_points(valid, 500, torch.Generator().manual_seed(0))
+    assert points.min() >= 0
+    assert 64 < points[:, 0].max() < 80
+    assert 32 < points[:, 1].max() < 48
+
+
+def test_losses_by_hand():
+    """One pixel counts, of probability 1/2 against 3/4: cross-entropy less the teacher's own, dice, and the IoUs' error."""
+    valid = torch.zeros(1, 2, dtype=torch.bool)
+    valid[0, 0] = True
+    student, teacher = torch.zeros(1, 4, 4, 8), torch.full((1, 4, 4, 8), float(np.log(3)))
+    teacher[..., 4:] = 50.0
+    scores = torch.full((1, 4), 0.5)
+    loss = mask_losses(Decoded(student, scores), Decoded(teacher, scores + 0.1), valid)
+    entropy = -(0.75 * np.log(0.5) + 0.25 * np.log(0.5)) + (0.75 * np.log(0.75) + 0.25 * np.log(0.25))
+    dice = 1 - (2 * 16 * 0.5 * 0.75 + 1) / (16 * 0.25 + 16 * 0.5625 + 1)
+    assert loss.item() == pytest.approx(entropy + dice + 0.01, abs=1e-5)
+    same = mask_losses(Decoded(teacher, scores), Decoded(teacher, scores), valid)
+    assert same.item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_agreement(sam):
+    decoder = Decoder(sam)
+    features = torch.randn(1, 256, 16, 16)
+    valid = torch.ones(16, 16, dtype=torch.bool)
+    points = draw_points(valid, 5, torch.Generator().manual_seed(0))
+    assert mask_agreement(features, features, valid, decoder, points).tolist() == [1.0] * 5
+    other = torch.randn(1, 256, 16, 16)
+    found = mask_agreement(other, features, valid, decoder, points)
+    with torch.no_grad():
+        a, b = (decoder(f, points) for f in (other, features))
+    for i in range(5):
+        one, two = ((d.logits[i, 1 + d.scores[i, 1:].argmax()] > 0).numpy() for d in (a, b))
+        assert found[i].item() == pytest.approx((one & two).sum() / max(1, (one | two).sum()) if (one | two).any() else 1.0)

@@ -1,0 +1,241 @@
+"""The whole way, by the functions and by the command line."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from groupmix_sam import build_sam_groupmix
+from groupmix_sam.cli import app
+from groupmix_sam.distill import ADAPT, Phase, Recipe, RunOptions, distill, find_pictures
+from groupmix_sam.distill import adaptation as adapt
+from groupmix_sam.distill import trainer as training
+from groupmix_sam.distill.adaptation import summary, tell
+from groupmix_sam.distill.pipeline import hold_out
+from groupmix_sam.errors import InvalidInputError, RunStoppedError
+from groupmix_sam.weights import save_weights
+
+from .conftest import PlainTeacher, paint
+
+SIZE = 256
+SHORT = Recipe(epochs=0.5, phases=(Phase(1.0, 64, 2),), ridge_finish=False)
+
+
+def run(*args):
+    return CliRunner().invoke(app, [str(a) for a in args], catch_exceptions=False)
+
+
+def test_hold_out(photos):
+    pictures = find_pictures(photos)
+    measured, others = hold_out(pictures)
+    assert len(measured) == 1
+    assert sorted(map(str, measured + others)) == sorted(map(str, pictures))
+    many = pictures * 100
+    assert [len(part) for part in hold_out(many)] == [24, 576]
+    with pytest.raises(InvalidInputError, match="only one picture"):
+        hold_out(pictures[:1])
+
+
+def test_distill(mobile_sam, photos, tmp_path, capsys):
+    """Pictures in, weights out that the builder loads, with the teacher's own decoder and the record in their header."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(4):
+        paint(folder / f"{i}.png", 160, 120, i)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    distill(folder, mobile_sam, tmp_path / "run", SHORT, encoder="gmf_sam_test", image_size=SIZE)
+    said = capsys.readouterr()
+    assert "5 pictures; what the teacher says of them goes to" in said.out
+    assert f"skipped, it cannot be read or is too narrow: {folder / 'broken.jpg'}" in said.err
+    weights = tmp_path / "run" / "weights"
+    assert f"wrote {weights}" in said.out
+    sam = build_sam_groupmix(weights, encoder="gmf_sam_test", image_size=SIZE)
+    teacher = torch.load(mobile_sam, weights_only=True)
+    assert torch.equal(sam.mask_decoder.iou_token.weight, teacher["mask_decoder.iou_token.weight"])
+    trained = load_file(tmp_path / "run" / "encoder.safetensors")
+    assert torch.equal(sam.image_encoder.neck.proj.weight, trained["neck.proj.weight"])
+    with safe_open(weights / "model.safetensors", framework="pt") as f:
+        record = json.loads(f.metadata()["training"])
+    assert record["recipe"]["phases"] == SHORT.to_dict()["phases"]
+    assert record["skipped"] == [str(folder / "broken.jpg")]
+    assert (weights / "README.md").is_file()
+    assert (tmp_path / "run" / "loss.png").is_file()
+
+
+def test_a_run_that_was_stopped_is_resumed_from_its_pictures(mobile_sam, photos, tmp_path, monkeypatch):
+    """Nothing but the seed says what the untrained encoder was, so the second call must come to the same one."""
+    kwargs = {"encoder": "gmf_sam_test", "image_size": SIZE, "cache": tmp_path / "cache"}
+    distill(photos, mobile_sam, tmp_path / "whole", SHORT, **kwargs)
+    step = training.update_average
+
+    def interrupt(*args):
+        step(*args)
+        if args[-1] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(training, "update_average", interrupt)
+    with pytest.raises(RunStoppedError, match="after step 5"):
+        distill(photos, mobile_sam, tmp_path / "run", SHORT, **kwargs)
+    monkeypatch.undo()
+    torch.rand(3)
+    distill(photos, mobile_sam, tmp_path / "run", SHORT, RunOptions(resume=True), **kwargs)
+    whole, resumed = (load_file(tmp_path / name / "encoder.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(resumed[k], v) for k, v in whole.items())
+
+
+def test_command_from_the_start_of_a_timm_backbone(mobile_sam, photos, tmp_path):
+    """`groupmix-sam distill`, without a cache, of a backbone that only timm knows."""
+    recipe = tmp_path / "short.yaml"
+    recipe.write_text("phases: [{crop: 64, batch_size: 2}]\nridge_finish: false\n")
+    out = tmp_path / "run"
+    done = run(
+        "distill", photos / "below", "--teacher", mobile_sam, "--output", out, "--epochs", "0.01", "--recipe", recipe,
+        "--encoder", "timm/resnet10t", "--no-cache",
+    )  # fmt: skip
+    assert done.exit_code == 0
+    assert "3 pictures; no cache" in done.stdout
+    sam = build_sam_groupmix(out / "weights", encoder="timm/resnet10t")
+    trained = load_file(out / "encoder.safetensors")
+    assert torch.equal(sam.image_encoder.neck.proj.weight, trained["neck.proj.weight"])
+    assert len(list((out / "cache").glob("*.safetensors"))) == 1, "but for the picture that is held out"
+
+
+def test_epochs_take_the_place_of_a_recipes_minutes(monkeypatch, photos, mobile_sam, tmp_path):
+    """As in the recipe.yaml of a run by --minutes."""
+    asked = []
+    monkeypatch.setattr("groupmix_sam.distill.distill", lambda *args, **_: asked.append(args[3]))
+    (tmp_path / "recipe.yaml").write_text("minutes: 60\nepochs: 6\n")
+    for more in ([], ["--epochs", "3"], ["--minutes", "5"]):
+        run("distill", photos, "--teacher", mobile_sam, "--recipe", tmp_path / "recipe.yaml", *more)
+    assert [(recipe.minutes, recipe.epochs) for recipe in asked] == [(60, 6), (None, 3), (5, 6)]
+
+
+def test_command_in_two_processes(photos, mobile_sam, tmp_path):
+    """As the docs start it, of a recipe whose batches two cannot share: they are raised, and that is said.
+
+    What either process cannot read is named once.
+    """
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    (folder / "z.png").write_bytes(b"no picture")
+    (tmp_path / "short.yaml").write_text(
+        "phases: [{crop: 64, batch_size: 3}, {crop: 0, batch_size: 1}]\nridge_finish: false\nepochs: 1\n"
+    )
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "groupmix_sam",
+        "distill", folder, "--teacher", mobile_sam, "--output", tmp_path / "run", "--recipe", tmp_path / "short.yaml",
+        "--encoder", "gmf_sam_test", "--image-size", str(SIZE), "--no-cache",
+    ]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("batches of 3, 1 are raised to 4, 2, which 2 parts share evenly") == 1
+    assert done.stderr.count(f"skipped, it cannot be read or is too narrow: {folder / 'z.png'}") == 1
+    assert (tmp_path / "run" / "skipped.txt").read_text().splitlines().count(str(folder / "z.png")) >= 1
+    found = build_sam_groupmix(tmp_path / "run" / "weights").image_encoder
+    trained = load_file(tmp_path / "run" / "encoder.safetensors")
+    assert all(torch.equal(value, trained[name]) for name, value in found.state_dict().items())
+
+
+def test_command_refuses_before_the_teacher_is_asked(photos, mobile_sam, tmp_path):
+    for args, match in (
+        (["--minutes", "1", "--epochs", "1"], "give one"),
+        (["--recipe", "papers"], "did you mean paper"),
+        (["--recipe", "continue"], "give --start"),
+        (["--precision", "fp8"], "precision is 'fp8'"),
+        (["--grad-checkpointing", "--encoder", "timm/hrnet_w18_small"], "timm/hrnet_w18_small has no gradient checkpointing"),
+        (["--encoder", "timm/vit_tiny_patch16_224"], "takes no picture of 256 x 256 .*choose one that takes any size"),
+    ):
+        with pytest.raises((InvalidInputError, KeyError), match=match):
+            run("distill", photos, "--teacher", mobile_sam, "--output", tmp_path / "run", *args)
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_a_teacher_of_one_size_is_asked_about_no_other(photos, tmp_path, monkeypatch):
+    teacher = PlainTeacher()
+    teacher.image_size = 1024
+    monkeypatch.setattr("groupmix_sam.distill.pipeline.load_teacher", lambda *_: (teacher, {}))
+    with pytest.raises(InvalidInputError, match=f"the image size is {SIZE}, and the teacher takes 1024 alone"):
+        distill(photos, "any", tmp_path / "run", encoder="gmf_sam_test", image_size=SIZE)
+    assert teacher.calls == 0
+
+
+def test_adapt(mobile_sam, tmp_path, capsys):
+    """From weights that are trained already, with some of a general set; agreement is told before and after."""
+    line, general = tmp_path / "line", tmp_path / "general"
+    for folder, seed in ((line, 0), (general, 10)):
+        folder.mkdir()
+        for i in range(7):
+            paint(folder / f"{i}.png", 160, 120, seed + i)
+    start = save_weights(build_sam_groupmix(None, encoder="gmf_sam_test", image_size=SIZE), tmp_path / "start.safetensors")
+    recipe = Recipe(epochs=2, phases=(Phase(0.5, 64, 2), Phase(0.5, 0, 1)), ridge_finish=False)
+    out = tmp_path / "run"
+    record = adapt(line, mobile_sam, out, recipe, checkpoint=start, encoder="gmf_sam_test", general=general, image_size=SIZE)
+    assert record["pictures"] == 6 + 2
+    assert record["recipe"]["ridge_start"] is False
+    told = json.loads((out / "agreement.json").read_text())
+    said = capsys.readouterr().out
+    assert f"9 pictures; what the teacher says of them goes to {out / 'cache'}" in said
+    for name in ("before", "after"):
+        ious = np.array(told[f"ious_{name}"])
+        assert ious.shape == (1, 16)
+        assert told[name][0] == pytest.approx(ious.mean())
+        assert f"agreement with the teacher {name}: mask IoU {ious.mean():.3f}\n" in said
+    difference = np.array(told["ious_after"]).mean() - np.array(told["ious_before"]).mean()
+    assert told["difference"] == [pytest.approx(difference)]
+    assert f"difference, frame by frame: {difference:+.3f}\n" in said
+    assert "frames held out: 1, too few to tell whether it has helped" in said
+    build_sam_groupmix(out / "weights", encoder="gmf_sam_test", image_size=SIZE)
+
+
+def test_adapting_to_nothing_new_keeps_agreement(mobile_sam, tmp_path):
+    """A student that is the teacher agrees with it, but for the cache's half precision: an untrained decoder magnifies it."""
+    for i in range(2):
+        paint(tmp_path / f"{i}.png", 160, 120, i)
+    recipe = Recipe(epochs=1, phases=(Phase(1.0, 0, 1),), lr=1e-12)
+    mobile = {"checkpoint": mobile_sam, "encoder": "sam_tiny_vit_5m"}
+    record = adapt(tmp_path, mobile_sam, tmp_path / "run", recipe, **mobile, image_size=SIZE)
+    before, after = (record["agreement"][name][0] for name in ("before", "after"))
+    assert before > 0.8
+    assert after == pytest.approx(before, abs=0.05)
+
+
+def test_the_recipe_of_adapt():
+    """As the command's help says: 20 minutes, no start, the neck is left as it is, and frames are seen as at inference."""
+    assert (ADAPT.minutes, ADAPT.ridge_start, ADAPT.ridge_finish, ADAPT.hint_weight) == (20.0, False, False, 0.0)
+    assert [phase.crop for phase in ADAPT.phases] == [0]
+
+
+def test_summary_by_hand():
+    """Of eight means, four are 0.3 and four 0.8: of eight drawn, one to seven are 0.8 in 95 %. Seven have no interval."""
+    ious = np.array([[0.2, 0.4], [0.8, 0.8]] * 4)
+    mean, low, high = summary(ious)
+    assert mean == pytest.approx(0.55)
+    assert (low, high) == (pytest.approx(0.3 + 0.5 / 8), pytest.approx(0.8 - 0.5 / 8))
+    assert summary(ious[1:]) == [pytest.approx((3 * 0.3 + 4 * 0.8) / 7)]
+    better = ious + np.array([[0.01], [0.02]] * 4)
+    mean, low, high = summary(better - ious)
+    assert mean == pytest.approx(0.015)
+    assert 0.01 < low < 0.015 < high < 0.02, "frames that differ do not hide a change that all have"
+
+
+@pytest.mark.parametrize(("figure", "text"), [([0.0349, 0.01, -0.06], "+0.035 (+0.010 to -0.060)"), ([-0.2], "-0.200")])
+def test_figures_are_told(figure, text):
+    assert tell(figure, "+") == text
+
+
+def test_python_dash_m(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "groupmix_sam", "--help"], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.returncode == 0
+    assert "distill" in done.stdout

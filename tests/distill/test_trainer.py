@@ -1,0 +1,487 @@
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+import yaml
+from accelerate import Accelerator
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
+
+from groupmix_sam import build_sam_groupmix
+from groupmix_sam.distill import Decoder, Phase, Recipe, RunOptions, find_pictures, load_recipe, r2_score, train_student
+from groupmix_sam.distill import trainer as training
+from groupmix_sam.distill.checkpoint import Progress, load_checkpoint, save_checkpoint
+from groupmix_sam.distill.data import Samples, whole_pictures
+from groupmix_sam.distill.student import Student
+from groupmix_sam.errors import InvalidInputError, RunStoppedError, SaveError, WeightsError
+
+from .conftest import SIZE, PlainTeacher
+
+TINY = Recipe(epochs=4, phases=(Phase(0.8, 64, 4), Phase(0.2, 0, 1)))
+
+
+def tiny_student():
+    torch.manual_seed(0)
+    return timm.create_model("gmf_sam_test", img_size=SIZE)
+
+
+def rows_of(folder):
+    return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+
+
+def run(cached, folder, recipe=TINY, options=RunOptions(), **kwargs):  # noqa: B008
+    return train_student(
+        tiny_student(), PlainTeacher(), cached[2:], cached[:2], folder, recipe, options, image_size=SIZE, **kwargs
+    )
+
+
+def test_r2_by_hand(cached):
+    """The teacher's own maps score 1, its channels' means score 0."""
+    maps = [p["features"][p["valid"]] for p in whole_pictures(cached, SIZE)]
+    mean = torch.cat(maps).double().mean(0).float()
+    perfect = lambda x: PlainTeacher()(x)["features"]  # noqa: E731
+    flat = lambda x: mean[None, :, None, None].expand(1, 256, SIZE // 16, SIZE // 16)  # noqa: E731
+    assert r2_score(perfect, cached, SIZE) == pytest.approx(1.0, abs=1e-4)
+    assert r2_score(flat, cached, SIZE) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_r2_needs_no_fp64_on_the_device(cached):
+    """As MPS has none: there is one process alone, and nothing to be summed up on the device."""
+    encoder = tiny_student().eval()
+    alone = SimpleNamespace(process_index=0, num_processes=1, device="cpu")
+    assert r2_score(encoder, cached, SIZE, alone) == r2_score(encoder, cached, SIZE)
+
+
+def test_learning_rate_by_hand():
+    recipe = Recipe(lr=1.0, warmup=0.1)
+    assert training.learning_rate(recipe, 0.0) == pytest.approx(0.01)
+    assert training.learning_rate(recipe, 0.049) == pytest.approx(0.5)
+    assert training.learning_rate(recipe, 0.5) == pytest.approx(0.5)
+    assert training.learning_rate(recipe, 1.0) == pytest.approx(0.0)
+    assert training.learning_rate(Recipe(lr=1.0, warmup=0.0, schedule="constant"), 0.9) == 1.0
+
+
+def test_average():
+    """Three steps by hand, the last of them at the highest decay."""
+    average, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    value = 0.0
+    average.weight.data.fill_(value)
+    for step, target in enumerate((1.0, 3.0, 2.0), 1):
+        model.weight.data.fill_(target)
+        training.update_average(average, model, 0.15, step)
+        decay = min(0.15, step / (9 + step))
+        value = decay * value + (1 - decay) * target
+    assert average.weight.item() == pytest.approx(value)
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+def test_losses_by_hand(cached, loss):
+    """Features over the teacher's variance, hints fading, and padding that does not count whatever the student says of it."""
+    recipe = Recipe(loss=loss, hint_weight=0.5)
+    batch = next(whole_pictures(cached, SIZE))
+    rows = int(batch["valid"][0, :, 0].sum())
+    assert rows < SIZE // 16
+    outputs = {name: torch.randn_like(batch[name], dtype=torch.float32) for name in ("features", "hint_in", "hint_out")}
+    objective = training.Objective(recipe, {"features": 2.0, "hint_in": 3.0, "hint_out": 4.0}, None)
+    total, terms = objective(outputs, batch, Phase(), 0.25, 0)
+    errors = {name: (out[:, :rows] - batch[name][:, :rows]).flatten() for name, out in outputs.items()}
+    features = errors["features"].square().mean() / 2
+    if loss == "huber":
+        small = errors["features"].abs() < 1
+        features = torch.where(small, errors["features"].square() / 2, errors["features"].abs() - 0.5).mean()
+    torch.testing.assert_close(terms["features"], features)
+    hints = errors["hint_in"].square().mean() / 3 + errors["hint_out"].square().mean() / 4
+    torch.testing.assert_close(total, features + 0.5 * 0.25 * hints)
+
+
+def test_plan_by_hand(cached, tmp_path):
+    """Four passes over four pictures, in units of 128 x 128 pixels: 80 % by steps of 4 x 1/4, 20 % by steps of 1."""
+    _, record = run(cached, tmp_path / "run")
+    assert record["steps"] == [round(4 * 4 * 0.8 / 1), round(4 * 4 * 0.2)]
+    last = rows_of(tmp_path / "run")[-1]
+    assert (int(last["step"]), float(last["images"])) == (16, 16.0)
+
+
+def test_distilling_learns_the_teacher(cached, tmp_path):
+    """The student gets near to pictures that it was not trained on, and everything that is promised is written."""
+    folder = tmp_path / "run"
+    encoder, record = run(cached, folder, Recipe(epochs=24, phases=(Phase(0.8, 64, 4), Phase(0.2, 0, 1))))
+    score = r2_score(encoder, cached[:2], SIZE)
+    assert score > 0.5
+    assert record["r2"] == pytest.approx(score, abs=1e-5)
+    saved = load_file(folder / "encoder.safetensors")
+    assert all(torch.equal(saved[k], v) for k, v in encoder.state_dict().items())
+    rows = rows_of(folder)
+    assert float(rows[-1]["r2"]) == pytest.approx(score, abs=1e-4)
+    checks = [row for row in rows[:-1] if row["r2"]]
+    assert len(checks) == 24, "one an epoch"
+    assert float(rows[0]["features"]) > 2 * float(rows[-2]["features"])
+    assert len(list((folder / "features").glob("*.png"))) == 24
+    with Image.open(folder / "features.png") as picture:
+        assert picture.height > 24 * 100
+    assert yaml.safe_load((folder / "run.yaml").read_text())["recipe"]["epochs"] == 24
+
+
+def test_a_run_keeps_its_recipe(cached, tmp_path):
+    """The file is what `--recipe` takes, and gives the same recipe."""
+    run(cached, tmp_path / "run", TINY)
+    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == TINY
+
+
+def test_tensorboard_shows_what_the_log_says(cached, tmp_path):
+    run(cached, tmp_path / "run", TINY, RunOptions(tensorboard=True))
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    rows = rows_of(tmp_path / "run")
+    for name in ("features", "hint_in", "hint_out", "lr", "r2", "images"):
+        logged = {int(row["step"]): float(row[name]) for row in rows if row[name]}
+        shown = {event.step: event.value for event in board.Scalars(name)}
+        assert logged, name
+        assert shown == pytest.approx(logged, rel=1e-4), name
+
+
+def test_bf16_is_near_fp32(cached, tmp_path):
+    """Its losses are other ones, but near; the weights stay in single precision."""
+    recipe = Recipe(epochs=2, phases=(Phase(1.0, 64, 4),))
+    encoders, losses = [], []
+    for precision in ("fp32", "bf16"):
+        encoder, _ = run(cached, tmp_path / precision, recipe, RunOptions(precision=precision))
+        encoders.append(encoder)
+        losses.append([float(row["features"]) for row in rows_of(tmp_path / precision) if row["features"]])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)
+    assert {p.dtype for encoder in encoders for p in encoder.parameters()} == {torch.float32}
+
+
+def test_progress_shows_loss_r2_images_a_second_and_what_is_left(cached, tmp_path, monkeypatch):
+    """As they stand in the log; the last R2 stays beside later losses."""
+    shown = io.StringIO()
+    monkeypatch.setattr(training, "tqdm", lambda **options: tqdm(**options | {"disable": False, "file": shown}))
+    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    run(cached, tmp_path / "run", Recipe(epochs=2, phases=(Phase(1.0, 64, 1),)))
+    rows = rows_of(tmp_path / "run")[:-1]
+    loss, score = (float([row[name] for row in rows if row[name]][-1]) for name in ("features", "r2"))
+    last = shown.getvalue().split("\r")[-1]
+    assert re.search(rf"8/8 \[[\d:]+<[\d:]+, +[\d.]+image/s, loss={loss:.3f}, R2={score:.3f}\]", last), last
+    assert not rows[-2]["r2"], "or it would have been shown anew"
+
+
+def test_minutes_set_the_epochs(cached, tmp_path):
+    """On a clock by which every step takes a second, a minute has 60 steps."""
+
+    class Clock:
+        now = 0.0
+
+        def __call__(self):
+            self.now += 1.0
+            return self.now
+
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "time", SimpleNamespace(monotonic=clock))
+        _, record = run(cached, tmp_path / "run", Recipe(minutes=1.0, phases=(Phase(1.0, 64, 4),)))
+    assert record["steps"] == [60]
+
+
+def test_without_a_cache_the_teacher_is_asked(photos, cached, tmp_path):
+    """The same steps, up to the cache's half precision."""
+    pictures = {p.path.name: p for p in find_pictures(photos)}
+    curves = []
+    for source, name in ((list(pictures.values())[:3], "asked"), (None, "cached")):
+        if source is None:
+            from groupmix_sam.distill import cache_features
+
+            by_picture = [cache_features([p], PlainTeacher(), tmp_path / "c", SIZE)[0][0] for p in list(pictures.values())[:3]]
+            source = by_picture
+        recipe = Recipe(epochs=2, phases=(Phase(1.0, 64, 2),), ridge_start=False, ridge_finish=False)
+        train_student(tiny_student(), PlainTeacher(), source, cached[:1], tmp_path / name, recipe, image_size=SIZE)
+        curves.append([float(r["features"]) for r in rows_of(tmp_path / name) if r["features"]])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-2)
+
+
+def test_through_the_mask_decoder(cached, tmp_path):
+    """A phase on masks brings the student's masks nearer to the teacher's, and leaves the decoder as it was."""
+    sam = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=SIZE)
+    before = {k: v.clone() for k, v in sam.mask_decoder.state_dict().items()}
+    recipe = Recipe(epochs=12, phases=(Phase(0.2, 64, 4), Phase(0.8, 0, 1, "masks")), lr=1e-3)
+    run(cached, tmp_path / "run", recipe, decoder=Decoder(sam))
+    losses = [float(row["masks"]) for row in rows_of(tmp_path / "run") if row["masks"]]
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(torch.equal(v, sam.mask_decoder.state_dict()[k]) for k, v in before.items())
+    with pytest.raises(InvalidInputError, match="pass the mask decoder"):
+        run(cached, tmp_path / "other", recipe)
+
+
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+from groupmix_sam.distill import CachedPicture, Decoder, RunOptions, train_student
+from groupmix_sam.distill import train as training
+from tests.distill.test_trainer import CROPS, LONG, PlainTeacher, SIZE, tiny_student
+import torch
+
+torch.set_num_threads(1)
+cache, folder, accumulate, hold = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+recipe = CROPS if accumulate == 2 or "WORLD_SIZE" in os.environ else LONG
+cached = [CachedPicture(p) for p in sorted(cache.glob("*.safetensors"))]
+update = training.update_average
+
+
+def wait_and_update(*args):
+    while args[-1] == hold and not (folder.parent / f"go{hold}").exists():
+        time.sleep(0.01)
+    update(*args)
+
+
+training.update_average = wait_and_update
+options = RunOptions(resume=True, accumulate=accumulate, save_minutes=1e-9 if hold else 5)
+train_student(tiny_student(), PlainTeacher(), cached[2:], cached[:2], folder, recipe, options, image_size=SIZE)
+"""
+CROPS = Recipe(epochs=10, phases=(Phase(1.0, 64, 4),))
+LONG = Recipe(epochs=10, phases=(Phase(0.6, 64, 4), Phase(0.4, 0, 2)))
+ROOT = Path(__file__).parents[2]
+
+
+def start(cached, folder, *, hold=0, accumulate=1, launcher=()):
+    """Start a run; one that holds waits in that step until there is a file go{hold} beside the folder."""
+    arguments = [str(cached[0].path.parent), str(folder), str(accumulate), str(hold)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    script = folder.parent / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, *launcher, str(script), *arguments]
+    return subprocess.Popen(
+        command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def finished(process):
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    return out
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole_run(cached, tmp_path_factory):
+    """A run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finished(start(cached, folder))
+    assert len(rows_of(folder)) > 10
+    return folder
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_is_killed_goes_on_to_the_same_weights(cached, whole_run, tmp_path, how):
+    """Killed twice in the middle, once in each phase, it ends bit for bit as one that was not."""
+    folder = tmp_path / "killed"
+    for at in (5, 26):
+        process = start(cached, folder, hold=at + 1)
+        reached = lambda at=at: (folder / "checkpoint.safetensors").is_file() and _step(folder) >= at  # noqa: E731
+        wait_for(reached, process)
+        os.killpg(process.pid, how)  # to those that read pictures too, as schedulers do
+        (tmp_path / f"go{at + 1}").touch()
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode != 0
+        if how == signal.SIGTERM:
+            assert "go on with --resume" in out
+        assert _step(folder) in (at, at + 1)
+    finished(start(cached, folder))
+    expected, found = (load_file(f / "encoder.safetensors") for f in (whole_run, folder))
+    assert all(torch.equal(found[k], v) for k, v in expected.items())
+    keep = [(r["step"], r["features"], r["r2"]) for r in rows_of(whole_run) if r["r2"]]
+    assert [(r["step"], r["features"], r["r2"]) for r in rows_of(folder) if r["r2"]][-1] == keep[-1]
+
+
+def _step(folder):
+    from safetensors import safe_open
+
+    with safe_open(folder / "checkpoint.safetensors", framework="pt") as f:
+        return int(f.metadata()["progress"].strip("[").split(",")[0])
+
+
+def test_two_processes_give_one_process_losses(cached, tmp_path):
+    """gloo on the CPU: two processes with a part of the batch each, against one with both parts, one after the other.
+
+    As long as BatchNorm takes its statistics from the part: the running ones are the first process's, or of both parts.
+    """
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    finished(start(cached, tmp_path / "one", accumulate=2))
+    finished(start(cached, tmp_path / "two", launcher=launcher))
+    one, two = ([float(r["features"]) for r in rows_of(tmp_path / name) if r["features"]] for name in ("one", "two"))
+    assert len(one) == len(two) == 10
+    assert one == pytest.approx(two, abs=1e-5)
+
+
+SHARED = """
+import json, sys
+from pathlib import Path
+from groupmix_sam.distill import cache_features, find_pictures, r2_score
+from groupmix_sam.distill.run import start_accelerator
+from tests.distill.conftest import SIZE, PlainTeacher
+from tests.distill.test_trainer import tiny_student
+
+accelerator, teacher = start_accelerator(), PlainTeacher()
+cached, skipped = cache_features(find_pictures(sys.argv[1]), teacher, sys.argv[2], SIZE)
+score = r2_score(tiny_student().eval(), cached, SIZE, accelerator)
+found = [teacher.calls, [str(picture.path.name) for picture in cached], [str(picture) for picture in skipped], score]
+Path(sys.argv[2], f"{accelerator.process_index}.json").write_text(json.dumps(found))
+"""
+
+
+def test_two_processes_share_the_cache_and_r2(photos, cached, tmp_path):
+    """Each asks the teacher for its half of the pictures; both come to what one process comes to."""
+    pictures = shutil.copytree(photos, tmp_path / "photos")
+    (pictures / "below" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "script.py").write_text(SHARED)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(pictures), str(tmp_path / "c")]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=env, cwd=ROOT, check=True, timeout=300)
+    found = [json.loads((tmp_path / "c" / f"{i}.json").read_text()) for i in range(2)]
+    assert found[0][0] + found[1][0] == len(cached) == 6
+    assert min(found[0][0], found[1][0]) >= 2
+    assert found[0][1:] == found[1][1:]
+    _, names, skipped, score = found[0]
+    assert names == [picture.path.name for picture in cached]
+    assert skipped == [str(pictures / "below" / "broken.png")]
+    assert score == pytest.approx(r2_score(tiny_student().eval(), cached, SIZE), abs=1e-5)
+
+
+def test_a_batch_that_cannot_be_shared_out(cached, tmp_path):
+    with pytest.raises(InvalidInputError, match="a batch in 3 parts"):
+        run(cached, tmp_path / "run", options=RunOptions(accumulate=3))
+
+
+def test_another_run_is_not_resumed(cached, tmp_path):
+    folder = tmp_path / "run"
+    run(cached, folder)
+    with pytest.raises(InvalidInputError, match="has a run in it: go on with --resume"):
+        run(cached, folder)
+    other = Recipe(epochs=5, phases=TINY.phases)
+    with pytest.raises(InvalidInputError, match=r"(?s)cannot be resumed:.*recipe\.epochs: 4 there, 5 asked for"):
+        run(cached, folder, other, RunOptions(resume=True))
+    with pytest.raises(InvalidInputError, match=r"pictures: 4 there, 3 asked for"):
+        train_student(
+            tiny_student(), PlainTeacher(), cached[3:], cached[:2], folder, TINY, RunOptions(resume=True), image_size=SIZE
+        )
+    before = (folder / "encoder.safetensors").read_bytes()
+    log = (folder / "log.csv").read_text()
+    run(cached, folder, options=RunOptions(resume=True))  # all done: nothing is trained any more
+    assert (folder / "log.csv").read_text() == log
+    assert before == (folder / "encoder.safetensors").read_bytes()
+    (folder / "run.yaml").write_text("recipe: 3")
+    with pytest.raises(InvalidInputError, match="no record of a run"):
+        run(cached, folder, options=RunOptions(resume=True))
+
+
+def test_a_run_that_is_killed_before_its_first_checkpoint_begins_anew(cached, tmp_path):
+    """It has its plan and no more: the starts are made once more, and all comes out the same."""
+    recipe = Recipe(epochs=1, phases=(Phase(1.0, 64, 4),), teacher_blocks=False)
+    expected, _ = run(cached, tmp_path / "whole", recipe)
+    (tmp_path / "killed").mkdir()
+    shutil.copy(tmp_path / "whole" / "run.yaml", tmp_path / "killed")
+    found, _ = run(cached, tmp_path / "killed", recipe, RunOptions(resume=True))
+    assert all(torch.equal(v, found.state_dict()[k]) for k, v in expected.state_dict().items())
+
+
+def test_stopping_says_how_to_go_on(cached, tmp_path, monkeypatch):
+    step, before = training.update_average, signal.getsignal(signal.SIGINT)
+
+    def interrupt(*args):
+        step(*args)
+        if args[-1] == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(training, "update_average", interrupt)
+    with pytest.raises(RunStoppedError, match=r"stopped after step 3 of 16: go on with --resume"):
+        run(cached, tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert _step(tmp_path / "run") == 3
+
+
+def test_a_full_disk_loses_no_checkpoint(cached, tmp_path, monkeypatch):
+    student = Student(tiny_student(), {})
+    optimizer = training.make_optimizer(student, TINY)
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, student, student, optimizer, Progress(3, 1.5))
+    before = path.read_bytes()
+
+    def full(_tensors, part, _metadata):
+        Path(part).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("groupmix_sam.distill.checkpoint.save_file", full)
+    with pytest.raises(SaveError, match=r"No space left on device.*nothing was lost"):
+        save_checkpoint(path, student, student, optimizer, Progress(4, 2.0))
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert load_checkpoint(path, student, student, optimizer) == Progress(3, 1.5)
+    path.write_bytes(before[:-5])
+    with pytest.raises(WeightsError, match="no whole checkpoint"):
+        load_checkpoint(path, student, student, optimizer)
+
+
+def test_checkpointing_activations_changes_no_loss(cached, tmp_path):
+    """While BatchNorm takes its statistics from the batch: the running ones see each batch twice."""
+    curves = []
+    for name, options in (("plain", RunOptions()), ("checkpointed", RunOptions(grad_checkpointing=True))):
+        run(cached, tmp_path / name, Recipe(epochs=4, phases=(Phase(1.0, 64, 4),)), options)
+        curves.append([float(r["features"]) for r in rows_of(tmp_path / name) if r["features"]])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(("phase", "moved"), [(Phase(1.0, 0, 1), False), (Phase(1.0, 64, 2), True)])
+def test_a_part_of_one_picture_leaves_batch_norm_alone(cached, tmp_path, phase, moved):
+    encoder, _ = run(cached, tmp_path / "run", Recipe(epochs=1, phases=(phase,), ridge_start=False, ridge_finish=False))
+    means = [m.running_mean for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(means) > 3
+    assert all(bool(mean.any()) == moved for mean in means)  # of weights that are new they are 0
+
+
+def test_each_mean_of_the_log_is_over_the_parts_that_have_it():
+    losses = {"features": [torch.tensor(x) for x in (1.0, 2.0, 6.0)], "masks": [torch.tensor(5.0)]}
+    assert training.mean_losses(losses, Accelerator(cpu=True)) == {"features": 3.0, "masks": 5.0}
+
+
+@pytest.mark.parametrize("kwargs", [{"accumulate": 0}, {"precision": "fp8"}, {"save_minutes": 0}])
+def test_bad_options(kwargs):
+    with pytest.raises(InvalidInputError, match=next(iter(kwargs))):
+        RunOptions(**kwargs)
+
+
+def test_resized_crops_cannot_come_from_the_cache(cached, tmp_path):
+    recipe = Recipe(augmentation="resized_crop", phases=(Phase(1.0, 0, 1),))
+    with pytest.raises(InvalidInputError, match="cannot come from the cache"):
+        run(cached, tmp_path / "run", recipe)
+    with pytest.raises(InvalidInputError, match="no picture to train on"):
+        train_student(tiny_student(), PlainTeacher(), [], cached, tmp_path / "run", TINY, image_size=SIZE)
+    with pytest.raises(InvalidInputError, match="no picture is held out"):
+        train_student(tiny_student(), PlainTeacher(), cached, [], tmp_path / "run", TINY, image_size=SIZE)
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_of_a_run_need_no_torch_seed(cached):
+    """Another seed of torch's, as another process has, gives the same samples."""
+    samples = Samples(cached, TINY, 0, SIZE)
+    torch.manual_seed(1)
+    first = samples[3]["input"]
+    torch.manual_seed(2)
+    assert torch.equal(first, samples[3]["input"])

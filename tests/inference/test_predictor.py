@@ -1,0 +1,316 @@
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from segment_anything import SamPredictor
+from torch.nn import functional as F
+
+from groupmix_sam import build_sam_groupmix
+from groupmix_sam.errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFoundError
+from groupmix_sam.inference import Predictor
+
+from .conftest import draw
+
+PROMPTS = {
+    "point": {"point_coords": np.array([[60, 45]]), "point_labels": np.array([1])},
+    "points with background": {"point_coords": np.array([[60, 45], [10, 10], [90, 70]]), "point_labels": np.array([1, 0, 1])},
+    "box": {"box": np.array([20, 10, 100, 80])},
+    "box over the edge": {"box": np.array([-5, 40, 130.5, 91])},
+    "box and point": {
+        "box": np.array([20, 10, 100, 80]),
+        "point_coords": np.array([[60, 45]]),
+        "point_labels": np.array([0]),
+    },
+    "mask": {
+        "point_coords": np.array([[60, 45]]),
+        "point_labels": np.array([1]),
+        "mask_input": np.linspace(-9, 9, 64 * 64, dtype=np.float32).reshape(1, 64, 64),
+    },
+    "mask alone": {"mask_input": np.linspace(-9, 9, 64 * 64, dtype=np.float32).reshape(1, 64, 64)},
+}
+
+
+def iou(a, b):
+    return (a & b).sum() / max((a | b).sum(), 1)
+
+
+@pytest.fixture(scope="module")
+def predictor(sam):
+    return Predictor(sam)
+
+
+@pytest.fixture(scope="module")
+def stock(sam):
+    return SamPredictor(sam)
+
+
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_same_as_sam_predictor(predictor, stock, prompt, multimask):
+    predictor.set_image(draw())
+    stock.set_image(draw())
+    masks, scores, logits = predictor.predict(**prompt, multimask_output=multimask)
+    expected, expected_scores, expected_logits = stock.predict(**prompt, multimask_output=multimask)
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-4, atol=1e-4)
+    assert masks.dtype == bool
+    assert masks.shape == expected.shape
+    resized = predictor.predict(**prompt, multimask_output=multimask, return_logits=True)[0]
+    assert np.array_equal(resized > 0, masks)
+    # One resize against two: not the same along outlines, of which untrained masks have many.
+    assert (masks == expected).mean() > 0.97
+
+
+@settings(max_examples=12, deadline=None)
+@given(height=st.integers(8, 300), width=st.integers(8, 300), seed=st.integers(0, 999))
+def test_odd_sizes(predictor, stock, height, width, seed):
+    rng = np.random.default_rng(seed)
+    image = np.ascontiguousarray(draw(height, width))
+    corner = rng.random(2) * [width - 2, height - 2]
+    box = np.concatenate([corner, corner + 1 + rng.random(2) * ([width, height] - corner - 1)])
+    predictor.set_image(image)
+    stock.set_image(image)
+    np.testing.assert_allclose(predictor.get_image_embedding(), stock.get_image_embedding(), rtol=1e-3, atol=1e-3)
+    masks, _, logits = predictor.predict(box=box, return_logits=True)
+    expected, _, expected_logits = stock.predict(box=box, return_logits=True)
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-3, atol=2e-3)
+    assert masks.shape == expected.shape
+    assert np.isfinite(masks).all()
+    assert ((masks > 0) == (expected > 0)).mean() > 0.95
+
+
+def test_shipped_weights_hold_their_masks():
+    """What one resize changes of true masks: IoU to the stock predictor's of at least 0.99."""
+    sam = build_sam_groupmix(image_size=512)
+    ours, stock = Predictor(sam), SamPredictor(sam)
+    image = draw(240, 333)
+    ours.set_image(image)
+    stock.set_image(image)
+    box = np.array([83, 60, 166, 120])
+    masks, scores, _ = ours.predict(box=box, multimask_output=False)
+    expected, expected_scores, _ = stock.predict(box=box, multimask_output=False)
+    assert 0.01 < expected.mean() < 0.9
+    assert iou(masks, expected) > 0.99
+    np.testing.assert_allclose(scores, expected_scores, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [40, 64, 333, 1100])
+def test_the_resize_is_pytorchs(predictor, side):
+    """Of square pictures, whose logits have no padding; the larger ones go in several blocks."""
+    predictor.set_image(draw(side, side))
+    resized, _, logits = predictor.predict(box=np.array([5, 4, 30, 35]), return_logits=True)
+    expected = F.interpolate(torch.from_numpy(logits)[None], (side, side), mode="bilinear", align_corners=False)[0].numpy()
+    np.testing.assert_allclose(resized, expected, rtol=1e-4, atol=1e-4)
+    masks, _, _ = predictor.predict(box=np.array([5, 4, 30, 35]))
+    assert np.array_equal(masks, resized > predictor.mask_threshold)
+
+
+def test_best_of_three_for_one_point_alone(predictor):
+    predictor.set_image(draw())
+    points, labels = np.array([[[60, 45], [0, 0]], [[30, 30], [90, 70]]]), np.array([[1, -1], [1, 0]])
+    for boxes in (None, np.array([[20, 10, 100, 80], [0, 0, 60, 60]])):
+        masks, scores = predictor.predict_best(points, labels, boxes)
+        expected, expected_scores, _ = predictor.predict_batch(points, labels, boxes, multimask_output=False)
+        expected, expected_scores = expected[:, 0], expected_scores[:, 0]
+        if boxes is None:
+            three, three_scores, _ = predictor.predict_batch(points, labels)
+            best = three_scores[0].argmax()
+            expected[0], expected_scores[0] = three[0, best], three_scores[0, best]
+        assert np.array_equal(masks, expected)
+        assert np.array_equal(scores, expected_scores)
+
+
+@pytest.mark.parametrize("with_masks", [False, True])
+def test_many_prompts_as_one_by_one(predictor, with_masks):
+    predictor.set_image(draw())
+    boxes = np.array([[20, 10, 100, 80], [0, 0, 60, 60], [1, 50, 110, 85], [7, 7, 9, 9], [30, 20, 60, 50]])
+    earlier = [None] * 5 if not with_masks else np.random.default_rng(0).normal(0, 5, (5, 1, 64, 64))
+    masks, scores, logits = predictor.predict_batch(boxes=boxes, mask_input=earlier if with_masks else None)
+    assert masks.shape == (5, 3, 90, 120)
+    for i, box in enumerate(boxes):
+        one, score, low = predictor.predict(box=box, mask_input=earlier[i])
+        np.testing.assert_allclose(logits[i], low, atol=1e-3)
+        np.testing.assert_allclose(scores[i], score, atol=1e-4)
+        assert (masks[i] == one).mean() > 0.999
+
+
+def test_memory_of_many_prompts(predictor):
+    """Masks are those of all the logits, of which there never are more than one prompt's."""
+    predictor.set_image(draw(600, 800))
+    boxes = np.array([20, 10, 500, 400]) + np.arange(32)[:, None]
+    expected = predictor.predict_batch(boxes=boxes, return_logits=True)[0] > 0
+    tracemalloc.start()
+    masks = predictor.predict_batch(boxes=boxes)[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(masks, expected)
+    assert peak < 1.5 * masks.nbytes
+
+
+def test_several_pictures_as_one_by_one(predictor):
+    pictures = [draw(), draw(50, 70), draw(200, 61)]
+    predictor.set_images(pictures, batch_size=2)
+    together = [predictor.predict(**PROMPTS["point"], index=i)[2] for i in range(3)]
+    for picture, logits in zip(pictures, together, strict=True):
+        predictor.set_image(picture)
+        np.testing.assert_allclose(predictor.predict(**PROMPTS["point"])[2], logits, atol=1e-3)
+
+
+def test_bgr_gray_and_alpha(predictor):
+    predictor.set_image(draw())
+    expected = predictor.get_image_embedding()
+    predictor.set_image(draw()[:, :, ::-1], "BGR")
+    assert np.array_equal(predictor.get_image_embedding(), expected)
+    predictor.set_image(np.dstack([draw(), np.zeros((90, 120), np.uint8)]))
+    assert np.array_equal(predictor.get_image_embedding(), expected)
+    predictor.set_image(draw()[:, :, 0])
+    assert predictor.predict(**PROMPTS["box"])[0].shape == (3, 90, 120)
+
+
+def test_half_precision(sam):
+    """fp16 and bf16 on a CPU; the masks hold."""
+    exact = Predictor(sam)
+    exact.set_image(draw())
+    expected = exact.get_image_embedding()
+    for dtype, error in ((torch.float16, 0.01), (torch.bfloat16, 0.05)):
+        half = Predictor(sam, dtype=dtype)
+        half.set_image(draw())
+        got = half.get_image_embedding()
+        assert 0 < np.abs(got - expected).max() < error * np.abs(expected).max()
+    assert next(sam.image_encoder.parameters()).dtype == torch.float32
+
+
+def test_other_encoders_run_as_they_are():
+    sam = build_sam_groupmix(None, encoder="sam_resnet18", image_size=64)
+    Predictor(sam, dtype=torch.bfloat16)  # leaves it in fp32
+    ours, stock = Predictor(sam), SamPredictor(sam)
+    for p in (ours, stock):
+        p.set_image(draw())
+    np.testing.assert_allclose(ours.predict(**PROMPTS["box"])[2], stock.predict(**PROMPTS["box"])[2], rtol=1e-3, atol=1e-3)
+
+
+def test_embeddings_are_kept(predictor, sam, tmp_path):
+    pictures = [draw(), draw(50, 70)]
+    predictor.set_images(pictures)
+    expected = predictor.predict(**PROMPTS["point"], index=1)
+    path = predictor.save_embedding(tmp_path / "a.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+    other = Predictor(sam)
+    other.load_embedding(path)
+    masks, scores, logits = other.predict(**PROMPTS["point"], index=1)
+    np.testing.assert_allclose(logits, expected[2], atol=1e-3)
+    np.testing.assert_allclose(scores, expected[1], atol=1e-4)
+    assert (masks == expected[0]).mean() > 0.999
+
+
+def test_embeddings_of_others_are_refused(predictor, tmp_path):
+    predictor.set_image(draw())
+    path = predictor.save_embedding(tmp_path / "a.safetensors")
+    before = predictor.predict(**PROMPTS["box"])[2]
+    other = Predictor(build_sam_groupmix(None, encoder="gmf_sam_test", image_size=256))
+    with pytest.raises(WeightsError, match="not computed by this model"):
+        other.load_embedding(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(WeightsError, match="not a whole safetensors"):
+        predictor.load_embedding(path)
+    with pytest.raises(WeightsNotFoundError, match="check the path"):
+        predictor.load_embedding(tmp_path / "b.safetensors")
+    assert np.array_equal(predictor.predict(**PROMPTS["box"])[2], before)
+
+
+def test_no_such_picture(predictor):
+    predictor.set_image(draw())
+    for call in (lambda: predictor.predict(**PROMPTS["box"], index=1), lambda: predictor.get_image_embedding(1)):
+        with pytest.raises(InvalidInputError, match="index is 1: there are 1 pictures"):
+            call()
+
+
+def test_no_image(predictor):
+    predictor.set_image(draw())
+    assert predictor.is_image_set
+    predictor.reset_image()
+    assert not predictor.is_image_set
+    for call in (lambda: predictor.predict(**PROMPTS["box"]), predictor.get_image_embedding):
+        with pytest.raises(NoImageError, match="must be set"):
+            call()
+    with pytest.raises(RuntimeError):  # as SamPredictor raises
+        predictor.save_embedding("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "match"),
+    [
+        ({}, "nothing says what to segment"),
+        ({"point_coords": np.ones((1, 2))}, "as many labels"),
+        ({"point_labels": np.ones(1)}, "labels without points"),
+        ({"point_labels": np.ones(1), "mask_input": np.ones((1, 64, 64))}, "labels without points"),
+        ({"mask_input": np.ones((1, 9, 9))}, r"give \(1, 1, 64, 64\)"),
+        ({"mask_input": np.zeros((0, 64, 64))}, "nothing says what to segment"),
+        ({"point_coords": np.ones(2), "point_labels": np.ones(1)}, "x before y"),
+        ({"point_coords": np.ones((1, 2)), "point_labels": np.array([7])}, "1 for foreground"),
+        ({"point_coords": np.array([[np.nan, 1]]), "point_labels": np.array([1])}, "not finite"),
+        (
+            {"point_coords": np.array([[5000, -300]]), "point_labels": np.array([1])},
+            r"\(5000, -300\) is outside the picture of 120 x 90",
+        ),
+        ({"point_coords": np.array([[0, 90]]), "point_labels": np.array([0])}, "outside the picture"),
+        ({"box": np.array([150, 100, 20, 10])}, r"\[150.0, 100.0, 20.0, 10.0\] is reversed"),
+        ({"box": np.array([20, 10, 20, 80])}, "no area"),
+        ({"box": np.array([120, 10, 130, 80])}, "outside the picture of 120 x 90"),
+        ({"box": np.ones(3)}, "left, top, right, bottom"),
+        ({"box": np.ones(4), "index": 1}, "there are 1 pictures"),
+        ({"box": np.array([1, 1, 9, 9]), "mask_input": np.ones((1, 9, 9))}, r"give \(1, 1, 64, 64\)"),
+    ],
+)
+def test_bad_prompts(predictor, prompt, match):
+    predictor.set_image(draw())
+    with pytest.raises(InvalidInputError, match=match):
+        predictor.predict(**prompt)
+
+
+def test_one_of_many_prompts_is_bad(predictor):
+    predictor.set_image(draw())
+    boxes = np.array([[20, 10, 100, 80], [100, 80, 20, 10]])
+    with pytest.raises(InvalidInputError, match=r"\[100.0, 80.0, 20.0, 10.0\] is reversed"):
+        predictor.predict_batch(boxes=boxes)
+    points, labels = np.array([[[60, 45], [-9, -9]], [[10, 10], [20, 20]]]), np.array([[1, -1], [1, 0]])
+    expected = predictor.predict_batch(np.maximum(points, 0), labels)[2]
+    np.testing.assert_array_equal(predictor.predict_batch(points, labels)[2], expected, "where -1 says that there is no point")
+    with pytest.raises(InvalidInputError, match=r"\(-9, -9\) is outside"):
+        predictor.predict_batch(points, np.abs(labels))
+
+
+def test_bad_pictures(predictor):
+    for call, match in (
+        (lambda: predictor.set_images([]), "no picture"),
+        (lambda: predictor.set_image(draw(), "HSV"), "image_format"),
+        (lambda: predictor.set_image(draw().astype(float)), "dtype float64"),
+        (lambda: predictor.set_images([draw()], batch_size=0), "batch_size"),
+        (lambda: predictor.set_image(np.zeros((9000, 1, 3), np.uint8)), "too narrow"),
+    ):
+        with pytest.raises(InvalidInputError, match=match):
+            call()
+
+
+def test_bad_models(tmp_path):
+    with pytest.raises(InvalidInputError, match="give a Sam or an exported folder"):
+        Predictor(torch.nn.Identity())
+    with pytest.raises(WeightsNotFoundError, match="groupmix-sam export"):
+        Predictor(tmp_path)
+    for text in ("no json", "[]", "{}", json.dumps({"runtime": "onnx", "format_version": 1, "files": 3})):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(WeightsError, match="export it again"):
+            Predictor(tmp_path)
+    files = [f"{part}.onnx" for part in ("encoder", "masks", "image", "decoder")]
+    config = {"runtime": "onnx", "format_version": 1, "precision": "fp32", "image_size": 256, "model_hash": "", "files": files}
+    config |= {"mean": [0, 0, 0], "std": [1, 1, 1], "mask_threshold": 0.0, "dynamic_batch": False}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"ValueError.'files'.*export it again"):
+        Predictor(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"runtime": "onnx", "format_version": 99, "files": {}}))
+    with pytest.raises(WeightsError, match="of format 99"):
+        Predictor(tmp_path)
