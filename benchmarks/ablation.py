@@ -1,11 +1,11 @@
 """Measure what each part of the distillation recipe is worth: the same seed and the same seconds of training for every row.
 
-    python benchmarks/ablation.py PICTURES --teacher mobile_sam.pt --minutes 3 --output runs/ablation
+    python benchmarks/ablation.py IMAGES --teacher mobile_sam.pt --minutes 3 --output runs/ablation
 
 Each row is the default recipe with one part taken out, the paper's or NanoSAM's. Teacher and student work at 512 rather than
-1024, and crops are halved with it, so that the same minutes train four times as far. R2 is measured on pictures held out,
+1024, and crops are halved with it, so that the same minutes train four times as far. R2 is measured on images held out,
 whole. The two best are run with two seeds more. A row that is done is not done again, so that the command may be stopped. The
-pixels that a row has seen, in whole pictures, stand beside, as the same seconds need not mean the same passes.
+pixels that a row has seen, in whole images, stand beside, as the same seconds need not mean the same passes.
 """
 
 import argparse
@@ -29,18 +29,18 @@ ROWS = {
     "without hints": replace(DEFAULT, hint_weight=0.0),
     "without the teacher's blocks": replace(DEFAULT, teacher_blocks=False),
     "without the average": replace(DEFAULT, ema_decay=0.0),
-    "whole pictures only": replace(DEFAULT, phases=WHOLE),
+    "whole images only": replace(DEFAULT, phases=WHOLE),
     "small crops only": replace(DEFAULT, phases=(Phase(1.0, 128, 8),)),
     "with masks at the end": replace(DEFAULT, phases=(*DEFAULT.phases[:-1], Phase(DEFAULT.phases[-1].share, 0, 1, "masks"))),
     "paper": PRESETS["paper"],
-    "paper, whole pictures from the cache": replace(PRESETS["paper"], augmentation="crop"),
+    "paper, whole images from the cache": replace(PRESETS["paper"], augmentation="crop"),
     "nanosam": PRESETS["nanosam"],
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--minutes", type=float, default=4.0)
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
@@ -51,8 +51,8 @@ def main() -> None:
         results |= {(name, seed): measure(args, name, seed) for seed in (1, 2)}
     print(describe())
     held_out = results["ours", 0]["held_out"]
-    print(f"{args.minutes:g} minutes of training a row, the teacher's time beside; R2 on {held_out} pictures held out")
-    print("\n| recipe | R2 by seed | mean | steps | whole pictures' pixels |\n|---|---|---|---|---|")
+    print(f"{args.minutes:g} minutes of training a row, the teacher's time beside; R2 on {held_out} images held out")
+    print("\n| recipe | R2 by seed | mean | steps | whole images' pixels |\n|---|---|---|---|---|")
     for name in sorted(ROWS, key=lambda name: -results[name, 0]["r2"]):
         runs = [results[key] for key in results if key[0] == name]
         scores = [r["r2"] for r in runs]
@@ -66,7 +66,7 @@ def measure(args: argparse.Namespace, name: str, seed: int) -> dict[str, object]
     if not done.is_file():
         recipe = replace(ROWS[name], minutes=args.minutes, seed=seed)
         record = distill(
-            args.pictures, args.teacher, folder, recipe, RunOptions(resume=True), cache=args.output / "cache", image_size=SIZE
+            args.images, args.teacher, folder, recipe, RunOptions(resume=True), cache=args.output / "cache", image_size=SIZE
         )
         images = sum(n * pixels_of(p, SIZE) for n, p in zip(record["steps"], recipe.phases, strict=True))
         done.write_text(json.dumps({**{k: record[k] for k in ("r2", "steps", "held_out")}, "images": images}))

@@ -1,17 +1,17 @@
 """Encoder and end-to-end time, peak memory and mask IoU of ours against the others in each runtime, side by side in one run.
 
     pip install 'groupmix-sam[openvino]' matplotlib
-    python benchmarks/deploy.py PICTURES --size 1024 --work exported_1024/ --plot times_1024.png
-    python benchmarks/deploy.py PICTURES --size 512 --work exported_512/ --plot times_512.png
+    python benchmarks/deploy.py IMAGES --size 1024 --work exported_1024/ --plot times_1024.png
+    python benchmarks/deploy.py IMAGES --size 512 --work exported_512/ --plot times_512.png
 
-PICTURES is a folder of photos; INT8 calibrates on them, and masks are compared on others of them. Exporting takes long: --work
-keeps what is exported for the next run, and `--rounds 0` stops there. "End to end" is a picture of 480 x 640 from array to one
-box's mask in the picture's size. All models take the fast decoder and one resize, which is favourable to the others; the stock
+IMAGES is a folder of photos; INT8 calibrates on them, and masks are compared on others of them. Exporting takes long: --work
+keeps what is exported for the next run, and `--rounds 0` stops there. "End to end" is an image of 480 x 640 from array to one
+box's mask in the image's size. All models take the fast decoder and one resize, which is favourable to the others; the stock
 SamPredictor around MobileSAM's ViT-T, what people run today, is a row of its own. Models of a runtime and precision take turns.
 
 Weights but ours are random: they do not matter for time. RepViT-M1 is EdgeSAM's backbone, its branches merged, and L0 that of
 EfficientViT-SAM, both with a linear neck, which is less than their own. EfficientViT-SAM-L0 is made for 512. Peak memory is
-that of a process of its own over one picture, with the model.
+that of a process of its own over one image, with the model.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from segment_anything.modeling import Sam
 from timm.utils import reparameterize_model
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.images import evenly_spaced, find_pictures
+from groupmix_sam.images import evenly_spaced, find_images
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.export.exporter import export
 from groupmix_sam.inference.export.parity import Thresholds, measure_parity
@@ -75,7 +75,7 @@ def load(runtime: str, precision: str, name: str, size: int, threads: int, folde
 
 
 def export_all(args: argparse.Namespace, folder: Path, judged: list[np.ndarray], calibration: list[np.ndarray]) -> None:
-    """Export what is not there yet; each encoder is traced once. The others' INT8 need not be good, and takes 8 pictures."""
+    """Export what is not there yet; each encoder is traced once. The others' INT8 need not be good, and takes 8 images."""
     for name in args.encoders:
         missing = [(r, p) for r, p in args.settings if r != "torch" and not (folder / f"{name}-{r}-{p}").exists()]
         if not missing:
@@ -98,17 +98,17 @@ def export_all(args: argparse.Namespace, folder: Path, judged: list[np.ndarray],
             print(f"exported {name} for {runtime} in {precision}, {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def measure(predictor: Predictor | SamPredictor, picture: np.ndarray) -> tuple[float, float]:
+def measure(predictor: Predictor | SamPredictor, image: np.ndarray) -> tuple[float, float]:
     """Return the seconds to the embedding, and to the mask."""
     start = time.perf_counter()
-    predictor.set_image(picture)
+    predictor.set_image(image)
     embedded = time.perf_counter()
     predictor.predict(box=BOX, multimask_output=False)
     return embedded - start, time.perf_counter() - start
 
 
 def peak_of(runtime: str, precision: str, name: str, args: argparse.Namespace, folder: Path) -> float:
-    command = [sys.executable, __file__, str(args.pictures), "--size", str(args.size), "--threads", str(args.threads)]
+    command = [sys.executable, __file__, str(args.images), "--size", str(args.size), "--threads", str(args.threads)]
     command += ["--work", str(folder), "--peak", runtime, precision, name]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
@@ -118,18 +118,18 @@ def spread(ours: list[float], theirs: list[float]) -> str:
     return "{:.3f} ({:.3f} to {:.3f})".format(*interval([a / b for a, b in zip(ours, theirs, strict=True)]))
 
 
-def compare(setting: tuple[str, str], args: argparse.Namespace, folder: Path, picture: np.ndarray) -> dict[str, list[float]]:
+def compare(setting: tuple[str, str], args: argparse.Namespace, folder: Path, image: np.ndarray) -> dict[str, list[float]]:
     """Measure a runtime and precision, print its table, return every model's end-to-end times."""
     runtime, precision = setting
     models = {name: load(runtime, precision, name, args.size, args.threads, folder) for name in args.encoders}
     if setting == ("torch", "fp32") and MOBILE in args.encoders:
         models[STOCK] = SamPredictor(build(MOBILE, args.size))
     for predictor in models.values():  # for warming up
-        measure(predictor, picture)
+        measure(predictor, image)
     times = {name: [] for name in models}
     for _ in range(args.rounds):
         for name, predictor in models.items():
-            times[name].append(measure(predictor, picture))
+            times[name].append(measure(predictor, image))
     print(f"{runtime} {precision}")
     embedded, whole = ({name: [pair[i] for pair in pairs] for name, pairs in times.items()} for i in range(2))
     for name in models:
@@ -154,7 +154,7 @@ def plot(results: dict[str, dict[str, list[float]]], size: int, path: Path) -> N
         places = [x + (i - (len(names) - 1) / 2) * width for x, _ in found]
         axes.bar(places, [statistics.median(t) for _, t in found], width, label=name)
     axes.set_xticks(range(len(results)), list(results))
-    axes.set_ylabel(f"picture to mask at {size}, s")
+    axes.set_ylabel(f"image to mask at {size}, s")
     figure.legend(loc="outside upper center", ncols=len(names), frameon=False, fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -162,13 +162,13 @@ def plot(results: dict[str, dict[str, list[float]]], size: int, path: Path) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--calibrate", type=int, default=32, help="pictures for INT8")
+    parser.add_argument("--calibrate", type=int, default=32, help="images for INT8")
     parser.add_argument("--work", type=Path, help="folder that keeps the exported models; by default they are removed")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--peak", nargs=3, metavar=("RUNTIME", "PRECISION", "ENCODER"), help="print one's peak memory and stop")
@@ -177,15 +177,15 @@ def main() -> None:
     if args.rounds and OURS not in args.encoders:
         parser.error(f"the others are compared with {OURS}: name it too.")
     torch.set_num_threads(args.threads)
-    picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
     if args.peak:
-        measure(load(*args.peak, args.size, args.threads, args.work), picture)
+        measure(load(*args.peak, args.size, args.threads, args.work), frame)
         print(peak_kib() / 1024)
         return
 
     # As `groupmix-sam export --precision int8` does: every fifth is compared, the others calibrate.
     wanted = args.calibrate * 5 // 4
-    images = [picture.decode() for picture in evenly_spaced(find_pictures(args.pictures), wanted)]
+    images = [frame.decode() for frame in evenly_spaced(find_images(args.images), wanted)]
     judged, calibration = images[::5], [image for i, image in enumerate(images) if i % 5]
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.work or Path(temporary)
@@ -194,8 +194,8 @@ def main() -> None:
         if not args.rounds:
             return
         print(f"{describe()}; {args.size} x {args.size}, {args.rounds} rounds")
-        results = {f"{r} {p}": compare((r, p), args, folder, picture) for r, p in args.settings}
-        print(f"mask IoU of ours to fp32 PyTorch, {len(judged)} pictures")
+        results = {f"{r} {p}": compare((r, p), args, folder, frame) for r, p in args.settings}
+        print(f"mask IoU of ours to fp32 PyTorch, {len(judged)} images")
         for runtime, precision in args.settings:
             if (runtime, precision) == ("torch", "fp32"):
                 continue

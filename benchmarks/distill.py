@@ -1,11 +1,11 @@
-"""Speed of distillation against a plain loop in NanoSAM's way, same student, teacher and pictures, side by side in one run.
+"""Speed of distillation against a plain loop in NanoSAM's way, same student, teacher and images, side by side in one run.
 
-    python benchmarks/distill.py PICTURES --teacher mobile_sam.pt
+    python benchmarks/distill.py IMAGES --teacher mobile_sam.pt
 
 The plain loop: RandomResizedCrop to 1024, the teacher on it, the student on it, Huber, Adam. Ours: the default recipe's phases,
-in its proportions, without the cache (two crops a picture, as docs/distill.md advises there) and with it. Both by turns, one
-round after the other, on a few pictures. An image is what gives one term of the loss: a crop or a whole picture. As crops are
-smaller, the pixels are counted too, in whole pictures' worth. At last: what share of our step, reading and all, is outside the
+in its proportions, without the cache (two crops an image, as docs/distill.md advises there) and with it. Both by turns, one
+round after the other, on a few images. An image is what gives one term of the loss: a crop or a whole image. As crops are
+smaller, the pixels are counted too, in whole images' worth. At last: what share of our step, reading and all, is outside the
 student's forward and backward passes.
 """
 
@@ -24,12 +24,12 @@ from machine import describe, interval
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from groupmix_sam.distill import Phase, Picture, Recipe, cache_features, find_pictures, load_teacher
+from groupmix_sam.distill import ImageFile, Phase, Recipe, cache_features, find_images, load_teacher
 from groupmix_sam.distill.losses import Objective
 from groupmix_sam.distill.run import start_accelerator
 from groupmix_sam.distill.student import Student
 from groupmix_sam.distill.trainer import Feed, make_optimizer, pixels_of, update_average
-from groupmix_sam.memory import keep_memory
+from groupmix_sam.memory import keep_freed_memory
 from groupmix_sam.preprocess import normalize
 
 SIZE = 1024
@@ -38,24 +38,24 @@ STEPS = {256: 6, 512: 6, 0: 3}  # of ours with the cache in a round, by crop; on
 
 
 class Folder(Dataset[torch.Tensor]):
-    def __init__(self, pictures: list[Picture]) -> None:
-        self.pictures = pictures
+    def __init__(self, images: list[ImageFile]) -> None:
+        self.images = images
         self.crop = RandomResizedCrop((SIZE, SIZE))
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        pixels = self.crop(torch.from_numpy(self.pictures[i].decode()).permute(2, 0, 1))
+        pixels = self.crop(torch.from_numpy(self.images[i].decode()).permute(2, 0, 1))
         return normalize(pixels.permute(1, 2, 0)[None])[0]
 
 
-def plain_steps(pictures: list[Picture], teacher: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> Iterator[None]:
+def plain_steps(images: list[ImageFile], teacher: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> Iterator[None]:
     """Take a step in NanoSAM's way whenever asked."""
     student = timm.create_model("gmf_sam_2282").train()
     optimizer = torch.optim.Adam(student.parameters(), lr=3e-4)
     while True:
-        for batch in DataLoader(Folder(pictures), PLAIN_BATCH, shuffle=True, num_workers=1, drop_last=True):
+        for batch in DataLoader(Folder(images), PLAIN_BATCH, shuffle=True, num_workers=1, drop_last=True):
             features = teacher(batch)["features"]
             optimizer.zero_grad()
             torch.nn.functional.huber_loss(student(batch), features).backward()
@@ -66,13 +66,13 @@ def plain_steps(pictures: list[Picture], teacher: Callable[[torch.Tensor], dict[
 class Ours:
     """The default recipe's steps, phase by phase."""
 
-    def __init__(self, pictures: list, teacher: object, recipe: Recipe) -> None:
+    def __init__(self, images: list, teacher: object, recipe: Recipe) -> None:
         self.recipe = recipe
         student = Student(timm.create_model("gmf_sam_2282"), {"hint_in": 160, "hint_out": 160}).train()
         self.student, self.average = student, deepcopy(student)
         self.optimizer = make_optimizer(student, recipe)
         self.objective = Objective(recipe, {"features": 1.0, "hint_in": 1.0, "hint_out": 1.0}, None)
-        self.feed = Feed(pictures, teacher, recipe, SIZE, start_accelerator(), 1, Path(os.devnull))
+        self.feed = Feed(images, teacher, recipe, SIZE, start_accelerator(), 1, Path(os.devnull))
         self.streams = [self.feed.batches(i, 0, 10**6) for i in range(len(recipe.phases))]
 
     def forward_backward(self, batch: dict[str, torch.Tensor], phase: Phase) -> None:
@@ -93,11 +93,11 @@ class Ours:
         return time.perf_counter() - begin, passed - read
 
     def rates(self, counts: dict[int, int]) -> tuple[float, float, float]:
-        """Return images and whole pictures' pixels a second over the recipe, and the share outside the passes."""
+        """Return images and whole images' pixels a second over the recipe, and the share outside the passes."""
         images = pixels = seconds = passes = 0.0
         for number, phase in enumerate(self.recipe.phases):
             timed = [self.step(number) for _ in range(counts[phase.crop])]
-            steps = phase.share / pixels_of(phase, SIZE)  # in a run of one whole picture
+            steps = phase.share / pixels_of(phase, SIZE)  # in a run of one whole image
             images += steps * phase.batch_size
             pixels += phase.share
             seconds += steps * sum(t for t, _ in timed) / len(timed)
@@ -107,33 +107,33 @@ class Ours:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=24, help="how many of the pictures to use")
+    parser.add_argument("--count", type=int, default=24, help="how many of the images to use")
     args = parser.parse_args()
-    pictures = find_pictures(args.pictures)[: args.count]
+    images = find_images(args.images)[: args.count]
     teacher, _ = load_teacher(args.teacher)
     recipe = Recipe()
     with tempfile.TemporaryDirectory() as folder:
-        cached, _ = cache_features(pictures, teacher, folder, SIZE)
-        plain = plain_steps(pictures, teacher)
+        cached, _ = cache_features(images, teacher, folder, SIZE)
+        plain = plain_steps(images, teacher)
         next(plain)
         rows: dict[str, list[float]] = {}
-        keep_memory()  # for both: the plain loop profits from it as much
-        asked, kept = Ours(pictures, teacher, replace(recipe, crops_per_picture=2)), Ours(cached, teacher, recipe)
+        keep_freed_memory()  # for both: the plain loop profits from it as much
+        asked, kept = Ours(images, teacher, replace(recipe, crops_per_image=2)), Ours(cached, teacher, recipe)
         for _ in range(args.rounds):
             begin = time.perf_counter()
             next(plain)
             reference = PLAIN_BATCH / (time.perf_counter() - begin)
             for name, ours, counts in (("without the cache", asked, dict.fromkeys(STEPS, 1)), ("with the cache", kept, STEPS)):
-                images, pixels, outside = ours.rates(counts)
-                rows.setdefault(f"images/s, {name}", []).append(images / reference)
+                rate, pixels, outside = ours.rates(counts)
+                rows.setdefault(f"images/s, {name}", []).append(rate / reference)
                 rows.setdefault(f"pixels/s, {name}", []).append(pixels / reference)
                 if name == "with the cache":
                     rows.setdefault("share outside the student's passes", []).append(outside)
     print(describe())
-    print(f"{args.rounds} rounds by turns, {args.count} pictures")
+    print(f"{args.rounds} rounds by turns, {args.count} images")
     for name, values in rows.items():
         median, low, high = interval(values)
         print(f"{name}: {median:.3g} ({low:.3g} to {high:.3g})" + (" x the plain loop" if "/s" in name else ""))

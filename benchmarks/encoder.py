@@ -1,10 +1,10 @@
-"""What PyTorch takes on a CPU for ours and for MobileSAM: encoder, picture and prompt, 32 prompts; and what was aimed at.
+"""What PyTorch takes on a CPU for ours and for MobileSAM: encoder, image and prompt, 32 prompts; and what was aimed at.
 
     python benchmarks/encoder.py
 
 All run in eager PyTorch, batch 1, at 1024 x 1024, by turns, so that what else the machine does falls on all. Weights are
 random: they do not matter here. "Products" are the matrix products of our linear layers and nothing else, into memory that is
-there. A picture is of 480 x 640, from array to one box's mask in its size: our `Predictor` against the stock `SamPredictor`
+there. An image is of 480 x 640, from array to one box's mask in its size: our `Predictor` against the stock `SamPredictor`
 with MobileSAM. The decoders get features and 32 points. Peak memory is that of a process of its own over one forward pass, less
 what it held before. The profile is of one pass of the fused encoder, each operation without those that it calls.
 """
@@ -25,8 +25,8 @@ from segment_anything.modeling import Sam
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.inference import Predictor
-from groupmix_sam.inference import fused_encoder as fuse
-from groupmix_sam.inference.fused_decoder import Decoder
+from groupmix_sam.inference import fused_encoder as fuse_encoder
+from groupmix_sam.inference.fused_decoder import FusedDecoder
 
 NAME, THEIR_NAME = "gmf_sam_2282", "sam_tiny_vit_5m"
 OURS, FUSED, PRODUCTS, THEIRS = f"{NAME} as it trains", f"{NAME} fused", "its products", THEIR_NAME
@@ -75,14 +75,14 @@ def build(name: str, size: int) -> tuple[torch.nn.Module, torch.Tensor]:
     x = torch.randn(1, 3, size, size, dtype=dtype)
     if name == PRODUCTS:
         return Products(model, x), x
-    return (fuse(model) if name.startswith(FUSED) else model), x
+    return (fuse_encoder(model) if name.startswith(FUSED) else model), x
 
 
 def whole(predictor: Predictor | SamPredictor) -> Callable[[], object]:
-    picture = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
 
     def run() -> None:
-        predictor.set_image(picture)
+        predictor.set_image(image)
         predictor.predict(box=np.array([100.0, 80, 420, 380]), multimask_output=False)
 
     return run
@@ -90,7 +90,7 @@ def whole(predictor: Predictor | SamPredictor) -> Callable[[], object]:
 
 def decoders(sam: Sam, size: int) -> dict[str, Callable[[], object]]:
     """Return our decoder and the stock one, each from features and 32 points to all masks' logits."""
-    ours, features = Decoder(sam), torch.randn(1, 256, size // 16, size // 16)
+    ours, features = FusedDecoder(sam), torch.randn(1, 256, size // 16, size // 16)
     points, labels = size * torch.rand(32, 1, 2), torch.ones(32, 1)
     padded = torch.cat([points, torch.zeros(32, 1, 2)], dim=1), torch.cat([labels, -torch.ones(32, 1)], dim=1)
 

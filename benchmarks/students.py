@@ -1,6 +1,6 @@
-"""The accuracy of the paper's Table 2: train each of its students for the same passes over the same pictures, and evaluate it.
+"""The accuracy of the paper's Table 2: train each of its students for the same passes over the same images, and evaluate it.
 
-    python benchmarks/students.py PICTURES DATA [DATA ...] --teacher mobile_sam.pt --passes 1 --output runs/students
+    python benchmarks/students.py IMAGES DATA [DATA ...] --teacher mobile_sam.pt --passes 1 --output runs/students
 
 `DATA` has annotations.json in COCO's format and images/. Each student has the default recipe at its row's learning rate.
 Teacher and students work at 512 rather than 1024, also in the evaluation, and crops are halved with it, so that it takes a
@@ -38,10 +38,10 @@ ROWS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("data", type=Path, nargs="+")
     parser.add_argument("--teacher", required=True)
-    parser.add_argument("--passes", type=float, default=1.0, help="over the pictures, for every student")
+    parser.add_argument("--passes", type=float, default=1.0, help="over the images, for every student")
     parser.add_argument("--output", type=Path, default=Path("runs/students"))
     args = parser.parse_args()
     tasks = {
@@ -59,11 +59,9 @@ def main() -> None:
         model = load_model(args.output / name / "weights", image_size=SIZE)
         rows.append((encoder, f"{lr:g}", f"{record['r2']:.3f}", measure(model, name)))
     print(describe())
-    print(
-        f"{args.passes:g} passes over {record['pictures']} pictures at {SIZE}; R2 on {record['held_out']} held out; mIoU by box"
-    )
+    print(f"{args.passes:g} passes over {record['images']} images at {SIZE}; R2 on {record['held_out']} held out; mIoU by box")
     print(f"\n| encoder | lr | R2 | {' | '.join(tasks)} |\n|{'---|' * (3 + len(tasks))}")
-    guess = [str(whole(result).filled_box) for result in theirs.values()]
+    guess = [str(whole(result).box_baseline) for result in theirs.values()]
     print(f"| a filled box | | | {' | '.join(guess)} |")
     for *labels, results in rows:
         print(f"| {' | '.join([*labels, *(str(whole(result).iou) for result in results.values())])} |")
@@ -75,14 +73,14 @@ def train(args: argparse.Namespace, encoder: str, lr: float, folder: Path) -> di
         recipe = replace(DEFAULT, epochs=args.passes, lr=lr)
         cache = args.output / "cache"
         record = distill(
-            args.pictures, args.teacher, folder, recipe, RunOptions(resume=True), encoder=encoder, cache=cache, image_size=SIZE
+            args.images, args.teacher, folder, recipe, RunOptions(resume=True), encoder=encoder, cache=cache, image_size=SIZE
         )
-        done.write_text(json.dumps({name: record[name] for name in ("r2", "pictures", "held_out")}))
+        done.write_text(json.dumps({name: record[name] for name in ("r2", "images", "held_out")}))
     return json.loads(done.read_text())
 
 
 def whole(result: Result) -> Any:
-    """Return the line of a result for things of every size."""
+    """Return the line of a result for instances of every size."""
     return next(line for line in summarize(result) if line.size == "all")
 
 

@@ -23,7 +23,7 @@ from groupmix_sam.distill import ADAPT
 from groupmix_sam.distill import adaptation as adapt
 from groupmix_sam.visualize import draw_masks
 
-Frame = tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]  # the picture, and each part's box and mask
+Frame = tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]  # the image, and each part's box and mask
 
 
 def draw_frame(seed: int, width: int = 480, height: int = 360) -> Frame:
@@ -80,8 +80,8 @@ def main() -> None:
 
     recipe = replace(ADAPT, minutes=args.minutes)
     record = adapt(frames, args.teacher, args.output, recipe, checkpoint=args.checkpoint)
-    mean_before, mean_after = record["agreement"]["before"][0], record["agreement"]["after"][0]
-    print(f"agreement with the teacher on frames that were held out: {mean_before:.3f} before, {mean_after:.3f} after")
+    mean_before, mean_after = record["teacher_iou"]["before"][0], record["teacher_iou"]["after"][0]
+    print(f"IoU with the teacher on frames that were held out: {mean_before:.3f} before, {mean_after:.3f} after")
 
     if args.frames is None:
         unseen = [draw_frame(1000 + seed) for seed in range(max(1, args.count // 4))]

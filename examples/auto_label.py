@@ -1,11 +1,11 @@
-"""Label a video or pictures by themselves, as a start for a labelling tool.
+"""Label a video or images by themselves, as a start for a labelling tool.
 
     python examples/auto_label.py examples/coffee.jpg
     python examples/auto_label.py line.mp4 --every 30 --category part
-    python examples/auto_label.py frames/ --grid 24 --output labelled
+    python examples/auto_label.py frames/ --points-per-side 24 --output labelled
 
-Everything that is found in a picture becomes a thing of one category. The output folder has the pictures, a LabelMe file beside
-each, and annotations.json in COCO's format. labelme and X-AnyLabeling open the folder as it is: delete what is none of yours,
+Everything that is found in an image becomes an instance of one category. The output folder has the images, a LabelMe file
+beside each, and annotations.json in COCO's format. labelme and X-AnyLabeling open the folder as it is: delete what is not yours,
 rename what is, mend outlines. `groupmix_sam.annotations.from_labelme` reads the corrected files back, and `to_coco` makes of
 them what `groupmix-sam evaluate` and most trainers take.
 
@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from groupmix_sam.annotations import AnnotatedPicture, to_coco, to_labelme
+from groupmix_sam.annotations import AnnotatedImage, to_coco, to_labelme
 from groupmix_sam.errors import ImageReadError, InvalidInputError
-from groupmix_sam.images import Picture, name_pictures
+from groupmix_sam.images import ImageFile, name_images
 from groupmix_sam.inference import load_predictor
 from groupmix_sam.inference.automatic import everything
 from groupmix_sam.live.sources import Frames
@@ -31,39 +31,39 @@ from groupmix_sam.live.sources import Frames
 VIDEOS = {".avi", ".mkv", ".mov", ".mp4", ".webm"}
 
 
-def pictures_of(source: Path, every: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield names and pictures, RGB: of a video every so many frames. One that cannot be read is named and left out."""
+def images_of(source: Path, every: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Yield names and images, RGB: of a video every so many frames. One that cannot be read is named and left out."""
     if source.suffix.lower() in VIDEOS:
         for number, frame in Frames(str(source)):
             if number % every == 0:
                 yield f"{source.stem}_{number:06d}", np.ascontiguousarray(frame[:, :, ::-1])
         return
-    named: dict[str, Picture] = {}
-    for path, picture in name_pictures([source]).items():
+    named: dict[str, ImageFile] = {}
+    for path, image in name_images([source]).items():
         name = Path(path).with_suffix("").as_posix().replace("/", "_")
         if name in named:
-            raise InvalidInputError(f"{named[name]} and {picture} would both be {name}.png: rename one of them.")
-        named[name] = picture
-    for name, picture in named.items():
+            raise InvalidInputError(f"{named[name]} and {image} would both be {name}.png: rename one of them.")
+        named[name] = image
+    for name, image in named.items():
         try:
-            yield name, picture.decode()
+            yield name, image.decode()
         except ImageReadError as e:
             print(f"skipped: {e}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="a video, a picture or a folder of pictures")
+    parser.add_argument("source", type=Path, help="a video, an image or a folder of images")
     parser.add_argument("--output", type=Path, default=Path("labelled"), help="folder to write to")
-    parser.add_argument("--category", default="thing", help="the name of what is found")
+    parser.add_argument("--category", default="object", help="the name of what is found")
     parser.add_argument("--every", type=int, default=30, help="of a video, take every so many frames")
-    parser.add_argument("--grid", type=int, default=12, help="points a side that are asked with")
+    parser.add_argument("--points-per-side", type=int, default=12, help="points a side that are asked with")
     # Lower than SAM's own 0.88 and 0.95: it is quicker to delete than to draw.
-    parser.add_argument("--least-score", type=float, default=0.8, help="leave out masks of which the model is less sure")
-    parser.add_argument("--least-stability", type=float, default=0.85, help="leave out masks that change more")
-    parser.add_argument("--least-area", type=int, default=200, help="leave out masks of fewer pixels")
+    parser.add_argument("--pred-iou-thresh", type=float, default=0.8, help="leave out masks of which the model is less sure")
+    parser.add_argument("--stability-score-thresh", type=float, default=0.85, help="leave out masks that change more")
+    parser.add_argument("--min-mask-area", type=int, default=200, help="leave out masks of fewer pixels")
     parser.add_argument("--checkpoint", default="default", help="weights, or a folder that `groupmix-sam export` wrote")
-    parser.add_argument("--image-size", type=int, help="of weights: side in pixels that pictures are resized to")
+    parser.add_argument("--image-size", type=int, help="of weights: side in pixels that images are resized to")
     options = parser.parse_args()
     if any(options.output.glob("*.json")):
         parser.error(f"{options.output} has labels already, which may have been corrected: give another --output")
@@ -72,30 +72,30 @@ def main() -> None:
 
     predictor = load_predictor(options.checkpoint, image_size=options.image_size)
     options.output.mkdir(parents=True, exist_ok=True)
-    done: list[AnnotatedPicture] = []
+    done: list[AnnotatedImage] = []
     try:
-        for name, image in pictures_of(options.source, options.every):
-            things = everything(
+        for name, image in images_of(options.source, options.every):
+            instances = everything(
                 predictor,
                 image,
-                grid=options.grid,
-                least_score=options.least_score,
-                least_stability=options.least_stability,
-                least_area=options.least_area,
+                points_per_side=options.points_per_side,
+                pred_iou_thresh=options.pred_iou_thresh,
+                stability_score_thresh=options.stability_score_thresh,
+                min_mask_area=options.min_mask_area,
                 category=options.category,
             )
             path = options.output / f"{name}.png"
             Image.fromarray(image).save(path)
-            annotated = AnnotatedPicture(path, (image.shape[0], image.shape[1]), things)
+            annotated = AnnotatedImage(path, (image.shape[0], image.shape[1]), instances)
             labels = json.dumps(to_labelme(annotated, options.output), indent=2)
             path.with_suffix(".json").write_text(labels, encoding="utf-8")
             done.append(annotated)
-            print(f"{path}: {len(things)} things")
+            print(f"{path}: {len(instances)} instances")
     finally:  # also when Ctrl-C or an error cuts it short
         if done:
             coco = to_coco(done, options.output, [options.category])
             (options.output / "annotations.json").write_text(json.dumps(coco), encoding="utf-8")
-            print(f"wrote {options.output}: annotations.json, and {len(done)} x picture and LabelMe file")
+            print(f"wrote {options.output}: annotations.json, and {len(done)} x image and LabelMe file")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     label-studio start --data-dir studio --internal-host 127.0.0.1
     python examples/label_backend.py studio
 
-Label Studio is installed for itself, and docs/interoperate.md has its settings. Pictures are read that were given to it
+Label Studio is installed for itself, and docs/interoperate.md has its settings. Images are read that were given to it
 in the browser, and with --files those of its local files, which are under its LOCAL_FILES_DOCUMENT_ROOT. No other file is read,
 and nothing is fetched.
 
@@ -36,7 +36,7 @@ from groupmix_sam.prompts import Prompt
 LOCAL = ("127.0.0.1", "localhost")
 # Label Studio sends a task with all of its annotations, whose masks are lists of numbers.
 MAX_BODY = 64 * 1024 * 1024
-REMEMBERED = 8  # pictures whose embeddings are kept, of a few MB each
+REMEMBERED = 8  # images whose embeddings are kept, of a few MB each
 
 
 class Backend:
@@ -58,7 +58,7 @@ class Backend:
         """Return what /predict gives: the mask of a prompt, or nothing for each task while nobody has set one.
 
         Raises:
-            InvalidInputError: the config, the picture or the prompt is not of the kind that this can use.
+            InvalidInputError: the config, the image or the prompt is not of the kind that this can use.
         """
         regions = ((request.get("params") or {}).get("context") or {}).get("result")
         if not regions:
@@ -93,14 +93,14 @@ class Backend:
         elif parts.path.rstrip("/") == "/data/local-files" and self.files:
             folder, name = self.files, parse_qs(parts.query)["d"][0]
         else:
-            raise InvalidInputError(f"the picture is {url:.200}: upload it to Label Studio, or give its files by --files.")
+            raise InvalidInputError(f"the image is {url:.200}: upload it to Label Studio, or give its files by --files.")
         path = (folder / name).resolve()
         if not path.is_relative_to(folder.resolve()):
-            raise InvalidInputError(f"the picture {name:.200} is not in the folder of Label Studio's files: put it there.")
+            raise InvalidInputError(f"the image {name:.200} is not in the folder of Label Studio's files: put it there.")
         return path
 
     def _see(self, path: Path, _modified: int) -> tuple[Predictor, tuple[int, int]]:
-        """Return a predictor that has seen a picture, and the picture's height and width."""
+        """Return a predictor that has seen an image, and the image's height and width."""
         image = read_image(path)
         predictor = copy(self.predictor)  # shares the weights, and has embeddings of its own
         predictor.set_image(image)
@@ -125,13 +125,13 @@ def read_config(text: str) -> tuple[dict[str, Any], str, str]:
 
 
 def read_prompt(regions: list[dict[str, Any]], size: tuple[int, int]) -> Prompt:
-    """Return Label Studio's points and box, which are percents of a picture of that height and width, as a prompt."""
+    """Return Label Studio's points and box, which are percents of an image of that height and width, as a prompt."""
     height, width = size
     points, labels, box, category = [], [], None, None
     for region in regions:
         kind, value = region["type"], region["value"]
         if kind not in ("keypointlabels", "rectanglelabels") or region.get("image_rotation"):
-            raise InvalidInputError(f"the prompt is a {kind}: give points and a box, on a picture that is not turned.")
+            raise InvalidInputError(f"the prompt is a {kind}: give points and a box, on an image that is not turned.")
         x, y = value["x"] / 100 * width, value["y"] / 100 * height
         category = value[kind][0]
         if kind == "keypointlabels":
@@ -150,7 +150,7 @@ def read_prompt(regions: list[dict[str, Any]], size: tuple[int, int]) -> Prompt:
 
 
 def brush_rle(mask: NDArray[np.bool_]) -> list[int]:
-    """Return a mask, H x W, as a brush's bytes: those of an RGBA picture, 255 inside, as @thi.ng/rle-pack packs them.
+    """Return a mask, H x W, as a brush's bytes: those of an RGBA image, 255 inside, as @thi.ng/rle-pack packs them.
 
     They are a stream of bits: how many bytes there are, 32 bits; then, each less one, how wide one is, 5 bits, and the widths
     of four kinds of length, 4 bits each; then runs: a 1, the kind of length, 2 bits, the length less one, and the byte. Here
@@ -224,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studio", type=Path, help="Label Studio's data folder")
-    parser.add_argument("--files", type=Path, help="its LOCAL_FILES_DOCUMENT_ROOT, to read pictures there too")
+    parser.add_argument("--files", type=Path, help="its LOCAL_FILES_DOCUMENT_ROOT, to read images there too")
     parser.add_argument("--checkpoint", default="default", help="weights, or a folder that `groupmix-sam export` wrote")
     parser.add_argument("--host", default=LOCAL[0], help="address to listen at; another one opens it to your network")
     parser.add_argument("--port", type=int, default=9090, help="port to listen at; 0 is any that is free")

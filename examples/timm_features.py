@@ -1,9 +1,9 @@
-"""The encoder alone, through timm: where else in the picture does it look like here?
+"""The encoder alone, through timm: where else in the image does it look like here?
 
     python examples/timm_features.py
     python examples/timm_features.py photo.jpg --point 365,290
 
-writes features.png: the picture, and beside it how alike the features are to those at the point, from dark to bright. Then the
+writes features.png: the image, and beside it how alike the features are to those at the point, from dark to bright. Then the
 maps of every stage, as a detector or a segmentation head takes them.
 """
 
@@ -21,12 +21,12 @@ from groupmix_sam.images import read_image
 from groupmix_sam.visualize import draw_masks
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("picture", nargs="?", default=Path(__file__).with_name("coffee.jpg"), type=Path)
+parser.add_argument("image", nargs="?", default=Path(__file__).with_name("coffee.jpg"), type=Path)
 parser.add_argument("--point", default="365,290", help="x,y in pixels")
 parser.add_argument("--output", default=Path("features.png"), type=Path)
 args = parser.parse_args()
 
-image = read_image(args.picture)
+image = read_image(args.image)
 height, width = image.shape[:2]
 x, y = map(float, args.point.split(","))
 

@@ -4,7 +4,7 @@
     python examples/worker_hands.py my_frames/
     python examples/worker_hands.py frame.jpg --hand 310,240 --hand 120,260
 
-For every picture it writes NAME_hands.png into --output, and for all of them hands.csv, a line a hand: `picture,x,y`, which
+For every image it writes NAME_hands.png into --output, and for all of them hands.csv, a line a hand: `image,x,y`, which
 `groupmix-sam evaluate --prompts` and `groupmix-sam compare --prompts` take (the paper's Table 3 and Figure 4).
 
 Hands are found by mediapipe's hand landmarks. Its wheel of version 0.10.21 has the models in it (newer ones fetch them), needs
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from groupmix_sam.images import Picture, find_pictures
+from groupmix_sam.images import ImageFile, find_images
 from groupmix_sam.inference import load_predictor
 from groupmix_sam.prompts import as_points
 from groupmix_sam.visualize import draw_masks
@@ -28,7 +28,7 @@ PALM = (0, 5, 9, 13, 17)  # of mediapipe's 21 landmarks: the wrist, and where ea
 
 
 def hand_finder() -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from a picture to the centres of the palms in it, N x 2, in pixels, x before y."""
+    """Return a function from an image to the centres of the palms in it, N x 2, in pixels, x before y."""
     try:
         from mediapipe.python.solutions.hands import Hands  # in 0.10.21, and gone since
     except ImportError:
@@ -49,7 +49,7 @@ def hand_finder() -> Callable[[np.ndarray], np.ndarray]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pictures", type=Path, help="a picture or a folder of them")
+    parser.add_argument("images", type=Path, help="an image or a folder of them")
     parser.add_argument("--hand", action="append", help="x,y in pixels of a hand, in place of the detector; may be given again")
     parser.add_argument("--checkpoint", default="default", help="weights, or a folder that `groupmix-sam export` wrote")
     parser.add_argument("--output", type=Path, default=Path("hands"))
@@ -61,17 +61,17 @@ def main(arguments: list[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     with (args.output / "hands.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(("picture", "x", "y"))
-        folder = args.pictures.parent if args.pictures.is_file() else args.pictures
-        for picture in [Picture(args.pictures)] if args.pictures.is_file() else find_pictures(folder):
-            name = picture.path.relative_to(folder)
-            image = picture.decode()
+        table.writerow(("image", "x", "y"))
+        folder = args.images.parent if args.images.is_file() else args.images
+        for source in [ImageFile(args.images)] if args.images.is_file() else find_images(folder):
+            name = source.path.relative_to(folder)
+            image = source.decode()
             points = find_hands(image)
             masks = []
             if len(points):
                 predictor.set_image(image)
                 # One point each, so P x 1 x 2; of a point's three masks the one that the model thinks best of.
-                masks = list(predictor.predict_best(points[:, None], np.ones((len(points), 1), dtype=int))[0])
+                masks = list(predictor.predict_single_mask(points[:, None], np.ones((len(points), 1), dtype=int))[0])
             table.writerows((name.as_posix(), round(x, 1), round(y, 1)) for x, y in points)
             draw_masks(image, masks, points=points).save(args.output / f"{'_'.join(name.with_suffix('').parts)}_hands.png")
             print(f"{name}: {len(points)} hands")

@@ -31,7 +31,7 @@ class InvalidInputError(GroupMixSamError, ValueError):
 
 
 class ImageReadError(GroupMixSamError, OSError):
-    """A picture that is not there or cannot be decoded."""
+    """An image that is not there or cannot be decoded."""
 
 
 class UnknownNameError(GroupMixSamError, KeyError):
@@ -69,7 +69,7 @@ class WeightsNotFoundError(WeightsError, FileNotFoundError):
 
 
 class NoImageError(GroupMixSamError, RuntimeError):
-    """Masks were asked for before there was a picture, as `SamPredictor` says it."""
+    """Masks were asked for before there was an image, as `SamPredictor` says it."""
 
 
 class RuntimeUnavailableError(GroupMixSamError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Pictures by the many: those of a folder, a list file or a tar."""
+"""Images by the many: those of a folder, a list file or a tar."""
 
 import glob
 import io
@@ -16,14 +16,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import ImageReadError, InvalidInputError
 
-__all__ = ["SUFFIXES", "Picture", "as_rgb", "decode_image", "evenly_spaced", "find_pictures", "name_pictures", "read_image"]
+__all__ = ["SUFFIXES", "ImageFile", "as_rgb", "decode_image", "evenly_spaced", "find_images", "name_images", "read_image"]
 
 SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture file, or, with a name, one that lies in a tar at an offset in bytes."""
+class ImageFile:
+    """An image file, or, with a name, one that lies in a tar at an offset in bytes."""
 
     path: Path
     name: str = ""
@@ -34,7 +34,7 @@ class Picture:
         return f"{self.path}:{self.name}" if self.name else str(self.path)
 
     def read_bytes(self) -> bytes:
-        """Return the encoded picture.
+        """Return the encoded image.
 
         Raises:
             ImageReadError: it cannot be read.
@@ -44,23 +44,23 @@ class Picture:
                 f.seek(self.offset)
                 return f.read(self.size)
         except FileNotFoundError as e:
-            raise ImageReadError(f"there is no picture {self}: check the path.") from e
+            raise ImageReadError(f"there is no image {self}: check the path.") from e
         except (OSError, ValueError) as e:  # a ValueError of a name that no file can have
             raise ImageReadError(f"{self} cannot be read ({e}): check the path and its permissions.") from e
 
     def decode(self) -> NDArray[np.uint8]:
-        """Return the picture as H x W x 3, uint8, RGB, upright."""
+        """Return the image as H x W x 3, uint8, RGB, upright."""
         return decode_image(self.read_bytes(), self)
 
 
-def find_pictures(source: str | PathLike[str]) -> list[Picture]:
-    """Return the pictures in a folder and those below it, in a list file, or in a tar; sorted, but for a list's.
+def find_images(source: str | PathLike[str]) -> list[ImageFile]:
+    """Return the images in a folder and those below it, in a list file, or in a tar; sorted, but for a list's.
 
     A folder's tars are looked into as well: WebDataset shards such as SA-1B's, as they are. A list file, `.txt`, has a path a
     line, relative to the file.
 
     Raises:
-        InvalidInputError: there is no such folder or file, or no picture in it.
+        InvalidInputError: there is no such folder or file, or no image in it.
     """
     source = Path(source)
     if source.is_dir():
@@ -75,48 +75,48 @@ def find_pictures(source: str | PathLike[str]) -> list[Picture]:
         files = [source]
     else:
         raise InvalidInputError(
-            f"there is no folder {source}: give one with pictures in it, a .tar, or a .txt with a path a line."
+            f"there is no folder {source}: give one with images in it, a .tar, or a .txt with a path a line."
         )
-    pictures = [p for file in files for p in (_in_tar(file) if file.suffix.lower() == ".tar" else [Picture(file)])]
-    if not pictures:
-        raise InvalidInputError(f"{source} has no picture in it: {', '.join(sorted(SUFFIXES))} are looked for, and .tar.")
-    return pictures
+    images = [p for file in files for p in (_in_tar(file) if file.suffix.lower() == ".tar" else [ImageFile(file)])]
+    if not images:
+        raise InvalidInputError(f"{source} has no image in it: {', '.join(sorted(SUFFIXES))} are looked for, and .tar.")
+    return images
 
 
-def evenly_spaced(pictures: Sequence[Picture], count: int) -> list[Picture]:
+def evenly_spaced(images: Sequence[ImageFile], count: int) -> list[ImageFile]:
     """Return so many of them, evenly from first to last, or all if there are fewer."""
-    count = min(count, len(pictures))
-    return [pictures[i * len(pictures) // count] for i in range(count)]
+    count = min(count, len(images))
+    return [images[i * len(images) // count] for i in range(count)]
 
 
-def name_pictures(sources: Iterable[str | PathLike[str]]) -> dict[str, Picture]:
-    """Return the pictures that sources stand for, each by a name: its file's, or its path below the folder or in the tar.
+def name_images(sources: Iterable[str | PathLike[str]]) -> dict[str, ImageFile]:
+    """Return the images that sources stand for, each by a name: its file's, or its path below the folder or in the tar.
 
     Args:
-        sources: Picture files, whose names may have `*`, `?` and `**`; and what `find_pictures` takes.
+        sources: Image files, whose names may have `*`, `?` and `**`; and what `find_images` takes.
 
     Raises:
-        InvalidInputError: a pattern, folder, list or tar has no picture, or two pictures have the same name.
+        InvalidInputError: a pattern, folder, list or tar has no image, or two images have the same name.
     """
-    named: dict[str, Picture] = {}
+    named: dict[str, ImageFile] = {}
     for source in sources:
-        for name, picture in _named(Path(source)):
-            if named.setdefault(name, picture) != picture:
-                raise InvalidInputError(f"{named[name]} and {picture} are both named {name}: give the folder that holds both.")
+        for name, image in _named(Path(source)):
+            if named.setdefault(name, image) != image:
+                raise InvalidInputError(f"{named[name]} and {image} are both named {name}: give the folder that holds both.")
     return named
 
 
-def _named(source: Path) -> list[tuple[str, Picture]]:
+def _named(source: Path) -> list[tuple[str, ImageFile]]:
     if source.is_dir():
-        return [(PurePath(p.path.relative_to(source), _inside(p.name)).as_posix(), p) for p in find_pictures(source)]
+        return [(PurePath(p.path.relative_to(source), _inside(p.name)).as_posix(), p) for p in find_images(source)]
     if source.suffix.lower() in (".txt", ".tar"):
-        return [(_inside(p.name) or p.path.name, p) for p in find_pictures(source)]
+        return [(_inside(p.name) or p.path.name, p) for p in find_images(source)]
     if glob.has_magic(str(source)) and not source.exists():
         files = sorted(glob.glob(str(source), recursive=True))
         if not files:
             raise InvalidInputError(f"no file is like {source}: check the pattern.")
         return [pair for file in files for pair in _named(Path(file))]
-    return [(source.name, Picture(source))]
+    return [(source.name, ImageFile(source))]
 
 
 def _inside(name: str) -> str:
@@ -125,22 +125,22 @@ def _inside(name: str) -> str:
     return "/".join(part for part in path.parts if part not in (path.anchor, ".."))
 
 
-def _in_tar(path: Path) -> list[Picture]:
+def _in_tar(path: Path) -> list[ImageFile]:
     # The standard library's index and not a stream: only with random access can a stopped run go on at the same sample.
     try:
         with tarfile.open(path, "r:") as tar:
             members = [m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
     except (OSError, tarfile.TarError) as e:
         raise InvalidInputError(f"{path} cannot be read as an uncompressed tar ({e}): fetch it again, or unpack it.") from e
-    return [Picture(path, m.name, m.offset_data, m.size) for m in members]
+    return [ImageFile(path, m.name, m.offset_data, m.size) for m in members]
 
 
-# A picture of 16 bits without a higher value is one of 12 bits or fewer, or too dark for anything to be seen.
+# An image of 16 bits without a higher value is one of 12 bits or fewer, or too dark for anything to be seen.
 DIM = 4095
 
 
 def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
-    """Read a picture as H x W x 3, uint8, RGB, turned upright as its EXIF data say.
+    """Read an image as H x W x 3, uint8, RGB, turned upright as its EXIF data say.
 
     Grayscale and palettes become RGB, 16 bits become 8, transparency is dropped.
 
@@ -148,14 +148,14 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
         UserWarning: it has 16 bits of which 12 or fewer are used, and so comes out nearly black.
 
     Raises:
-        ImageReadError: it is not there, is no picture, is cut short or is larger than Pillow's limit.
+        ImageReadError: it is not there, is no image, is cut short or is larger than Pillow's limit.
     """
     if not isinstance(path, (str, PathLike)):
-        raise InvalidInputError(f"the picture is {path!r}: give a path, or as_rgb() an array.")
+        raise InvalidInputError(f"the image is {path!r}: give a path, or as_rgb() an array.")
     try:
         return decode_image(Path(path).read_bytes(), path)
     except FileNotFoundError as e:
-        raise ImageReadError(f"there is no picture {path}: check the path.") from e
+        raise ImageReadError(f"there is no image {path}: check the path.") from e
     except (OSError, ValueError) as e:  # a ValueError of a name that no file can have
         if isinstance(e, ImageReadError):
             raise
@@ -163,15 +163,15 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
 
 
 def decode_image(data: bytes, name: object, max_pixels: int | None = None) -> NDArray[np.uint8]:
-    """Decode a picture file's bytes as `read_image` does.
+    """Decode an image file's bytes as `read_image` does.
 
     Args:
         data: The file's bytes.
         name: What an error calls it.
-        max_pixels: A limit that is lower than Pillow's, checked before the picture is decoded.
+        max_pixels: A limit that is lower than Pillow's, checked before the image is decoded.
 
     Raises:
-        ImageReadError: they are no picture, are cut short or make one that is larger than a limit.
+        ImageReadError: they are no image, are cut short or make one that is larger than a limit.
     """
     try:
         with warnings.catch_warnings():
@@ -192,9 +192,9 @@ def decode_image(data: bytes, name: object, max_pixels: int | None = None) -> ND
     except ImageReadError:
         raise
     except UnidentifiedImageError as e:  # which only says where in memory the bytes are
-        raise ImageReadError(f"{name} cannot be read as a picture: convert it to PNG or JPEG.") from e
+        raise ImageReadError(f"{name} cannot be read as an image: convert it to PNG or JPEG.") from e
     except Exception as e:  # damaged files make Pillow raise nearly anything
-        raise ImageReadError(f"{name} cannot be read as a picture ({e}): convert it to PNG or JPEG.") from e
+        raise ImageReadError(f"{name} cannot be read as an image ({e}): convert it to PNG or JPEG.") from e
     if 0 < values.max() <= DIM:
         warnings.warn(
             f"{name} has 16 bits and no value above {values.max()}, and is nearly black when white is 65535: if it has "
@@ -205,24 +205,24 @@ def decode_image(data: bytes, name: object, max_pixels: int | None = None) -> ND
 
 
 def as_rgb(image: Any) -> NDArray[np.uint8]:
-    """Return a picture as H x W x 3, uint8, RGB.
+    """Return an image as H x W x 3, uint8, RGB.
 
     Args:
         image: H x W, H x W x 1, H x W x 3 (RGB) or H x W x 4 (RGBA, whose transparency is dropped); uint8, or uint16,
             which is scaled to 8 bits.
     """
     if not isinstance(image, np.ndarray):
-        raise InvalidInputError(f"the picture is a {type(image).__name__}: give a NumPy array, or use read_image(path).")
+        raise InvalidInputError(f"the image is a {type(image).__name__}: give a NumPy array, or use read_image(path).")
     if image.dtype == np.uint16:
         image = np.round(image / 257).astype(np.uint8)
     if image.dtype != np.uint8:
-        raise InvalidInputError(f"the picture has dtype {image.dtype}: give uint8 from 0 to 255, or uint16 to 65535.")
+        raise InvalidInputError(f"the image has dtype {image.dtype}: give uint8 from 0 to 255, or uint16 to 65535.")
     if image.ndim == 2:
         image = image[:, :, None]
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
-        raise InvalidInputError(f"the picture has shape {image.shape}: give H x W, H x W x 3 or H x W x 4.")
+        raise InvalidInputError(f"the image has shape {image.shape}: give H x W, H x W x 3 or H x W x 4.")
     if image.size == 0:
-        raise InvalidInputError(f"the picture has shape {image.shape}, no pixel at all: check where it comes from.")
+        raise InvalidInputError(f"the image has shape {image.shape}, no pixel at all: check where it comes from.")
     if image.shape[2] == 1:
         image = image.repeat(3, axis=2)
     return np.ascontiguousarray(image[:, :, :3])

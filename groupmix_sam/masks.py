@@ -12,10 +12,10 @@ from .errors import InvalidInputError, import_extra
 __all__ = [
     "Polygon",
     "Rle",
+    "box_baseline",
     "decode_rle",
     "encode_rle",
     "fill_polygons",
-    "filled_box",
     "iou",
     "mask_iou",
     "tight_box",
@@ -27,7 +27,7 @@ Mask = NDArray[np.bool_]
 Polygon = list[list[list[int]]]
 # What labelling tools can still move about by hand.
 TOLERANCE = 1.0
-# Larger pictures are a fault in a file, and would take all memory.
+# Larger images are a fault in a file, and would take all memory.
 MOST_PIXELS = 2**31
 
 
@@ -76,7 +76,7 @@ def fill_polygons(polygons: Iterable[Sequence[Any]], size: tuple[int, int]) -> M
     """
     cv2 = import_extra("cv2", "stream")
     if min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
-        raise InvalidInputError(f"the picture has {size[1]} x {size[0]} pixels: give its width and height.")
+        raise InvalidInputError(f"the image has {size[1]} x {size[0]} pixels: give its width and height.")
     mask = np.zeros(size, dtype=np.uint8)
     for rings in polygons:
         cv2.fillPoly(mask, [_ring(ring) for ring in rings], 1)
@@ -112,7 +112,7 @@ def decode_rle(rle: Mapping[str, Any]) -> Mask:
     return np.repeat(values, runs).reshape((height, width), order="F")
 
 
-def _joined(rings: Polygon) -> list[list[int]]:
+def join_rings(rings: Polygon) -> list[list[int]]:
     """Return one ring that goes through all: there and back between the nearest points of each and of those before it."""
     path = np.array(rings[0])
     for ring in map(np.array, rings[1:]):
@@ -131,7 +131,7 @@ def _ring(points: Any) -> NDArray[np.int32]:
     return np.round(ring).astype(np.int32)[:, None]
 
 
-def _extent(mask: Mask) -> tuple[int, int, int, int, int]:
+def mask_extent(mask: Mask) -> tuple[int, int, int, int, int]:
     """Return left, top, right, bottom and area of a mask; zeros if it is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
@@ -182,7 +182,7 @@ def iou(a: Mask, b: Mask) -> float:
     return np.count_nonzero(a & b) / union if union else 0.0
 
 
-def filled_box(size: tuple[int, int], box: NDArray[np.float64]) -> Mask:
+def box_baseline(size: tuple[int, int], box: NDArray[np.float64]) -> Mask:
     """Return a box, left, top, right, bottom, as a mask of height and width `size`, one pixel at least."""
     mask = np.zeros(size, dtype=bool)
     left, top, right, bottom = np.round(box).astype(int)
@@ -200,7 +200,7 @@ def tight_box(mask: Mask) -> NDArray[np.float64]:
 
 
 def mask_window(mask: Mask) -> tuple[slice, slice] | None:
-    """Return the rows and columns that hold all of the mask: distances inside it need nothing more of the picture."""
+    """Return the rows and columns that hold all of the mask: distances inside it need nothing more of the image."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None

@@ -5,10 +5,10 @@ import sys
 
 import torch
 
-__all__ = ["keep_memory"]
+__all__ = ["keep_freed_memory"]
 
 
-def keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep freed memory: much of a pass goes into giving large tensors back and faulting their pages in again."""
     if sys.platform == "linux" and not torch.cuda.is_available():
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none

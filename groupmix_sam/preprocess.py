@@ -13,15 +13,15 @@ __all__ = ["check_aspect", "pad_and_normalize"]
 
 
 def check_aspect(size: tuple[int, int], image_size: int) -> None:
-    """Raise InvalidInputError if a picture's short side, height or width, vanishes when the long one becomes `image_size`."""
+    """Raise InvalidInputError if an image's short side, height or width, vanishes when the long one becomes `image_size`."""
     if int(min(size) * image_size / max(size) + 0.5) < 1:
         raise InvalidInputError(
-            f"the picture of {size[1]} x {size[0]} pixels is too narrow to be resized to {image_size}: cut it into parts."
+            f"the image of {size[1]} x {size[0]} pixels is too narrow to be resized to {image_size}: cut it into parts."
         )
 
 
 def resize(image: NDArray[np.uint8], image_size: int) -> Tensor:
-    """Return a picture, H x W x 3, with its long side at `image_size`, resized as `SamPredictor` does.
+    """Return an image, H x W x 3, with its long side at `image_size`, resized as `SamPredictor` does.
 
     Raises:
         InvalidInputError: the short side would be less than 16 pixels.
@@ -29,7 +29,7 @@ def resize(image: NDArray[np.uint8], image_size: int) -> Tensor:
     scale = image_size / max(image.shape[:2])
     height, width = (int(side * scale + 0.5) for side in image.shape[:2])
     if min(height, width) < STRIDE:
-        raise InvalidInputError(f"a picture of {width} x {height} pixels, resized, is too narrow: cut it into parts.")
+        raise InvalidInputError(f"an image of {width} x {height} pixels, resized, is too narrow: cut it into parts.")
     return torch.from_numpy(np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)))
 
 

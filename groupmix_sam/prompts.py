@@ -35,7 +35,7 @@ def as_points(points: Any, labels: Any, size: tuple[int, int]) -> tuple[NDArray[
     Args:
         points: N pairs of x and y.
         labels: N labels, or None if all are foreground.
-        size: The picture's height and width.
+        size: The image's height and width.
     """
     coords = _numbers(points, "points")
     if coords.ndim != 2 or coords.shape[1] != 2 or not len(coords):
@@ -54,7 +54,7 @@ def as_box(box: Any, size: tuple[int, int]) -> NDArray[np.float64]:
 
     Args:
         box: Those four numbers.
-        size: The picture's height and width.
+        size: The image's height and width.
     """
     coords = _numbers(box, "box")
     if coords.shape != (4,):
@@ -64,18 +64,18 @@ def as_box(box: Any, size: tuple[int, int]) -> NDArray[np.float64]:
 
 
 def check_points(points: NDArray[np.float64], size: tuple[int, int]) -> None:
-    """Raise InvalidInputError if one of N x 2 points is outside a picture of that height and width."""
+    """Raise InvalidInputError if one of N x 2 points is outside an image of that height and width."""
     height, width = size
     outside = (points < 0).any(1) | (points[:, 0] >= width) | (points[:, 1] >= height)
     if outside.any():
         x, y = points[outside][0]
         raise InvalidInputError(
-            f"the point ({x:g}, {y:g}) is outside the picture of {width} x {height} pixels: x comes before y."
+            f"the point ({x:g}, {y:g}) is outside the image of {width} x {height} pixels: x comes before y."
         )
 
 
 def check_boxes(boxes: NDArray[np.float64], size: tuple[int, int]) -> None:
-    """Raise InvalidInputError if one of N x 4 boxes has no area, or none of it in a picture of that height and width."""
+    """Raise InvalidInputError if one of N x 4 boxes has no area, or none of it in an image of that height and width."""
     left, top, right, bottom = boxes.T
     empty = (right <= left) | (bottom <= top)
     if empty.any():
@@ -85,7 +85,7 @@ def check_boxes(boxes: NDArray[np.float64], size: tuple[int, int]) -> None:
     height, width = size
     outside = (right <= 0) | (bottom <= 0) | (left >= width) | (top >= height)
     if outside.any():
-        raise InvalidInputError(f"the box {boxes[outside][0].tolist()} is outside the picture of {width} x {height} pixels.")
+        raise InvalidInputError(f"the box {boxes[outside][0].tolist()} is outside the image of {width} x {height} pixels.")
 
 
 def _numbers(values: Any, what: str) -> NDArray[np.float64]:
@@ -98,10 +98,10 @@ def _numbers(values: Any, what: str) -> NDArray[np.float64]:
     return array
 
 
-# What prompts that are for every picture are kept under.
+# What prompts that are for every image are kept under.
 EVERY = ""
 # Of a CSV.
-COLUMNS = ("picture", "x", "y", "left", "top", "right", "bottom", "category")
+COLUMNS = ("image", "x", "y", "left", "top", "right", "bottom", "category")
 # Of JSON and Parquet beside those.
 LISTS = ("points", "labels", "box")
 
@@ -139,7 +139,7 @@ class Prompt:
         return {key: value for key, value in asdict(self).items() if value}
 
     def check(self, size: tuple[int, int]) -> None:
-        """Raise InvalidInputError if it cannot be asked of a picture of that height and width."""
+        """Raise InvalidInputError if it cannot be asked of an image of that height and width."""
         if self.points:
             as_points(self.points, self.labels, size)
         if self.box is not None:
@@ -150,17 +150,17 @@ def is_ambiguous(points: Any, boxed: bool) -> Any:
     """Return whether the best of three masks is taken, for a number of points or an array of them: of one point without a box.
 
     One point may mean a part or the whole, so the model is asked for three masks and the best by its own word is taken; more
-    points, or a box, mean one thing.
+    points, or a box, mean one instance.
     """
     return (points == 1) & (not boxed)
 
 
 def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
-    """Read prompts, in pixels, for pictures by name.
+    """Read prompts, in pixels, for images by name.
 
-    A CSV has a line a prompt and the columns `picture`, then `x` and `y`, or `left`, `top`, `right` and `bottom`; `category`
+    A CSV has a line a prompt and the columns `image`, then `x` and `y`, or `left`, `top`, `right` and `bottom`; `category`
     if that is known. JSON is a list of objects with the same keys, or with `points` (pairs of x and y), `labels` (1 foreground,
-    0 background) and `box`. Or it is one object, for every picture: `boxes`, P x 4, or `points`, P x N x 2, with `labels`,
+    0 background) and `box`. Or it is one object, for every image: `boxes`, P x 4, or `points`, P x N x 2, with `labels`,
     P x N, or both, and `categories`, P; those stand under `EVERY`.
 
     Raises:
@@ -178,7 +178,7 @@ def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
     except (OSError, ValueError, csv.Error) as e:
         raise InvalidInputError(f"the prompts {path} cannot be read ({e}): give a CSV or a JSON file.") from e
     check_columns(f"{path} has columns", columns, COLUMNS)
-    entries = _for_every_picture(content, path) if isinstance(content, dict) else content
+    entries = _for_every_image(content, path) if isinstance(content, dict) else content
     if not isinstance(entries, list) or not entries:
         raise InvalidInputError(f"{path} holds no list of prompts: see the docs of read_prompts.")
     prompts: dict[str, list[Prompt]] = {}
@@ -188,13 +188,13 @@ def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
         try:
             if None in entry:  # where DictReader puts cells that have no column
                 raise ValueError("more cells than columns")
-            name = str(entry["picture"])
-            if name == EVERY and entries is content:  # only an object is meant for every picture
-                raise KeyError("picture")
+            name = str(entry["image"])
+            if name == EVERY and entries is content:  # only an object is meant for every image
+                raise KeyError("image")
             prompts.setdefault(name, []).append(as_prompt(entry))
         except (KeyError, OverflowError, TypeError, ValueError) as e:
             raise InvalidInputError(
-                f"prompt {number} of {path} is {entry!r}: give picture, and x and y or left, top, right and bottom."
+                f"prompt {number} of {path} is {entry!r}: give image, and x and y or left, top, right and bottom."
             ) from e
     return prompts
 
@@ -208,7 +208,7 @@ def check_columns(what: str, columns: Iterable[str], known: Sequence[str]) -> No
         )
 
 
-def _for_every_picture(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+def _for_every_image(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """Return columns, `boxes`, `points`, `labels` and `categories`, as a list of prompts."""
     keys = {"boxes": "box", "points": "points", "labels": "labels", "categories": "category"}
     check_columns(f"{path} has keys", content, list(keys))
@@ -219,7 +219,7 @@ def _for_every_picture(content: dict[str, Any], path: Path) -> list[dict[str, An
         rows = list(zip(*columns.values(), strict=True))
     except (TypeError, ValueError) as e:
         raise InvalidInputError(f"{path} has lists of different lengths ({e}): give each one value a prompt.") from e
-    return [{"picture": EVERY, **dict(zip(columns, row, strict=True))} for row in rows]
+    return [{"image": EVERY, **dict(zip(columns, row, strict=True))} for row in rows]
 
 
 def as_prompt(entry: Mapping[str, Any]) -> Prompt:
@@ -247,14 +247,14 @@ def as_prompt(entry: Mapping[str, Any]) -> Prompt:
     return Prompt(points, labels, [float(v) for v in box] if box else None, str(category) if category else None)
 
 
-def _prompts(
+def decoder_prompts(
     point_coords: NDArray[Any] | None,
     point_labels: NDArray[Any] | None,
     boxes: NDArray[Any] | None,
     size: tuple[int, int],
     resized: tuple[int, int],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return P x N x 2 points in the resized picture's pixels and P x N labels, as the decoder takes them."""
+    """Return P x N x 2 points in the resized image's pixels and P x N labels, as the decoder takes them."""
     points: list[NDArray[Any]] = []
     labels: list[NDArray[Any]] = []
     if point_coords is not None:

@@ -42,7 +42,7 @@ def build_sam_groupmix(
             an untrained model.
         encoder: A name out of `ENCODERS`, or "timm/" and the name of any timm backbone, for which there are no default
             weights. By default what the weights say that they are for; "gmf_sam_2282" of none.
-        image_size: Side in pixels that pictures are resized and padded to, a multiple of 16. The weights fit every size and
+        image_size: Side in pixels that images are resized and padded to, a multiple of 16. The weights fit every size and
             are at their best at the one that they were trained at, which is the default; 1024 of none.
 
     Raises:

@@ -23,7 +23,7 @@ def draw_masks(
     labels: NDArray[np.int64] | None = None,
     box: NDArray[np.float64] | None = None,
 ) -> Image.Image:
-    """Return the picture with its masks tinted and outlined, and the prompts drawn.
+    """Return the image with its masks tinted and outlined, and the prompts drawn.
 
     Args:
         image: What `as_rgb` takes.
@@ -36,14 +36,14 @@ def draw_masks(
     for mask in masks:
         if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != image.shape[:2]:
             what = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise InvalidInputError(f"a mask is {what}: give bool arrays of the picture's {image.shape[:2]}.")
+            raise InvalidInputError(f"a mask is {what}: give bool arrays of the image's {image.shape[:2]}.")
     out = image.astype(np.float32)
     for mask, color in zip(masks, COLORS * (len(masks) // len(COLORS) + 1), strict=False):
         out[mask] = 0.5 * out[mask] + 0.5 * np.array(color)
         out[_outline(mask)] = color
-    picture = Image.fromarray(out.astype(np.uint8))
-    draw = ImageDraw.Draw(picture)
-    width = max(2, round(max(picture.size) / 400))
+    drawn = Image.fromarray(out.astype(np.uint8))
+    draw = ImageDraw.Draw(drawn)
+    width = max(2, round(max(drawn.size) / 400))
     if box is not None:
         for corners in np.reshape(box, (-1, 4)).tolist():
             draw.rectangle(corners, outline=(255, 255, 255), width=width)
@@ -52,7 +52,7 @@ def draw_masks(
         for (x, y), label in zip(points, np.ones(len(points)) if labels is None else labels, strict=True):
             fill = (40, 200, 40) if label else (220, 40, 40)
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill, outline=(255, 255, 255), width=width)
-    return picture
+    return drawn
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

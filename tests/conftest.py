@@ -1,4 +1,4 @@
-"""What all tests share: seeds, and the folder of real weights and pictures that only the developers' machines have."""
+"""What all tests share: seeds, and the folder of real weights and images that only the developers' machines have."""
 
 import os
 from collections import Counter

@@ -29,7 +29,7 @@ class Hub(ThreadingHTTPServer):
         self.uploads: dict[str, bytes] = {}
 
     def asked_for_files(self) -> int:
-        """Return the number of requests about the repository; newer clients also ask for things of their own."""
+        """Return the number of requests about the repository; newer clients also ask for instances of their own."""
         return sum("/org/repo" in request for request in self.requests)
 
     @property

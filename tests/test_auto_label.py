@@ -12,13 +12,24 @@ import supervision as sv
 from PIL import Image
 
 from groupmix_sam.errors import InvalidInputError
-from groupmix_sam.images import Picture
+from groupmix_sam.images import ImageFile
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def label(monkeypatch, source, output, *more):
-    arguments = [str(source), "--output", str(output), "--image-size", "256", "--grid", "3", "--category", "part", *more]
+    arguments = [
+        str(source),
+        "--output",
+        str(output),
+        "--image-size",
+        "256",
+        "--points-per-side",
+        "3",
+        "--category",
+        "part",
+        *more,
+    ]
     monkeypatch.setattr(sys, "argv", ["auto_label.py", *arguments])
     runpy.run_path(str(EXAMPLES / "auto_label.py"), run_name="__main__")
     coco = sv.DetectionDataset.from_coco(str(output), str(output / "annotations.json"), force_masks=True)
@@ -26,9 +37,9 @@ def label(monkeypatch, source, output, *more):
     return coco, sv.DetectionDataset.from_labelme(str(output), str(output), force_masks=True)
 
 
-def test_a_picture(monkeypatch, tmp_path):
+def test_a_image(monkeypatch, tmp_path):
     coco, labelme = label(
-        monkeypatch, EXAMPLES / "coffee.jpg", tmp_path / "out", "--least-score", "0.6", "--least-stability", "0.6"
+        monkeypatch, EXAMPLES / "coffee.jpg", tmp_path / "out", "--pred-iou-thresh", "0.6", "--stability-score-thresh", "0.6"
     )
     assert np.array_equal(Image.open(tmp_path / "out" / "coffee.png"), Image.open(EXAMPLES / "coffee.jpg"))
     ((_, _, masks),) = coco
@@ -58,15 +69,15 @@ def test_two_of_one_name_and_the_source_itself_are_refused(monkeypatch, tmp_path
     assert "would be written over" in capsys.readouterr().err
 
 
-def test_a_broken_picture_is_left_out_and_what_is_done_is_kept(monkeypatch, tmp_path, capsys):
+def test_a_broken_image_is_left_out_and_what_is_done_is_kept(monkeypatch, tmp_path, capsys):
     for name in ("a", "c"):
         Image.new("RGB", (40, 30)).save(tmp_path / f"{name}.png")
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     label(monkeypatch, tmp_path, tmp_path / "out")
     assert [path.name for path in sorted((tmp_path / "out").glob("*.png"))] == ["a.png", "c.png"]
     assert "skipped: " in capsys.readouterr().out
-    decode = Picture.decode
-    monkeypatch.setattr(Picture, "decode", lambda self: 1 / 0 if self.path.name == "c.png" else decode(self))
+    decode = ImageFile.decode
+    monkeypatch.setattr(ImageFile, "decode", lambda self: 1 / 0 if self.path.name == "c.png" else decode(self))
     with pytest.raises(ZeroDivisionError):
         label(monkeypatch, tmp_path, tmp_path / "more")
     images = json.loads((tmp_path / "more" / "annotations.json").read_text())["images"]
@@ -83,4 +94,4 @@ def test_a_video(monkeypatch, tmp_path, capsys):
     assert [path.name for path in sorted((tmp_path / "out").glob("*.png"))] == ["line_000000.png", "line_000002.png"]
     for name, gray in (("line_000000", 60), ("line_000002", 180)):
         assert np.asarray(Image.open(tmp_path / "out" / f"{name}.png")).mean() == pytest.approx(gray, abs=4)
-    assert "2 x picture and LabelMe file" in capsys.readouterr().out
+    assert "2 x image and LabelMe file" in capsys.readouterr().out

@@ -27,8 +27,8 @@ from groupmix_sam.demo.session import load_named
 from groupmix_sam.distill import ADAPT, RunOptions, distill, load_recipe
 from groupmix_sam.distill import adaptation as adapt
 from groupmix_sam.errors import InvalidInputError
-from groupmix_sam.evaluate import Agreement, load_model, preset
-from groupmix_sam.evaluate.plots import pick_pictures
+from groupmix_sam.evaluate import ReferenceDataset, load_model, preset
+from groupmix_sam.evaluate.plots import pick_images
 from groupmix_sam.evaluate.profiling import measure_costs
 from groupmix_sam.images import read_image
 from groupmix_sam.inference import Predictor, load_predictor
@@ -93,7 +93,7 @@ def test_segment_draws_what_sam_predictor_says(tmp_path):
         ([], "nothing says what to segment"),
         (["--point", "12"], "'12' is not x,y"),
         (["--point", "a,b"], "'a,b' is not x,y"),
-        (["--point", "600,5"], "outside the picture of 600 x 400 pixels"),
+        (["--point", "600,5"], "outside the image of 600 x 400 pixels"),
         (["--point", "5,5", "--output", "nowhere/a.png"], "in a folder that exists"),
         (["--point", "5,5", "--output", "a.jpg"], "ends in .png"),
         (["--box", "9,9,5,5"], "reversed or has no area"),
@@ -124,11 +124,11 @@ def test_too_narrow(capsys, tmp_path):
 def test_distill_refuses_before_the_teacher_works(capsys, tmp_path):
     assert "did you mean paper" in failure(capsys, "distill", tmp_path, "--teacher", "none.pt", "--recipe", "papers")
     assert "minutes is -1" in failure(capsys, "distill", tmp_path, "--teacher", "none.pt", "--minutes", "-1")
-    assert "has no picture in it" in failure(capsys, "distill", tmp_path, "--teacher", "none.pt")
+    assert "has no image in it" in failure(capsys, "distill", tmp_path, "--teacher", "none.pt")
 
 
-def test_no_picture(capsys, tmp_path):
-    assert "there is no picture" in failure(capsys, "segment", tmp_path / "a.jpg", "--point", "1,1")
+def test_no_image(capsys, tmp_path):
+    assert "there is no image" in failure(capsys, "segment", tmp_path / "a.jpg", "--point", "1,1")
 
 
 def test_info_as_text_and_json(tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ def test_info_without_runtimes(monkeypatch):
 
 @pytest.fixture
 def line(tmp_path):
-    """A folder with two good pictures, one below it, and one that is cut short."""
+    """A folder with two good images, one below it, and one that is cut short."""
     (tmp_path / "line" / "two").mkdir(parents=True)
     for name, size in (("a.png", (90, 60)), ("two/b.png", (50, 70))):
         rng = np.random.default_rng(0)
@@ -190,7 +190,7 @@ def test_a_folder_in_every_format(tiny, line, tmp_path, capsys):
     prompt = ["--box", "5,5,40,50", "--box", "20,8,45,40"]
     err = failure(capsys, "segment", line, *prompt, "--category", "nut", *ALL, "--tolerance", "0", "--output", out, *tiny)
     assert "skipped cut.png: " in err
-    assert "1 of 3 pictures were skipped" in err
+    assert "1 of 3 images were skipped" in err
     assert "%|" not in err, "no progress bar where there is no terminal"
     written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     each = {"_overlay.png", "_mask.png", "_contours.json", ".json", ".txt"}
@@ -208,7 +208,7 @@ def test_a_folder_in_every_format(tiny, line, tmp_path, capsys):
         labelme = from_labelme(json.loads((out / f"{name}.json").read_text()), folder)
         for annotated in (coco[(line / f"{name}.png").resolve()], contours, labelme):
             assert annotated.path.resolve() == (line / f"{name}.png").resolve()
-            assert [thing.category for thing in annotated.things] == ["nut", "nut"]
+            assert [instance.category for instance in annotated.instances] == ["nut", "nut"]
         for found in (coco[(line / f"{name}.png").resolve()], contours):
             assert np.array_equal(found.masks(), expected)
         for mask, true in zip(labelme.masks(), expected, strict=True):
@@ -239,24 +239,24 @@ def test_json_lines(tiny, line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["segment", "line", "--point", "20,20", "--json", "--format", "mask", *tiny])
     a, cut, b = map(json.loads, done.stdout.splitlines())
-    assert (a["picture"], a["size"], a["files"]) == ("line/a.png", [60, 90], ["a_mask.png"])
-    assert a["things"][0]["area"] == np.count_nonzero(np.asarray(Image.open("a_mask.png")))
-    assert a["things"][0]["prompt"] == {"points": [[20, 20]], "labels": [1]}
-    assert "cannot be read as a picture" in cut["error"]
+    assert (a["image"], a["size"], a["files"]) == ("line/a.png", [60, 90], ["a_mask.png"])
+    assert a["instances"][0]["area"] == np.count_nonzero(np.asarray(Image.open("a_mask.png")))
+    assert a["instances"][0]["prompt"] == {"points": [[20, 20]], "labels": [1]}
+    assert "cannot be read as an image" in cut["error"]
     assert b["files"] == [str(Path("two/b_mask.png"))]
 
 
-def test_prompts_by_picture(tiny, line, tmp_path):
+def test_prompts_by_image(tiny, line, tmp_path):
     prompts = tmp_path / "p.csv"
-    prompts.write_text("picture,x,y,category\ntwo/b.png,10,20,nut\ntwo/b.png,30,40,\n")
+    prompts.write_text("image,x,y,category\ntwo/b.png,10,20,nut\ntwo/b.png,30,40,\n")
     done = run("segment", line, "--prompts", prompts, "--format", "coco", "--output", tmp_path / "c.json", *tiny)
     assert done.exit_code == 0
-    assert f"2 of 3 pictures have no prompt in {prompts}" in done.stderr
-    (picture,) = from_coco(json.loads((tmp_path / "c.json").read_text()), tmp_path)
-    assert picture.path == line / "two" / "b.png"
-    assert [(thing.category, thing.prompt["points"]) for thing in picture.things] == [
+    assert f"2 of 3 images have no prompt in {prompts}" in done.stderr
+    (image,) = from_coco(json.loads((tmp_path / "c.json").read_text()), tmp_path)
+    assert image.path == line / "two" / "b.png"
+    assert [(instance.category, instance.prompt["points"]) for instance in image.instances] == [
         ("nut", [[10, 20]]),
-        ("thing", [[30, 40]]),
+        ("object", [[30, 40]]),
     ]
 
 
@@ -276,12 +276,12 @@ def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
     [
         (["--point", "1,1", "--format", "masks"], "did you mean mask"),
         (["--point", "1,1", "--tolerance", "-1"], "the tolerance is -1"),
-        (["--point", "1,1", "--output", "a.png"], "give a folder for several pictures"),
+        (["--point", "1,1", "--output", "a.png"], "give a folder for several images"),
         (["--point", "1,1", "--output", "-"], "stdout takes one file"),
         (["--point", "1,1", "--output", "-", "--format", "coco", "--json"], "both want stdout"),
         (["--point", "1,1", "--box", "1,1,5,5", "--box", "1,1,6,6"], "any of 2 boxes"),
         (["--point", "1,1", "--prompts", "p.csv"], "give one of them"),
-        (["--prompts", "p.csv"], "none.png, which p.csv names, is not among the pictures"),
+        (["--prompts", "p.csv"], "none.png, which p.csv names, is not among the images"),
         (["--point", "1,1", "--checkpoint", "out", "--image-size", "512"], "out was exported, with its own encoder and size"),
         (["--point", "1,1", "--checkpoint", "line"], "there is no weights file line/model.safetensors"),
         (["--point", "1,1", "--checkpoint", "x" * 300], "there is no weights file xxx"),
@@ -292,7 +292,7 @@ def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
 )
 def test_segment_refuses(capsys, line, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "p.csv").write_text("picture,x,y\nnone.png,1,2\n")
+    (tmp_path / "p.csv").write_text("image,x,y\nnone.png,1,2\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").touch()
     assert message in failure(capsys, "segment", "line", *args)
@@ -307,7 +307,7 @@ def test_a_folder_that_cannot_be_made(tiny, line, capsys):
 
 @pytest.mark.parametrize(("kind", "name"), [("labelme", "a.json"), ("yolo", "a.txt"), ("coco", "annotations.json")])
 def test_corrections_are_not_written_over(tiny, line, tmp_path, kind, name):
-    """Before a picture is looked at, unless that is wished; what is no annotation is written again."""
+    """Before an image is looked at, unless that is wished; what is no annotation is written again."""
     (line / "cut.png").unlink()
     out = tmp_path / "out"
     command = ["segment", line, "--box", "5,5,40,50", "--format", kind, "--format", "overlay", "--output", out, *tiny]
@@ -325,25 +325,25 @@ def test_corrections_are_not_written_over(tiny, line, tmp_path, kind, name):
     assert (out / "a_overlay.png").exists()
 
 
-def test_a_picture_is_not_written_over(tiny, line, monkeypatch):
+def test_a_image_is_not_written_over(tiny, line, monkeypatch):
     """By whatever path it is named; --overwrite is about annotations."""
     monkeypatch.chdir(line)
-    picture = (line / "a.png").read_bytes()
+    image = (line / "a.png").read_bytes()
     (line / "link.png").symlink_to("a.png")
-    (line / "two" / "a_mask.png").write_bytes(picture)
+    (line / "two" / "a_mask.png").write_bytes(image)
     for output in ("a.png", "two/../a.png", "link.png"):
-        with pytest.raises(InvalidInputError, match=f"{output} is one of the pictures"):
+        with pytest.raises(InvalidInputError, match=f"{output} is one of the images"):
             run("segment", line / "a.png", "--point", "1,1", "--format", "mask", "--output", output, "--overwrite", *tiny)
-    with pytest.raises(InvalidInputError, match=r"a_mask\.png is one of the pictures"):
+    with pytest.raises(InvalidInputError, match=r"a_mask\.png is one of the images"):
         run("segment", "a.png", "two/a_mask.png", "--point", "1,1", "--format", "mask", "--output", "two", *tiny)
-    assert (line / "a.png").read_bytes() == (line / "two" / "a_mask.png").read_bytes() == picture
+    assert (line / "a.png").read_bytes() == (line / "two" / "a_mask.png").read_bytes() == image
 
 
 def test_what_was_drawn_is_not_segmented_again(tiny, line, monkeypatch):
-    """Where the picture itself is there too; an overlay alone is a picture like any other."""
+    """Where the image itself is there too; an overlay alone is an image like any other."""
     monkeypatch.chdir(line)
     (line / "cut.png").unlink()
-    (line / "b_mask.png").write_bytes((line / "a.png").read_bytes())  # whose picture is in another folder
+    (line / "b_mask.png").write_bytes((line / "a.png").read_bytes())  # whose image is in another folder
     command = ["segment", ".", "--point", "5,5", "--format", "overlay", "--format", "mask", *tiny]
     assert "left out" not in run(*command).stderr
     files = {path.relative_to(line).as_posix() for path in line.rglob("*.png")}
@@ -351,9 +351,9 @@ def test_what_was_drawn_is_not_segmented_again(tiny, line, monkeypatch):
     assert files == {"a.png", "two/b.png", "b_mask.png"} | {
         f"{name}_{kind}.png" for name in ("a", "two/b", "b_mask") for kind in ("overlay", "mask")
     }
-    assert "6 of 9 pictures are overlays or masks of others and are left out" in run(*command).stderr
+    assert "6 of 9 images are overlays or masks of others and are left out" in run(*command).stderr
     assert {path.relative_to(line).as_posix(): path.read_bytes() for path in line.rglob("*.png")} == contents
-    run("everything", "a_overlay.png", "--grid", "2", *tiny)
+    run("everything", "a_overlay.png", "--points-per-side", "2", *tiny)
     assert (line / "a_overlay_overlay.png").exists()
 
 
@@ -361,7 +361,7 @@ def test_yolo_classes_keep_their_numbers(tiny, line, tmp_path, capsys):
     """Names that come later are added behind, so that labels that were written stay true."""
     command = ["segment", line / "a.png", "--format", "yolo", "--output", tmp_path, *tiny]
     run(*command, "--box", "5,5,40,50", "--category", "screw")
-    (tmp_path / "p.csv").write_text("picture,left,top,right,bottom,category\na.png,5,5,40,50,nut\na.png,5,5,40,50,screw\n")
+    (tmp_path / "p.csv").write_text("image,left,top,right,bottom,category\na.png,5,5,40,50,nut\na.png,5,5,40,50,screw\n")
     run(*command, "--prompts", tmp_path / "p.csv", "--overwrite")
     assert (tmp_path / "classes.txt").read_text() == "screw\nnut\n"
     assert [label.split()[0] for label in (tmp_path / "a.txt").read_text().splitlines()] == ["1", "0"]
@@ -382,7 +382,7 @@ def test_ctrl_c_keeps_what_is_done(tiny, line, tmp_path, monkeypatch, capsys):
     (line / "cut.png").unlink()
     out = tmp_path / "c.json"
     err = failure(capsys, "segment", line, "--point", "1,1", "--format", "coco", "--output", out, *tiny)
-    assert "stopped after 1 of 2 pictures" in err
+    assert "stopped after 1 of 2 images" in err
     assert [image["file_name"] for image in json.loads(out.read_text())["images"]] == ["line/a.png"]
 
 
@@ -396,7 +396,7 @@ def test_an_error_keeps_what_is_done(tiny, line, tmp_path, monkeypatch):
 
 def test_everything_is_the_function(tiny, line, tmp_path):
     """With its cost told beforehand, the time after the first, and no prompts in the overlay."""
-    settings = {"grid": 4, "least_score": 0.0, "least_stability": 0.0, "least_area": 5}
+    settings = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "min_mask_area": 5}
     options = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     (line / "cut.png").unlink()
     done = run("everything", line, *options, "--format", "coco", "--format", "overlay", "--output", tmp_path / "out", *tiny)
@@ -409,7 +409,7 @@ def test_everything_is_the_function(tiny, line, tmp_path):
         image = read_image(annotated.path)
         expected = everything(Predictor(sam), image, **settings)
         assert expected
-        assert annotated.things == expected
+        assert annotated.instances == expected
         overlay = draw_masks(image, annotated.masks())
         assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / f"{name}_overlay.png")), np.asarray(overlay))
 
@@ -420,11 +420,11 @@ def test_defaults_are_the_functions():
     functions = {
         "adapt": (adapt, RunOptions),
         "batch": (batch,),
-        "compare": (pick_pictures,),
+        "compare": (pick_images,),
         "demo": (load_named,),
         "distill": (distill, RunOptions),
         "encoders": (train_encoders, Settings),
-        "evaluate": (load_model, Agreement),
+        "evaluate": (load_model, ReferenceDataset),
         "everything": (everything, load_predictor),
         "export": (export, build_sam_groupmix),
         "profile": (measure_costs,),
@@ -444,7 +444,7 @@ def test_defaults_are_the_functions():
             assert shared, f"{name} and {function.__name__} have nothing in common"
             assert {key: ours[key] for key in shared} == {key: defaults(function)[key] for key in shared}, name
     assert defaults(commands["adapt"])["minutes"] == ADAPT.minutes
-    assert [defaults(commands["export"])[name] for name in ("mean_iou", "least_iou", "least_score")] == list(Thresholds())
+    assert [defaults(commands["export"])[name] for name in ("min_mean_iou", "min_iou", "pred_iou_thresh")] == list(Thresholds())
 
 
 def defaults(function):

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import groupmix_sam.distill  # noqa: F401
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.annotations import AnnotatedPicture, Thing, to_coco, to_labelme
+from groupmix_sam.annotations import AnnotatedImage, Instance, to_coco, to_labelme
 from groupmix_sam.cli import app
 from groupmix_sam.masks import encode_rle
 from groupmix_sam.weights import save_pretrained, save_weights
@@ -43,7 +43,7 @@ SMALL = {
     "distill": ["--encoder", "gmf_sam_test", "--minutes", "0.001", "--cache", "teacher"],
     "encoders": ["--encoder", "resnet18", "--epochs", "1", "--image-size", "64", "--batch-size", "4", "--workers", "0"],
     "evaluate": ["--image-size", "256", "--limit", "1"],
-    "everything": ["--grid", "2", "--image-size", "256"],
+    "everything": ["--points-per-side", "2", "--image-size", "256"],
     "profile": ["gmf_sam_test", "--image-size", "64", "--rounds", "0"],
     "segment": ["--image-size", "256"],
     "stream": ["--image-size", "256", "--limit", "2"],
@@ -51,7 +51,7 @@ SMALL = {
 # More for those that have an option already.
 ALSO = {
     "--reference": ["--reference", "other.safetensors"],
-    "--grid": ["--grid", "2", "--confidence", "0"],
+    "--points-per-side": ["--points-per-side", "2", "--confidence", "0"],
 }
 # Commands that are read and not run, as patterns, and why.
 PARSED = {
@@ -60,7 +60,7 @@ PARSED = {
     r"^groupmix-sam export": "takes half a minute, or a GPU; tests/deploy exports, in a process of its own",
     r"^groupmix-sam stream (0|rtsp:)": "needs a camera",
     r"^groupmix-sam profile$": "looks at all encoders; the same with --stages runs",
-    r"^groupmix-sam encoders DATA": "is `encoders CLASSES`, which runs, on other pictures",
+    r"^groupmix-sam encoders DATA": "is `encoders CLASSES`, which runs, on other images",
     r"^groupmix-sam evaluate --compare": "needs two whole results; tests/evaluate compares some",
     r"^torchrun ": "needs several processes or machines; tests/distill starts two",
 }
@@ -112,14 +112,14 @@ def desk(tmp_path_factory):
     (desk / "examples").mkdir()
     for place in ("examples/coffee.jpg", "photo.jpg", "frame.jpg"):
         shutil.copy(COFFEE, desk / place)
-    draw_dataset(desk / "DATA", pictures=2)
+    draw_dataset(desk / "DATA", images=2)
     for folder in ("my_photos", "my_frames", "photos"):
         shutil.copytree(desk / "DATA" / "images", desk / folder)
     for kind in ("nuts", "bolts"):
         shutil.copytree(desk / "DATA" / "images", desk / "CLASSES" / kind)
     shutil.copytree(desk / "CLASSES", desk / "DATA" / "train")
     shutil.copytree(desk / "CLASSES", desk / "DATA" / "val")
-    (desk / "hands.csv").write_text("picture,x,y\n0.png,20,20\n1.png,64,30\n")
+    (desk / "hands.csv").write_text("image,x,y\n0.png,20,20\n1.png,64,30\n")
     shutil.copy(desk / "hands.csv", desk / "prompts.csv")
     (desk / "prompts.json").write_text('{"boxes": [[10, 10, 60, 50]]}')
     video = cv2.VideoWriter(str(desk / "line.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (600, 400))
@@ -130,7 +130,7 @@ def desk(tmp_path_factory):
     shutil.copy(COFFEE, desk / "labelled")
     square = np.zeros((400, 600), dtype=bool)
     square[100:300, 200:400] = True
-    coffee = AnnotatedPicture(desk / "labelled" / "coffee.jpg", square.shape, [Thing(encode_rle(square))])
+    coffee = AnnotatedImage(desk / "labelled" / "coffee.jpg", square.shape, [Instance(encode_rle(square))])
     (desk / "labelled" / "coffee.json").write_text(json.dumps(to_labelme(coffee, desk / "labelled")))
     (desk / "labelled" / "annotations.json").write_text(json.dumps(to_coco([coffee], desk / "labelled")))
     save_mobile_sam(desk / "mobile_sam.pt")
@@ -160,7 +160,7 @@ def run(desk, words):
     if words[1] in ("adapt", "evaluate") and "--checkpoint" not in words:
         arguments += ["--checkpoint", "tiny.safetensors"]
     for given, more in ALSO.items():
-        if given in words and not (given == "--grid" and words[1] == "everything"):
+        if given in words and not (given == "--points-per-side" and words[1] == "everything"):
             arguments += more
     if tuple(arguments) in DONE:
         return

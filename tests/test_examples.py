@@ -62,7 +62,7 @@ def test_quickstart(run):
     assert changed[300, 365], "the spoon is tinted"
     assert not changed[390:, :50].any(), "the table is not"
     assert 0.15 < found["cup"].mean() < 0.30, "the cup is about a fifth of the photo"
-    assert f"{100 * found['cup'].mean():.1f} % of the picture" in out
+    assert f"{100 * found['cup'].mean():.1f} % of the image" in out
 
 
 def test_timm_features(run):
@@ -85,7 +85,7 @@ def test_adapt_to_your_line(run, tmp_path, monkeypatch):
     save_weights(build_sam_groupmix(None, encoder="gmf_sam_test"), weights)
     tiny = ["--checkpoint", weights, "--minutes", 0.001, "--count", 2]
     _, out = run("adapt_to_your_line.py", "--teacher", teacher, *tiny)
-    assert "agreement with the teacher on frames that were held out" in out
+    assert "IoU with the teacher on frames that were held out" in out
     ious = [float(iou) for iou in re.findall(r"by box, (?:before|after): (.*)", out)]
     assert len(ious) == 2
     assert all(0 <= iou <= 1 for iou in ious)
@@ -111,7 +111,7 @@ def test_worker_hands_from_given_centres(run):
     run("worker_hands.py", COFFEE, "--hand", "365,290", "--hand", "360,300")
     with open("hands/hands.csv", newline="") as file:
         assert list(csv.reader(file)) == [
-            ["picture", "x", "y"],
+            ["image", "x", "y"],
             ["coffee.jpg", "365.0", "290.0"],
             ["coffee.jpg", "360.0", "300.0"],
         ]
@@ -187,7 +187,7 @@ def backend(tmp_path_factory):
     for place in (folder, folder / "studio"):
         shutil.copy(COFFEE, place / "secret.jpg")
     (folder / "files" / "link.jpg").symlink_to(folder / "secret.jpg")
-    (folder / "files" / "text.jpg").write_text("no picture")
+    (folder / "files" / "text.jpg").write_text("no image")
     command = [sys.executable, EXAMPLES / "label_backend.py", folder / "studio", "--files", folder / "files", "--port", "0"]
     env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as process:
@@ -254,10 +254,10 @@ def test_label_backend_gives_sam_predictors_mask(backend):
         (task(point(9, 9), image="/data/local-files/?d=/etc/passwd"), "is not in the folder"),
         (task(point(9, 9), image="/data/local-files/?d=link.jpg"), "is not in the folder"),
         (task(point(9, 9), image="/data/upload/%2e%2e/%2e%2e/secret.jpg"), "is not in the folder"),
-        (task(point(9, 9), image="https://example.com/coffee.jpg"), "the picture is https://example.com/coffee.jpg"),
-        (task(point(9, 9), image="file:///etc/passwd"), "the picture is file:///etc/passwd"),
-        (task(point(9, 9), image="/data/local-files/?d=no.jpg"), "there is no picture"),
-        (task(point(9, 9), image="/data/local-files/?d=text.jpg"), "cannot be read as a picture"),
+        (task(point(9, 9), image="https://example.com/coffee.jpg"), "the image is https://example.com/coffee.jpg"),
+        (task(point(9, 9), image="file:///etc/passwd"), "the image is file:///etc/passwd"),
+        (task(point(9, 9), image="/data/local-files/?d=no.jpg"), "there is no image"),
+        (task(point(9, 9), image="/data/local-files/?d=text.jpg"), "cannot be read as an image"),
         (task(point(9, 9), image="/data/local-files/?d=a%00b%0d%0aX: y"), "this is no request of Label Studio's"),
         (task(point(700, 9)), "is outside"),
         (task(point(9, 9, image_rotation=90)), "not turned"),

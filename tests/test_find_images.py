@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from groupmix_sam.errors import ImageReadError, InvalidInputError
-from groupmix_sam.images import Picture, evenly_spaced, name_pictures
+from groupmix_sam.images import ImageFile, evenly_spaced, name_images
 
 
 @pytest.fixture
@@ -26,8 +26,8 @@ def folder(tmp_path):
     [(79, 40, [0, 1, 3, 5], 77), (10, 3, [0, 3, 6], 6), (4, 9, [0, 1, 2, 3], 3), (4, 4, [0, 1, 2, 3], 3)],
 )
 def test_evenly_spaced(there, count, first, last):
-    """By hand; of 79 pictures 40 reach the end, so that what is sorted last is seen too."""
-    found = [int(picture.path.name) for picture in evenly_spaced([Picture(Path(str(i))) for i in range(there)], count)]
+    """By hand; of 79 images 40 reach the end, so that what is sorted last is seen too."""
+    found = [int(image.path.name) for image in evenly_spaced([ImageFile(Path(str(i))) for i in range(there)], count)]
     assert (found[:4], found[-1], len(found)) == (first, last, min(there, count))
 
 
@@ -46,8 +46,8 @@ def test_evenly_spaced(there, count, first, last):
 )
 def test_names(folder, monkeypatch, sources, expected):
     monkeypatch.chdir(folder)
-    named = name_pictures(sources)
-    assert {name: picture.name or picture.path.as_posix() for name, picture in named.items()} == expected
+    named = name_images(sources)
+    assert {name: image.name or image.path.as_posix() for name, image in named.items()} == expected
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_names(folder, monkeypatch, sources, expected):
     [
         (["one/*.webp"], "no file is like"),
         (["one", "one/sub"], r"are both named a\.jpg"),
-        (["empty"], "has no picture in it"),
+        (["empty"], "has no image in it"),
         (["no.txt"], "there is no folder"),
     ],
 )
@@ -63,12 +63,12 @@ def test_names_refused(folder, monkeypatch, sources, message):
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
     with pytest.raises(InvalidInputError, match=message):
-        name_pictures(sources)
+        name_images(sources)
 
 
 def test_a_name_with_brackets_is_no_pattern_where_it_is_a_file(folder):
     (folder / "a[1].png").write_bytes((folder / "one" / "b.png").read_bytes())
-    assert list(name_pictures([folder / "a[1].png"])) == ["a[1].png"]
+    assert list(name_images([folder / "a[1].png"])) == ["a[1].png"]
 
 
 @pytest.mark.parametrize("name", ["../../x.png", "/x.png", "a/../../../x.png", "..\\..\\x.png", "C:\\x.png", "C:x.png"])
@@ -78,9 +78,9 @@ def test_a_tar_leads_nowhere_else(folder, name):
         member = tarfile.TarInfo(name)
         member.size = 3
         tar.addfile(member, io.BytesIO(b"abc"))
-    assert list(name_pictures([folder / "evil.tar"])) == ["a/x.png" if name.startswith("a") else "x.png"]
+    assert list(name_images([folder / "evil.tar"])) == ["a/x.png" if name.startswith("a") else "x.png"]
 
 
 def test_one_that_is_not_there(tmp_path):
-    with pytest.raises(ImageReadError, match=r"there is no picture .*x\.png: check the path"):
-        Picture(tmp_path / "x.png").decode()
+    with pytest.raises(ImageReadError, match=r"there is no image .*x\.png: check the path"):
+        ImageFile(tmp_path / "x.png").decode()

@@ -61,18 +61,18 @@ class TestReadImage:
         assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(np.asarray(image), -1))
 
     def test_not_there(self, tmp_path):
-        with pytest.raises(ImageReadError, match=r"there is no picture .*x\.png: check the path"):
+        with pytest.raises(ImageReadError, match=r"there is no image .*x\.png: check the path"):
             read_image(tmp_path / "x.png")
         with pytest.raises(OSError, match="cannot be read"):
             read_image(tmp_path)
 
-    def test_no_picture_or_cut_short(self, tmp_path):
-        (tmp_path / "text.jpg").write_text("no picture")
+    def test_no_image_or_cut_short(self, tmp_path):
+        (tmp_path / "text.jpg").write_text("no image")
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
         (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:2000])
         (tmp_path / "empty.png").touch()
         for name in ("text.jpg", "cut.png", "empty.png"):
-            with pytest.raises(ImageReadError, match=f"{name} cannot be read as a picture"):
+            with pytest.raises(ImageReadError, match=f"{name} cannot be read as an image"):
                 read_image(tmp_path / name)
 
     def test_a_bomb(self, tmp_path, monkeypatch):
@@ -118,7 +118,7 @@ def test_points_inside_come_through_and_points_outside_do_not(height, width, dat
         assert points.tolist() == [[x, y]]
         assert labels.tolist() == [1]
     else:
-        with pytest.raises(InvalidInputError, match=f"outside the picture of {width} x {height}"):
+        with pytest.raises(InvalidInputError, match=f"outside the image of {width} x {height}"):
             as_points([(x, y)], None, (height, width))
 
 
@@ -146,7 +146,7 @@ def test_boxes(box):
     if left < right and top < bottom and right > 0 and bottom > 0 and left < 100 and top < 80:
         assert as_box(box, (80, 100)).tolist() == box
     else:
-        with pytest.raises(InvalidInputError, match=r"reversed or has no area|outside the picture"):
+        with pytest.raises(InvalidInputError, match=r"reversed or has no area|outside the image"):
             as_box(box, (80, 100))
 
 
@@ -159,7 +159,7 @@ def test_boxes_refused(box, match):
 
 
 def test_drawing_by_hand():
-    """Inside a mask the picture is mixed half and half with the first colour; its rim has that colour; the rest stays."""
+    """Inside a mask the image is mixed half and half with the first colour; its rim has that colour; the rest stays."""
     image = np.full((9, 9, 3), 100, dtype=np.uint8)
     mask = np.zeros((9, 9), dtype=bool)
     mask[2:7, 2:7] = True
@@ -172,7 +172,7 @@ def test_drawing_by_hand():
 
 @pytest.mark.parametrize("mask", [np.ones((4, 6), np.uint8), np.ones((6, 4), bool), np.ones((4, 6)), [[True]]])
 def test_masks_refused(mask):
-    with pytest.raises(InvalidInputError, match="give bool arrays of the picture's"):
+    with pytest.raises(InvalidInputError, match="give bool arrays of the image's"):
         draw_masks(RED, [mask])
 
 
@@ -208,6 +208,6 @@ def test_a_limit_of_pixels_is_checked_before_decoding():
     assert decode_image(file.getvalue(), "photo", max_pixels=600).shape == (20, 30, 3)
 
 
-def test_what_is_no_picture_is_said_without_where_it_lies_in_memory():
-    with pytest.raises(ImageReadError, match=r"^photo cannot be read as a picture: convert it to PNG or JPEG\.$"):
+def test_what_is_no_image_is_said_without_where_it_lies_in_memory():
+    with pytest.raises(ImageReadError, match=r"^photo cannot be read as an image: convert it to PNG or JPEG\.$"):
         decode_image(b"hello", "photo")

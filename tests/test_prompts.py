@@ -10,9 +10,9 @@ from groupmix_sam.prompts import EVERY, Prompt, read_prompts
 
 def test_prompts_from_json(tmp_path):
     entries = [
-        {"picture": "a.jpg", "points": [[1, 2], [3, 4]], "labels": [1, 0]},
-        {"picture": "b.jpg", "box": [1, 2, 3, 4]},
-        {"picture": "a.jpg", "x": 5, "y": 6},
+        {"image": "a.jpg", "points": [[1, 2], [3, 4]], "labels": [1, 0]},
+        {"image": "b.jpg", "box": [1, 2, 3, 4]},
+        {"image": "a.jpg", "x": 5, "y": 6},
     ]
     (tmp_path / "p.json").write_text(json.dumps(entries))
     assert read_prompts(tmp_path / "p.json") == {
@@ -24,22 +24,22 @@ def test_prompts_from_json(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("p.csv", "picture,x,y\n", "no list of prompts"),
+        ("p.csv", "image,x,y\n", "no list of prompts"),
         ("p.csv", "file,x,y\na.jpg,1,2\n", "mean nothing here, 'file'"),
-        ("p.csv", "picture,x,y,label\na.jpg,1,2,0\n", "nothing here, 'label': .* known are picture, x, y, left"),
+        ("p.csv", "image,x,y,label\na.jpg,1,2,0\n", "nothing here, 'label': .* known are image, x, y, left"),
         ("p.csv", "x,y\n1,2\n", "prompt 1 of"),
-        ("p.csv", "picture,x,y\na.jpg,1,2\na.jpg,1,z\n", "prompt 2 of"),
-        ("p.csv", "picture,x,y\n,1,2\n", "prompt 1 of"),
-        ("p.csv", "picture,left,top,right,bottom\na.jpg,1,2,3,\n", "prompt 1 of"),
-        ("p.csv", "picture,x,y\na.jpg,170,16,420,312\n", "prompt 1 of"),
-        ("p.csv", "picture,x,y,left,top,right,bottom\na.jpg,1,2,,3,4,5\n", "prompt 1 of"),
+        ("p.csv", "image,x,y\na.jpg,1,2\na.jpg,1,z\n", "prompt 2 of"),
+        ("p.csv", "image,x,y\n,1,2\n", "prompt 1 of"),
+        ("p.csv", "image,left,top,right,bottom\na.jpg,1,2,3,\n", "prompt 1 of"),
+        ("p.csv", "image,x,y\na.jpg,170,16,420,312\n", "prompt 1 of"),
+        ("p.csv", "image,x,y,left,top,right,bottom\na.jpg,1,2,,3,4,5\n", "prompt 1 of"),
         ("p.json", "{", "cannot be read"),
-        ("p.json", '[{"picture": "a.jpg"}]', "prompt 1 of"),
-        ("p.json", '[{"picture": "a.jpg", "points": [[1, 2]], "labels": []}]', "prompt 1 of"),
-        ("p.json", '[{"picture": "a.jpg", "box": [1, 2, 3]}]', "prompt 1 of"),
-        ("p.json", '[{"picture": "a.jpg", "x": 1, "y": 2, "label": 0}]', "prompt 1 of .* mean nothing here, 'label'"),
-        ("p.json", '[{"picture": "a.jpg", "box": [1, 2, 3, 4], "point_coords": [[1, 2]]}]', "nothing here, 'point_coords'"),
-        ("p.json", '{"picture": "a.jpg", "box": [1, 2, 3, 4]}', "nothing here, 'picture', 'box': .* known are boxes, points"),
+        ("p.json", '[{"image": "a.jpg"}]', "prompt 1 of"),
+        ("p.json", '[{"image": "a.jpg", "points": [[1, 2]], "labels": []}]', "prompt 1 of"),
+        ("p.json", '[{"image": "a.jpg", "box": [1, 2, 3]}]', "prompt 1 of"),
+        ("p.json", '[{"image": "a.jpg", "x": 1, "y": 2, "label": 0}]', "prompt 1 of .* mean nothing here, 'label'"),
+        ("p.json", '[{"image": "a.jpg", "box": [1, 2, 3, 4], "point_coords": [[1, 2]]}]', "nothing here, 'point_coords'"),
+        ("p.json", '{"image": "a.jpg", "box": [1, 2, 3, 4]}', "nothing here, 'image', 'box': .* known are boxes, points"),
         ("p.json", '{"labels": [[1]]}', 'neither "boxes" nor "points"'),
         ("p.json", '{"boxes": [[1, 2, 3, 4]], "categories": ["a", "b"]}', "lists of different lengths"),
         ("p.json", '{"boxes": 3}', "lists of different lengths"),
@@ -51,7 +51,7 @@ def test_bad_prompts(tmp_path, name, content, message):
         read_prompts(tmp_path / name)
 
 
-def test_prompts_for_every_picture(tmp_path):
+def test_prompts_for_every_image(tmp_path):
     content = {"boxes": [[1, 2, 3, 4], [5, 6, 7, 8]], "points": [[[1, 2]], [[6, 7], [6, 8]]], "labels": [[1], [1, 0]]}
     (tmp_path / "p.json").write_text(json.dumps(content | {"categories": ["nut", None]}))
     assert read_prompts(tmp_path / "p.json") == {
@@ -63,13 +63,13 @@ def test_prompts_for_every_picture(tmp_path):
 
 
 def test_categories_of_a_csv(tmp_path):
-    (tmp_path / "p.csv").write_text("picture,x,y,category\na.jpg,1,2,hand\na.jpg,3,4,\n")
+    (tmp_path / "p.csv").write_text("image,x,y,category\na.jpg,1,2,hand\na.jpg,3,4,\n")
     assert read_prompts(tmp_path / "p.csv") == {"a.jpg": [Prompt([[1.0, 2.0]], [1], None, "hand"), Prompt([[3.0, 4.0]], [1])]}
 
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.sampled_from(["picture", "box", "boxes", "x"]), values),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.sampled_from(["image", "box", "boxes", "x"]), values),
     max_leaves=8,
 )
 

@@ -18,7 +18,7 @@ from groupmix_sam.errors import InvalidInputError, MissingExtraError, UnknownNam
 from groupmix_sam.sam import ENCODERS
 
 
-def picture(height=90, width=120):
+def image(height=90, width=120):
     """Colour gradients with a bright rectangle."""
     y, x = np.mgrid[:height, :width]
     image = np.stack([2 * x, 2 * y, 255 - x - y], axis=-1).astype(np.uint8)
@@ -28,7 +28,7 @@ def picture(height=90, width=120):
 
 @pytest.fixture(scope="module")
 def sam():
-    """Tiny and untrained. Its features are scaled up, so that the masks depend on the picture and the prompt."""
+    """Tiny and untrained. Its features are scaled up, so that the masks depend on the image and the prompt."""
     torch.manual_seed(0)
     sam = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=256)
     sam.image_encoder.neck.proj.weight.data *= 30
@@ -38,13 +38,13 @@ def sam():
 @pytest.fixture
 def predictor(sam):
     predictor = SamPredictor(sam)
-    predictor.set_image(picture())
+    predictor.set_image(image())
     return predictor
 
 
 @torch.no_grad()
 def by_hand(sam, image, points=None, boxes=None, masks=None, multimask=True, size=256):
-    """Return low-resolution logits and predicted IoU, from the modules themselves; prompts in the resized picture's frame."""
+    """Return low-resolution logits and predicted IoU, from the modules themselves; prompts in the resized image's frame."""
     height, width = (round(side * size / max(image.shape)) for side in image.shape[:2])
     from PIL import Image
 
@@ -86,7 +86,7 @@ def test_predict(sam, predictor, prompt, multimask):
         boxes = torch.tensor(prompt["box"] * SCALE, dtype=torch.float)[None]
     if "mask_input" in prompt:
         dense = torch.tensor(prompt["mask_input"])[None]
-    expected, iou = by_hand(sam, picture(), points, boxes, dense, multimask)
+    expected, iou = by_hand(sam, image(), points, boxes, dense, multimask)
     assert len(masks) == (3 if multimask else 1)
     torch.testing.assert_close(torch.tensor(logits), expected[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(torch.tensor(scores), iou[0], rtol=1e-4, atol=1e-4)
@@ -96,11 +96,11 @@ def test_predict(sam, predictor, prompt, multimask):
     assert torch.equal(torch.tensor(masks)[clear], (upscaled > 0)[clear])
 
 
-def test_prompts_and_pictures_matter(predictor):
+def test_prompts_and_images_matter(predictor):
     """What the test above compares is not the same everywhere."""
     logits = [predictor.predict(**prompt, multimask_output=False)[2] for prompt in PROMPTS.values()]
     assert all(np.abs(a - b).max() > 1e-2 for i, a in enumerate(logits) for b in logits[:i])
-    predictor.set_image(255 - picture())
+    predictor.set_image(255 - image())
     assert np.abs(predictor.predict(**PROMPTS["box"], multimask_output=False)[2] - logits[2]).max() > 1e-3
 
 
@@ -120,14 +120,14 @@ def test_reset_image(predictor):
 
 
 def test_sam_forward_on_a_batch(sam, predictor):
-    """Two pictures of different sizes through Sam.forward: as one by one through SamPredictor."""
+    """Two images of different sizes through Sam.forward: as one by one through SamPredictor."""
     batch = []
     expected = []
-    for image in (picture(), picture(100, 60)):
-        predictor.set_image(image)
-        resized = predictor.transform.apply_image(image)
-        box = predictor.transform.apply_boxes_torch(torch.tensor([[5.0, 5, 50, 60]]), image.shape[:2])
-        batch.append({"image": torch.tensor(resized).permute(2, 0, 1), "original_size": image.shape[:2], "boxes": box})
+    for array in (image(), image(100, 60)):
+        predictor.set_image(array)
+        resized = predictor.transform.apply_image(array)
+        box = predictor.transform.apply_boxes_torch(torch.tensor([[5.0, 5, 50, 60]]), array.shape[:2])
+        batch.append({"image": torch.tensor(resized).permute(2, 0, 1), "original_size": array.shape[:2], "boxes": box})
         expected.append(predictor.predict(box=np.array([5, 5, 50, 60]), multimask_output=False)[2])
     for out, logits in zip(sam(batch, multimask_output=False), expected, strict=True):
         torch.testing.assert_close(out["low_res_logits"][0], torch.tensor(logits), rtol=1e-4, atol=1e-4)
@@ -138,9 +138,9 @@ def test_automatic_masks(sam):
     generator = SamAutomaticMaskGenerator(
         sam, points_per_side=2, pred_iou_thresh=-1e9, stability_score_thresh=-1, box_nms_thresh=1.0
     )
-    found = generator.generate(picture())
+    found = generator.generate(image())
     predictor = SamPredictor(sam)
-    predictor.set_image(picture())
+    predictor.set_image(image())
     assert {tuple(m["point_coords"][0]) for m in found} <= {(x, y) for x in (30.0, 90.0) for y in (22.5, 67.5)}
     assert found
     for record in found:
@@ -155,9 +155,9 @@ def test_image_size_reaches_every_part():
     assert sam.prompt_encoder.input_image_size == (512, 512)
     assert sam.prompt_encoder.get_dense_pe().shape == (1, 256, 32, 32)
     predictor = SamPredictor(sam)
-    predictor.set_image(picture())
+    predictor.set_image(image())
     boxes = torch.tensor(PROMPTS["box"]["box"] * 512 / 120, dtype=torch.float)[None]
-    expected, _ = by_hand(sam, picture(), boxes=boxes, size=512)
+    expected, _ = by_hand(sam, image(), boxes=boxes, size=512)
     assert expected.shape == (1, 3, 128, 128)
     torch.testing.assert_close(torch.tensor(predictor.predict(**PROMPTS["box"])[2]), expected[0], rtol=1e-4, atol=1e-4)
 

@@ -9,12 +9,12 @@ from .contours import from_contours, to_contours
 from .detections import to_detections
 from .index_mask import from_mask, to_mask
 from .labelme import from_labelme, to_labelme
-from .types import AnnotatedPicture, Thing
+from .types import AnnotatedImage, Instance
 from .yolo import from_yolo, to_yolo
 
 __all__ = [
-    "AnnotatedPicture",
-    "Thing",
+    "AnnotatedImage",
+    "Instance",
     "from_coco",
     "from_contours",
     "from_labelme",

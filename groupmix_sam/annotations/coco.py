@@ -6,53 +6,57 @@ from typing import Any
 
 import numpy as np
 
-from ..masks import _extent, decode_rle, encode_rle, fill_polygons
-from .types import AnnotatedPicture, Thing, _categories, _from, _place, _readable, _score
+from ..masks import decode_rle, encode_rle, fill_polygons, mask_extent
+from .types import AnnotatedImage, Instance, category_index, category_names, readable, relative_path, score_of
 
 __all__ = ["from_coco", "to_coco"]
 
 
 def to_coco(
-    pictures: Iterable[AnnotatedPicture], folder: Path | None = None, categories: Sequence[str] | None = None
+    images: Iterable[AnnotatedImage], folder: Path | None = None, categories: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Return pictures as a COCO file in `folder` names them, by default the working directory's; masks are compressed RLE.
+    """Return images as a COCO file in `folder` names them, by default the working directory's; masks are compressed RLE.
 
     Args:
-        pictures: With their things.
+        images: With their instances.
         folder: Where the file will lie.
         categories: Names, counted from 1; by default those that occur, sorted.
     """
-    pictures = list(pictures)
-    names = categories or _categories(pictures)
-    images: list[dict[str, Any]] = []
+    images = list(images)
+    names = categories or category_names(images)
+    entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, picture in enumerate(pictures, 1):
-        height, width = picture.size
-        images.append({"id": number, "file_name": _from(folder, picture.path), "width": width, "height": height})
-        for thing in picture.things:
-            left, top, right, bottom, area = _extent(decode_rle(thing.mask))
+    for number, image in enumerate(images, 1):
+        height, width = image.size
+        entries.append({"id": number, "file_name": relative_path(folder, image.path), "width": width, "height": height})
+        for instance in image.instances:
+            left, top, right, bottom, area = mask_extent(decode_rle(instance.mask))
             annotation: dict[str, Any] = {"id": len(annotations) + 1, "image_id": number}
-            annotation |= {"category_id": _place(thing.category, names) + 1, "segmentation": thing.mask, "area": area}
-            annotation |= {"bbox": [left, top, right - left, bottom - top], "iscrowd": 0, "score": thing.score}
-            annotations.append(annotation | ({"prompt": thing.prompt} if thing.prompt else {}))
+            annotation |= {
+                "category_id": category_index(instance.category, names) + 1,
+                "segmentation": instance.mask,
+                "area": area,
+            }
+            annotation |= {"bbox": [left, top, right - left, bottom - top], "iscrowd": 0, "score": instance.score}
+            annotations.append(annotation | ({"prompt": instance.prompt} if instance.prompt else {}))
     named = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
-    return {"images": images, "annotations": annotations, "categories": named}
+    return {"images": entries, "annotations": annotations, "categories": named}
 
 
-def from_coco(content: Mapping[str, Any], folder: Path | None = None) -> list[AnnotatedPicture]:
-    """Return the pictures of a COCO file in `folder`, with RLE or polygons."""
-    with _readable("COCO file"):
+def from_coco(content: Mapping[str, Any], folder: Path | None = None) -> list[AnnotatedImage]:
+    """Return the images of a COCO file in `folder`, with RLE or polygons."""
+    with readable("COCO file"):
         names = {entry["id"]: str(entry["name"]) for entry in content.get("categories", [])}
         sizes = {entry["id"]: (int(entry["height"]), int(entry["width"])) for entry in content["images"]}
-        things: dict[Any, list[Thing]] = {number: [] for number in sizes}
+        instances: dict[Any, list[Instance]] = {number: [] for number in sizes}
         for entry in content["annotations"]:
             shape, size = entry["segmentation"], sizes[entry["image_id"]]
             mask = decode_rle(shape) if isinstance(shape, Mapping) else fill_polygons([[_pairs(ring)] for ring in shape], size)
             category = names.get(entry["category_id"], str(entry["category_id"]))
-            thing = Thing(encode_rle(mask), _score(entry), category, entry.get("prompt"))
-            things[entry["image_id"]].append(thing)
+            instance = Instance(encode_rle(mask), score_of(entry), category, entry.get("prompt"))
+            instances[entry["image_id"]].append(instance)
         return [
-            AnnotatedPicture((folder or Path()) / entry["file_name"], sizes[entry["id"]], things[entry["id"]])
+            AnnotatedImage((folder or Path()) / entry["file_name"], sizes[entry["id"]], instances[entry["id"]])
             for entry in content["images"]
         ]
 

@@ -5,36 +5,36 @@ from pathlib import Path
 from typing import Any
 
 from ..masks import TOLERANCE, decode_rle, encode_rle, fill_polygons, to_polygons
-from .types import AnnotatedPicture, Thing, _from, _readable, _score
+from .types import AnnotatedImage, Instance, readable, relative_path, score_of
 
 __all__ = ["from_contours", "to_contours"]
 
 
-def to_contours(picture: AnnotatedPicture, folder: Path | None = None, tolerance: float = TOLERANCE) -> dict[str, Any]:
-    """Return a picture's things as polygons: of each a list, each with its outline first and then its holes'."""
-    things = [
+def to_contours(image: AnnotatedImage, folder: Path | None = None, tolerance: float = TOLERANCE) -> dict[str, Any]:
+    """Return an image's instances as polygons: of each a list, each with its outline first and then its holes'."""
+    instances = [
         {
-            "category": thing.category,
-            "score": thing.score,
-            "polygons": to_polygons(decode_rle(thing.mask), tolerance),
-            **({"prompt": thing.prompt} if thing.prompt else {}),
+            "category": instance.category,
+            "score": instance.score,
+            "polygons": to_polygons(decode_rle(instance.mask), tolerance),
+            **({"prompt": instance.prompt} if instance.prompt else {}),
         }
-        for thing in picture.things
+        for instance in image.instances
     ]
-    return {"picture": _from(folder, picture.path), "size": list(picture.size), "things": things}
+    return {"image": relative_path(folder, image.path), "size": list(image.size), "instances": instances}
 
 
-def from_contours(content: Mapping[str, Any], folder: Path | None = None) -> AnnotatedPicture:
-    """Return the picture of a file of contours in `folder`."""
-    with _readable("file of contours"):
+def from_contours(content: Mapping[str, Any], folder: Path | None = None) -> AnnotatedImage:
+    """Return the image of a file of contours in `folder`."""
+    with readable("file of contours"):
         height, width = map(int, content["size"])
-        things = [
-            Thing(
+        instances = [
+            Instance(
                 encode_rle(fill_polygons(entry["polygons"], (height, width))),
-                _score(entry),
+                score_of(entry),
                 str(entry["category"]),
                 entry.get("prompt"),
             )
-            for entry in content["things"]
+            for entry in content["instances"]
         ]
-        return AnnotatedPicture((folder or Path()) / content["picture"], (height, width), things)
+        return AnnotatedImage((folder or Path()) / content["image"], (height, width), instances)

@@ -8,30 +8,30 @@ from PIL import Image
 from ..errors import InvalidInputError
 from ..masks import encode_rle
 from ..visualize import COLORS
-from .types import AnnotatedPicture, Thing
+from .types import AnnotatedImage, Instance
 
 __all__ = ["from_mask", "to_mask"]
 
 
-def to_mask(picture: AnnotatedPicture) -> Image.Image:
-    """Return a picture of numbers: 0 is nothing, n the n-th thing, small ones before large ones where they overlap.
+def to_mask(image: AnnotatedImage) -> Image.Image:
+    """Return an image of numbers: 0 is nothing, n the n-th instance, small ones before large ones where they overlap.
 
-    Up to 255 things it has 8 bits and a palette, in which they have the overlay's colours; above, 16 bits.
+    Up to 255 instances it has 8 bits and a palette, in which they have the overlay's colours; above, 16 bits.
     """
-    masks = picture.masks()
-    index = np.zeros(picture.size, dtype=np.uint8 if len(masks) < 256 else np.uint16)
+    masks = image.masks()
+    index = np.zeros(image.size, dtype=np.uint8 if len(masks) < 256 else np.uint16)
     for number in sorted(range(len(masks)), key=lambda i: -np.count_nonzero(masks[i])):
         index[masks[number]] = number + 1
-    image = Image.fromarray(index)
+    out = Image.fromarray(index)
     if index.dtype == np.uint8:
-        image.putpalette([0, 0, 0, *(value for i in range(255) for value in COLORS[i % len(COLORS)])])
-    return image
+        out.putpalette([0, 0, 0, *(value for i in range(255) for value in COLORS[i % len(COLORS)])])
+    return out
 
 
-def from_mask(image: Image.Image, path: Path) -> AnnotatedPicture:
-    """Return the things of the picture `path` that `to_mask` numbered; what others hide of them is not there."""
+def from_mask(image: Image.Image, path: Path) -> AnnotatedImage:
+    """Return the instances of the image `path` that `to_mask` numbered; what others hide of them is not there."""
     index = np.asarray(image)
     if index.ndim != 2:
-        raise InvalidInputError(f"the mask has shape {index.shape}: give a picture of numbers, of a palette or gray.")
-    things = [Thing(encode_rle(index == number)) for number in np.unique(index) if number]
-    return AnnotatedPicture(path, (index.shape[0], index.shape[1]), things)
+        raise InvalidInputError(f"the mask has shape {index.shape}: give an image of numbers, of a palette or gray.")
+    instances = [Instance(encode_rle(index == number)) for number in np.unique(index) if number]
+    return AnnotatedImage(path, (index.shape[0], index.shape[1]), instances)

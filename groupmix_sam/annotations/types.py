@@ -10,11 +10,11 @@ from typing import Any
 from ..errors import InvalidInputError, UnknownNameError
 from ..masks import Mask, Rle, decode_rle
 
-__all__ = ["AnnotatedPicture", "Thing"]
+__all__ = ["AnnotatedImage", "Instance"]
 
 
 @dataclass(frozen=True)
-class Thing:
+class Instance:
     """A mask and what is known of it.
 
     Attributes:
@@ -26,39 +26,39 @@ class Thing:
 
     mask: Rle
     score: float = 1.0
-    category: str = "thing"
+    category: str = "object"
     prompt: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
-class AnnotatedPicture:
-    """A picture's file, its height and width, and the things in it."""
+class AnnotatedImage:
+    """An image's file, its height and width, and the instances in it."""
 
     path: Path
     size: tuple[int, int]
-    things: list[Thing]
+    instances: list[Instance]
 
     def masks(self) -> list[Mask]:
-        """Return the things' masks, H x W each."""
-        return [decode_rle(thing.mask) for thing in self.things]
+        """Return the instances' masks, H x W each."""
+        return [decode_rle(instance.mask) for instance in self.instances]
 
 
-def _score(entry: Mapping[str, Any]) -> float:
+def score_of(entry: Mapping[str, Any]) -> float:
     score = entry.get("score")
     return 1.0 if score is None else float(score)
 
 
-def _place(category: str, names: Sequence[str]) -> int:
+def category_index(category: str, names: Sequence[str]) -> int:
     if category not in names:
         raise UnknownNameError.near("category", category, names)
     return names.index(category)
 
 
-def _categories(pictures: Iterable[AnnotatedPicture]) -> list[str]:
-    return sorted({thing.category for picture in pictures for thing in picture.things})
+def category_names(images: Iterable[AnnotatedImage]) -> list[str]:
+    return sorted({instance.category for image in images for instance in image.instances})
 
 
-def _from(folder: Path | None, path: Path) -> str:
+def relative_path(folder: Path | None, path: Path) -> str:
     """Return a path as a file in `folder` names it."""
     try:
         return Path(os.path.relpath(path, folder or Path())).as_posix()
@@ -67,7 +67,7 @@ def _from(folder: Path | None, path: Path) -> str:
 
 
 @contextmanager
-def _readable(what: str) -> Iterator[None]:
+def readable(what: str) -> Iterator[None]:
     """Make what is wrong with a file's content an error of ours."""
     try:
         yield

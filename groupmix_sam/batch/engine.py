@@ -1,6 +1,6 @@
-"""Masks of pictures by the million: a folder or object storage in, Parquet out, on Ray Data.
+"""Masks of images by the million: a folder or object storage in, Parquet out, on Ray Data.
 
-The list of pictures is written once, when a run begins, and cut into parts of a few pictures. A part's masks are one file,
+The list of images is written once, when a run begins, and cut into parts of a few images. A part's masks are one file,
 written beside its name, which it then takes: a file that is there is whole and says that its part is done. A part that is done
 twice, as after a kill, gives the same file again: nothing is lost and nothing comes twice.
 """
@@ -44,11 +44,11 @@ except ImportError as e:
 __all__ = ["MASKS", "Totals", "batch"]
 
 FORMAT_VERSION = 1
-PICTURES = pa.schema({"picture": pa.string(), "prompts": pa.list_(PROMPT)})
-# One mask, or with an error what became of a picture or a prompt instead. size and counts are COCO's RLE.
+IMAGES = pa.schema({"image": pa.string(), "prompts": pa.list_(PROMPT)})
+# One mask, or with an error what became of an image or a prompt instead. size and counts are COCO's RLE.
 MASKS = pa.schema(
     {
-        "picture": pa.string(),
+        "image": pa.string(),
         "prompt": pa.int32(),
         "size": pa.list_(pa.int32()),
         "counts": pa.string(),
@@ -59,16 +59,16 @@ MASKS = pa.schema(
 # What Ray's own processes, started here and for this run alone, are told before Ray is imported: to report to nobody, to listen
 # on 127.0.0.1 alone (the switch's name is older than its use), and to keep their log to themselves.
 LOCAL_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
-# Only the list of pictures goes through Ray's memory: workers read pictures and write masks themselves.
+# Only the list of images goes through Ray's memory: workers read images and write masks themselves.
 OBJECT_STORE_BYTES = 128 << 20
 # How often a part is begun. Ray gives a part whose worker died to another, and would do so for ever.
 TRIES = 3
 
 
 class Totals(NamedTuple):
-    """What a call did: pictures, masks, errors that it recorded, and pictures that had been done before."""
+    """What a call did: images, masks, errors that it recorded, and images that had been done before."""
 
-    pictures: int = 0
+    images: int = 0
     masks: int = 0
     errors: int = 0
     before: int = 0
@@ -84,17 +84,17 @@ class Job:
     checkpoint: str
     encoder: str | None
     image_size: int | None
-    grid: int
-    least_score: float
-    least_stability: float
+    points_per_side: int
+    pred_iou_thresh: float
+    stability_score_thresh: float
     batch_size: int
     threads: int
 
     def __post_init__(self) -> None:
-        for name in ("grid", "batch_size", "threads"):
+        for name in ("points_per_side", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}: give 1 or more.")
-        for name in ("least_score", "least_stability"):
+        for name in ("pred_iou_thresh", "stability_score_thresh"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}: give a number from 0 to 1.")
         if self.exported and (self.encoder is not None or self.image_size is not None):
@@ -128,30 +128,30 @@ def batch(
     checkpoint: str = "default",
     encoder: str | None = None,
     image_size: int | None = None,
-    grid: int = 32,
-    least_score: float = 0.88,
-    least_stability: float = 0.95,
+    points_per_side: int = 32,
+    pred_iou_thresh: float = 0.88,
+    stability_score_thresh: float = 0.95,
     batch_size: int = 16,
     workers: int | None = None,
     threads: int = 1,
 ) -> Totals:
-    """Segment all pictures of a folder, or those that a table names, and write their masks; go on where a run was stopped.
+    """Segment all images of a folder, or those that a table names, and write their masks; go on where a run was stopped.
 
-    The output gets `run.json`, which says what is run; `pictures.parquet`, the list; and `masks/part-*.parquet`, a row a mask,
-    see `MASKS`. Pictures and prompts that cannot be used become rows with an error. Runs on the program's own Ray if it has
+    The output gets `run.json`, which says what is run; `images.parquet`, the list; and `masks/part-*.parquet`, a row a mask,
+    see `MASKS`. Images and prompts that cannot be used become rows with an error. Runs on the program's own Ray if it has
     one, else on the cluster at RAY_ADDRESS, else on one that is started here and ends here.
 
     Args:
-        source: The pictures' folder: a path, or a URI as pyarrow takes it, such as "s3://bucket/photos" or "fsspec+...://...".
+        source: The images' folder: a path, or a URI as pyarrow takes it, such as "s3://bucket/photos" or "fsspec+...://...".
         output: A folder to write to, alike.
-        prompts: A table, see `read_prompt_table`; None for everything in all pictures, see `segment.everything`.
+        prompts: A table, see `read_prompt_table`; None for everything in all images, see `segment.everything`.
         checkpoint: What `deploy.load_predictor` takes; each worker reads it.
         encoder: Likewise.
         image_size: Likewise.
-        grid: Of everything: so many points a side are asked about.
-        least_score: Of everything: masks of which the model is less sure are left out.
-        least_stability: Of everything: masks that change more with the threshold are left out.
-        batch_size: Pictures a part: what one file holds, and what is done again after a kill.
+        points_per_side: Of everything: so many points a side are asked about.
+        pred_iou_thresh: Of everything: masks of which the model is less sure are left out.
+        stability_score_thresh: Of everything: masks that change more with the threshold are left out.
+        batch_size: Images a part: what one file holds, and what is done again after a kill.
         workers: Processes with a model each; by default as many as Ray's CPUs are enough for.
         threads: CPUs a worker takes.
 
@@ -169,21 +169,21 @@ def batch(
         checkpoint=checkpoint if checkpoint == "default" or checkpoint.startswith(HUB_PREFIX) else absolute(checkpoint),
         encoder=encoder,
         image_size=image_size,
-        grid=grid,
-        least_score=least_score,
-        least_stability=least_stability,
+        points_per_side=points_per_side,
+        pred_iou_thresh=pred_iou_thresh,
+        stability_score_thresh=stability_score_thresh,
         batch_size=batch_size,
         threads=threads,
     )
     if workers is not None and workers < 1:
         raise InvalidInputError(f"workers is {workers}: give 1 or more.")
     place = Folder(job.output)
-    pictures = _begin(job, place, prompts)
+    images = _begin(job, place, prompts)
     done = _clean(place)
-    parts = range(-(-len(pictures) // batch_size))
+    parts = range(-(-len(images) // batch_size))
     left = [part for part in parts if _part_name(part) not in done]
-    tables = [pictures.slice(part * batch_size, batch_size) for part in left]
-    before = len(pictures) - sum(map(len, tables))
+    tables = [images.slice(part * batch_size, batch_size) for part in left]
+    before = len(images) - sum(map(len, tables))
     totals = _run(job, left, tables, workers, before) if left else Totals(before=before)
     _clean(place)
     return totals
@@ -198,37 +198,37 @@ class Segmenter:
         self.source, self.output = Folder(job.source), Folder(job.output)
         self.predictor = job.predictor()
 
-    def __call__(self, pictures: pa.Table) -> pa.Table:
+    def __call__(self, images: pa.Table) -> pa.Table:
         """Write a part's masks; return how many there were of everything, in one row."""
-        name = _part_name(pictures["part"][0].as_py())
+        name = _part_name(images["part"][0].as_py())
         begun = [f"masks/.{name}.{number}" for number in range(TRIES)]
         before = sum(map(self.output.has, begun))
         if before < TRIES:
             self.output.write(begun[before], b"")
-            rows = [row for picture in pictures.to_pylist() for row in self.segment(picture["picture"], picture["prompts"])]
+            rows = [row for image in images.to_pylist() for row in self.segment(image["image"], image["prompts"])]
         else:
-            error = f"a worker died {TRIES} times of this picture or of another in its part: look for one that is too large."
-            rows = [{"picture": path, "error": error} for path in pictures["picture"].to_pylist()]
+            error = f"a worker died {TRIES} times of this image or of another in its part: look for one that is too large."
+            rows = [{"image": path, "error": error} for path in images["image"].to_pylist()]
         self.output.write(f"masks/{name}", _parquet(pa.Table.from_pylist(rows, MASKS)))
         for marker in begun[: before + 1]:
             self.output.delete(marker)
         masks, errors = (sum(row.get(name) is not None for row in rows) for name in ("counts", "error"))
-        return pa.table({"pictures": [len(pictures)], "masks": [masks], "errors": [errors]})
+        return pa.table({"images": [len(images)], "masks": [masks], "errors": [errors]})
 
     def segment(self, path: str, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return a picture's rows; one without a mask or an error if there is nothing in it."""
+        """Return an image's rows; one without a mask or an error if there is nothing in it."""
         try:
             image = self._read(path)
             found = list(self._everything(image) if self.job.everything else self._prompted(image, prompts))
-        except Exception as e:  # whatever it is, the other pictures do not wait for it
-            return [{"picture": path, "error": _describe(e)}]
-        return [{"picture": path, "size": list(image.shape[:2]), **row} for row in found or [{}]]
+        except Exception as e:  # whatever it is, the other images do not wait for it
+            return [{"image": path, "error": _describe(e)}]
+        return [{"image": path, "size": list(image.shape[:2]), **row} for row in found or [{}]]
 
     def _read(self, path: str) -> NDArray[np.uint8]:
         try:
             content = self.source.read(path)
         except FileNotFoundError as e:
-            raise ImageReadError(f"there is no picture {path} in {self.job.source}: check the table's paths.") from e
+            raise ImageReadError(f"there is no image {path} in {self.job.source}: check the table's paths.") from e
         return decode_image(content, path)
 
     def _prompted(self, image: NDArray[np.uint8], prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -240,22 +240,26 @@ class Segmenter:
                 asked[number] = prompt
             except InvalidInputError as e:
                 rows[number] = {"prompt": number, "error": _describe(e)}
-        things = segment(self.predictor, image, list(asked.values())) if asked else []
-        for number, thing in zip(asked, things, strict=True):
-            rows[number] = {"prompt": number, "counts": thing.mask["counts"], "score": thing.score}
+        instances = segment(self.predictor, image, list(asked.values())) if asked else []
+        for number, instance in zip(asked, instances, strict=True):
+            rows[number] = {"prompt": number, "counts": instance.mask["counts"], "score": instance.score}
         return [rows[number] for number in sorted(rows)]
 
     def _everything(self, image: NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
         job = self.job
         found = everything(
-            self.predictor, image, grid=job.grid, least_score=job.least_score, least_stability=job.least_stability
+            self.predictor,
+            image,
+            points_per_side=job.points_per_side,
+            pred_iou_thresh=job.pred_iou_thresh,
+            stability_score_thresh=job.stability_score_thresh,
         )
-        for number, thing in enumerate(found):
-            yield {"prompt": number, "counts": thing.mask["counts"], "score": thing.score}
+        for number, instance in enumerate(found):
+            yield {"prompt": number, "counts": instance.mask["counts"], "score": instance.score}
 
 
 def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.Table:
-    """Return the list of pictures: that of the run that is there, if it is this one, or a new one, which is written."""
+    """Return the list of images: that of the run that is there, if it is this one, or a new one, which is written."""
     asked = None if prompts is None else read_prompt_table(prompts)
     record = {
         "format_version": FORMAT_VERSION,
@@ -267,10 +271,10 @@ def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.T
     try:
         there = json.loads(place.read("run.json"))
     except FileNotFoundError:
-        pictures = _list(job, asked)
-        place.write("pictures.parquet", _parquet(pictures))
+        images = _list(job, asked)
+        place.write("images.parquet", _parquet(images))
         place.write("run.json", json.dumps(record, indent=2).encode())
-        return pictures
+        return images
     except (OSError, ValueError) as e:
         raise InvalidInputError(f"{job.output}/run.json cannot be read ({e}): give another output.") from e
     differ = [name for name, value in record.items() if not isinstance(there, dict) or there.get(name) != value]
@@ -279,9 +283,9 @@ def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.T
             f"{job.output} is of another run, whose {', '.join(differ)} differ: give another output, or what that was run with."
         )
     try:
-        return parquet.read_table(pa.BufferReader(place.read("pictures.parquet")), schema=PICTURES)
+        return parquet.read_table(pa.BufferReader(place.read("images.parquet")), schema=IMAGES)
     except (OSError, pa.ArrowException) as e:
-        raise InvalidInputError(f"{job.output}/pictures.parquet cannot be read ({e}): begin again with another output.") from e
+        raise InvalidInputError(f"{job.output}/images.parquet cannot be read ({e}): begin again with another output.") from e
 
 
 def _clean(place: Folder) -> set[str]:
@@ -294,29 +298,27 @@ def _clean(place: Folder) -> set[str]:
 
 
 def _list(job: Job, prompts: dict[str, list[dict[str, Any]]] | None) -> pa.Table:
-    """Return the pictures that prompts are for, in their order, or all that are in the source, sorted."""
+    """Return the images that prompts are for, in their order, or all that are in the source, sorted."""
     if prompts is not None:
-        return pa.table({"picture": list(prompts), "prompts": list(prompts.values())}, schema=PICTURES)
+        return pa.table({"image": list(prompts), "prompts": list(prompts.values())}, schema=IMAGES)
     try:
         names = sorted(name for name in Folder(job.source).names() if Path(name).suffix.lower() in SUFFIXES)
     except OSError as e:
         raise InvalidInputError(f"{job.source} cannot be listed ({e}): give a folder, and check the rights to it.") from e
     if not names:
-        raise InvalidInputError(f"{job.source} has no picture in it: {', '.join(sorted(SUFFIXES))} are looked for.")
-    return pa.table({"picture": names, "prompts": [None] * len(names)}, schema=PICTURES)
+        raise InvalidInputError(f"{job.source} has no image in it: {', '.join(sorted(SUFFIXES))} are looked for.")
+    return pa.table({"image": names, "prompts": [None] * len(names)}, schema=IMAGES)
 
 
 def _run(job: Job, parts: list[int], tables: list[pa.Table], workers: int | None, before: int) -> Totals:
     """Have the workers do these parts."""
     blocks = [table.append_column("part", pa.array([part] * len(table))) for part, table in zip(parts, tables, strict=True)]
     totals = Totals(before=before)
-    with _cluster() as ray, tqdm(desc="pictures", unit="picture", total=sum(map(len, tables)), disable=None) as bar:
+    with _cluster() as ray, tqdm(desc="images", unit="image", total=sum(map(len, tables)), disable=None) as bar:
         try:
             for row in _rows(ray, job, blocks, _workers(ray, workers, job.threads)):
-                totals = Totals(
-                    *(a + b for a, b in zip(totals, (row["pictures"], row["masks"], row["errors"], 0), strict=True))
-                )
-                bar.update(row["pictures"])
+                totals = Totals(*(a + b for a, b in zip(totals, (row["images"], row["masks"], row["errors"], 0), strict=True)))
+                bar.update(row["images"])
                 bar.set_postfix(masks=totals.masks, errors=totals.errors)
         except ray.exceptions.RayError as e:
             reason = str(e).strip().splitlines()[-1]
@@ -393,7 +395,7 @@ def _prompts_hash(prompts: dict[str, list[dict[str, Any]]]) -> str:
 def _parquet(table: pa.Table) -> bytes:
     content = pa.BufferOutputStream()
     # Statistics and dictionaries would hold run lengths, which nobody searches for, a second time.
-    parquet.write_table(table, content, compression="zstd", write_statistics=["picture"], use_dictionary=["picture"])
+    parquet.write_table(table, content, compression="zstd", write_statistics=["image"], use_dictionary=["image"])
     return bytes(content.getvalue())
 
 

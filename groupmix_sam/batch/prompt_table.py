@@ -20,9 +20,9 @@ PROMPT = pa.struct({"points": pa.list_(pa.list_(pa.float64())), "labels": pa.lis
 
 
 def read_prompt_table(path: str | PathLike[str]) -> dict[str, list[dict[str, Any]]]:
-    """Return a table's prompts in pixels, by picture: "points", "labels" and "box" each.
+    """Return a table's prompts in pixels, by image: "points", "labels" and "box" each.
 
-    A row is a prompt: `picture`, its path below the folder; and `x` and `y`, or `left`, `top`, `right` and `bottom`, or all.
+    A row is a prompt: `image`, its path below the folder; and `x` and `y`, or `left`, `top`, `right` and `bottom`, or all.
     A Parquet file may have instead `points`, a list of pairs of x and y; `labels`, 1 for foreground and 0 for background, all 1
     if left out; and `box`. `category` may be there and is not read.
 
@@ -36,7 +36,7 @@ def read_prompt_table(path: str | PathLike[str]) -> dict[str, list[dict[str, Any
         if is_parquet:
             table = parquet.read_table(data)
         else:
-            table = csv.read_csv(data, convert_options=csv.ConvertOptions(column_types={"picture": pa.string()}))
+            table = csv.read_csv(data, convert_options=csv.ConvertOptions(column_types={"image": pa.string()}))
         rows = table.to_pylist()
     except (OSError, pa.ArrowException, ValueError) as e:
         raise InvalidInputError(f"the prompts {path} cannot be read ({e}): give a CSV or a Parquet file.") from e
@@ -44,15 +44,15 @@ def read_prompt_table(path: str | PathLike[str]) -> dict[str, list[dict[str, Any
     prompts: dict[str, list[dict[str, Any]]] = {}
     for number, row in enumerate(rows, 1):
         try:
-            if not isinstance(row["picture"], str):
-                raise TypeError("picture")
+            if not isinstance(row["image"], str):
+                raise TypeError("image")
             prompt = as_prompt({name: value for name, value in row.items() if value is not None})
             given = {"points": prompt.points, "labels": prompt.labels, "box": prompt.box}
-            prompts.setdefault(row["picture"], []).append(given)
+            prompts.setdefault(row["image"], []).append(given)
         except (KeyError, OverflowError, TypeError, ValueError) as e:
             raise InvalidInputError(
-                f"prompt {number} of {path} is {row!r}: give picture, and x and y or left, top, right and bottom."
+                f"prompt {number} of {path} is {row!r}: give image, and x and y or left, top, right and bottom."
             ) from e
     if not prompts:
-        raise InvalidInputError(f"{path} has no prompt in it: write a row a prompt, picture,left,top,right,bottom.")
+        raise InvalidInputError(f"{path} has no prompt in it: write a row a prompt, image,left,top,right,bottom.")
     return prompts

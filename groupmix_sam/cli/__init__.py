@@ -29,13 +29,13 @@ HELP = """Segment Anything on the industrial PC: masks of what a point or a box 
 groupmix-sam segment photo.jpg --point 365,290
 groupmix-sam demo photo.jpg
 groupmix-sam adapt my_frames/ --teacher mobile_sam.pt --output runs/line
-groupmix-sam export openvino exported/ --pictures my_frames/ --checkpoint runs/line/weights
+groupmix-sam export openvino exported/ --images my_frames/ --checkpoint runs/line/weights
 groupmix-sam segment photos/ --prompts prompts.csv --format labelme --checkpoint exported/
 
 Weights come with the package. Each command has examples of its own: groupmix-sam segment --help.
 Progress goes to the terminal alone, results to stdout, what went wrong to stderr.
 """
-EPILOG = "Exit codes: 0 done; 1 an error, which is told in one line, or pictures that were skipped; 2 wrong usage."
+EPILOG = "Exit codes: 0 done; 1 an error, which is told in one line, or images that were skipped; 2 wrong usage."
 
 app = typer.Typer(
     name="groupmix-sam",

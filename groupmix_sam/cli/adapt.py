@@ -10,11 +10,11 @@ from .options import Checkpoint, Encoder, ImageSize
 
 
 def adapt(
-    pictures: Annotated[Path, typer.Argument(help="Your frames: a folder of pictures or tars, a .tar, or a .txt of paths.")],
+    images: Annotated[Path, typer.Argument(help="Your frames: a folder of images or tars, a .tar, or a .txt of paths.")],
     teacher: Teacher,
     output: Annotated[Path, typer.Option(help="Folder for the weights, the logs and the checkpoint.")] = Path("runs/adapt"),
     minutes: Annotated[float, typer.Option(help="Time to train, beside the teacher's.")] = 20.0,
-    general: Annotated[Path | None, typer.Option(help="Pictures of other things, some of which are mixed in.")] = None,
+    replay_images: Annotated[Path | None, typer.Option(help="Images of other instances, some of which are mixed in.")] = None,
     checkpoint: Checkpoint = "default",
     encoder: Encoder = None,
     image_size: ImageSize = None,
@@ -33,14 +33,14 @@ def adapt(
     from ..distill.adaptation import adapt as run
 
     run(
-        pictures,
+        images,
         teacher,
         output,
         replace(ADAPT, minutes=minutes),
         RunOptions(resume=resume, save_minutes=save_minutes),
         checkpoint=checkpoint,
         encoder=encoder,
-        general=general,
+        replay_images=replay_images,
         cache=cache,
         providers=provider or ["CPUExecutionProvider"],
         image_size=image_size,

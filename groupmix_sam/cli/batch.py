@@ -9,11 +9,11 @@ from .options import Encoder, ImageSize
 
 
 def batch(
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="A folder of pictures, or a URI such as s3://bucket/photos.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="A folder of images, or a URI such as s3://bucket/photos.")],
     output: Annotated[str, typer.Option(help="Folder or URI for the masks, Parquet.")],
     prompts: Annotated[
         str | None,
-        typer.Option(help="CSV or Parquet: picture, and x,y or left,top,right,bottom. Without it, everything."),
+        typer.Option(help="CSV or Parquet: image, and x,y or left,top,right,bottom. Without it, everything."),
     ] = None,
     checkpoint: Annotated[
         str,
@@ -21,14 +21,14 @@ def batch(
     ] = "default",
     encoder: Encoder = None,
     image_size: ImageSize = None,
-    grid: Annotated[int, typer.Option(help="Of everything: points a side.")] = 32,
-    least_score: Annotated[float, typer.Option(help="Of everything: drop masks of which the model is less sure.")] = 0.88,
-    least_stability: Annotated[float, typer.Option(help="Of everything: drop masks that are less stable.")] = 0.95,
-    batch_size: Annotated[int, typer.Option(help="Pictures a file, which are done again after a kill.")] = 16,
+    points_per_side: Annotated[int, typer.Option(help="Of everything: points a side.")] = 32,
+    pred_iou_thresh: Annotated[float, typer.Option(help="Of everything: drop masks of which the model is less sure.")] = 0.88,
+    stability_score_thresh: Annotated[float, typer.Option(help="Of everything: drop masks that are less stable.")] = 0.95,
+    batch_size: Annotated[int, typer.Option(help="Images a file, which are done again after a kill.")] = 16,
     workers: Annotated[int | None, typer.Option(help="Processes with a model each; by default as the CPUs allow.")] = None,
     threads: Annotated[int, typer.Option(help="CPUs a worker takes.")] = 1,
 ) -> None:
-    """Segment pictures by the million, on this machine or on a Ray cluster, into Parquet files of run lengths.
+    """Segment images by the million, on this machine or on a Ray cluster, into Parquet files of run lengths.
 
     The same command goes on where a run was stopped. A cluster is taken from RAY_ADDRESS.
 
@@ -43,16 +43,16 @@ def batch(
         checkpoint=checkpoint,
         encoder=encoder,
         image_size=image_size,
-        grid=grid,
-        least_score=least_score,
-        least_stability=least_stability,
+        points_per_side=points_per_side,
+        pred_iou_thresh=pred_iou_thresh,
+        stability_score_thresh=stability_score_thresh,
         batch_size=batch_size,
         workers=workers,
         threads=threads,
     )
-    before = f", {totals.before} pictures were done before" if totals.before else ""
-    typer.echo(f"{totals.pictures} pictures: {totals.masks} masks and {totals.errors} errors in {output}/masks{before}")
+    before = f", {totals.before} images were done before" if totals.before else ""
+    typer.echo(f"{totals.images} images: {totals.masks} masks and {totals.errors} errors in {output}/masks{before}")
     if totals.errors:
         raise ImageReadError(
-            f"{totals.errors} pictures or prompts could not be used: the column error in {output}/masks says why."
+            f"{totals.errors} images or prompts could not be used: the column error in {output}/masks says why."
         )

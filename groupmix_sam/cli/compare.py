@@ -10,37 +10,37 @@ from ..errors import InvalidInputError
 
 def compare(
     sources: Annotated[list[str], typer.Argument(help="Results of `evaluate`; or models' weights, the first for the truth.")],
-    pictures: Annotated[Path | None, typer.Option(help="The pictures' folder; by default what the results say.")] = None,
+    images: Annotated[Path | None, typer.Option(help="The images' folder; by default what the results say.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="For models: prompts, a CSV or JSON as for evaluate.")] = None,
     prompt_kind: Annotated[
         str | None, typer.Option(help="Which prompts to draw, such as box; else those of the first mask.")
     ] = None,
-    pick: Annotated[str, typer.Option(help="Which pictures: worst, best (of the first result) or random.")] = "worst",
-    rows: Annotated[int, typer.Option(help="How many pictures.")] = 6,
-    seed: Annotated[int, typer.Option(help="Of random pictures.")] = 0,
+    pick: Annotated[str, typer.Option(help="Which images: worst, best (of the first result) or random.")] = "worst",
+    rows: Annotated[int, typer.Option(help="How many images.")] = 6,
+    seed: Annotated[int, typer.Option(help="Of random images.")] = 0,
     output: Annotated[Path, typer.Option(help="PNG to write; a page of HTML goes beside it.")] = Path("compare.png"),
 ) -> None:
-    """Draw what models make of the same prompts: rows of pictures, columns of models.
+    """Draw what models make of the same prompts: rows of images, columns of models.
 
     groupmix-sam compare A.json B.json
-    groupmix-sam compare mobile_sam.pt default --pictures photos/ --prompts prompts.csv
+    groupmix-sam compare mobile_sam.pt default --images photos/ --prompts prompts.csv
     """
     from ..evaluate import load_model, load_result
-    from ..evaluate.plots import draw_cells, pick_pictures, predict_results, save_html, save_png
+    from ..evaluate.plots import draw_cells, pick_images, predict_results, save_html, save_png
 
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
         raise InvalidInputError(f"cannot write {output}: give a file that ends in .png, in a folder that exists.")
     if all(source.endswith(".json") for source in sources):
         results = [load_result(source) for source in sources]
-    elif pictures is None or prompts is None:
-        raise InvalidInputError("models need pictures and prompts: give --pictures and --prompts, or results alone.")
+    elif images is None or prompts is None:
+        raise InvalidInputError("models need images and prompts: give --images and --prompts, or results alone.")
     else:
-        results = predict_results([load_model(source) for source in sources], pictures, prompts)
+        results = predict_results([load_model(source) for source in sources], images, prompts)
     if not results[0].rows:
         raise InvalidInputError(f"{sources[0]} has no mask for any of the prompts: there is nothing to compare.")
     kind = prompt_kind or str(results[0].rows[0]["prompt"])
-    chosen = pick_pictures(results[0], kind, pick, rows, seed)
-    heads, cells = draw_cells(results, chosen, kind, pictures)
+    chosen = pick_images(results[0], kind, pick, rows, seed)
+    heads, cells = draw_cells(results, chosen, kind, images)
     save_png(heads, cells, output)
     save_html(heads, cells, output.with_suffix(".html"))
     typer.echo(f"wrote {output} and {output.with_suffix('.html')}: {', '.join(chosen)}")

@@ -11,7 +11,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def demo(
-    picture: Annotated[Path | None, typer.Argument(help="A picture that the page opens with.")] = None,
+    image: Annotated[Path | None, typer.Argument(help="An image that the page opens with.")] = None,
     checkpoint: Annotated[
         list[str] | None,
         typer.Option(help="Weights like 'default', or a folder that `groupmix-sam export` wrote; may be given again."),
@@ -22,7 +22,7 @@ def demo(
     encoder: Encoder = None,
     image_size: ImageSize = None,
 ) -> None:
-    """Open a page to try models in a browser: click on a picture, see the masks, until Ctrl-C.
+    """Open a page to try models in a browser: click on an image, see the masks, until Ctrl-C.
 
     groupmix-sam demo photo.jpg
     groupmix-sam demo --checkpoint default --checkpoint runs/line/weights --reference mobile_sam.pt
@@ -37,7 +37,7 @@ def demo(
     if reference is not None:
         mobile = load_predictor(reference, image_size=image_size)
     shared = Demo(models, mobile)
-    page = build(shared, None if picture is None else shared.open(picture))
+    page = build(shared, None if image is None else shared.open(image))
     serve(page, host, listen)
     if listen != port:
         typer.echo(f"port {port} is taken")

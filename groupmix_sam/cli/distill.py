@@ -12,27 +12,33 @@ Teacher = Annotated[
     str, typer.Option(help="MobileSAM's mobile_sam.pt, segment-anything's sam_vit_*.pth, an ONNX file or a TensorRT engine.")
 ]
 Provider = Annotated[list[str] | None, typer.Option(help="ONNX Runtime's provider for an ONNX teacher; may be given again.")]
-Cache = Annotated[Path | None, typer.Option(help="Folder for what the teacher says of each picture; in --output by default.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder for what the teacher says of each image; in --output by default.")]
 SaveMinutes = Annotated[float, typer.Option(help="Time between checkpoints.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in --output was stopped.")]
 
 
 def distill(
-    pictures: Annotated[Path, typer.Argument(help="A folder of pictures or tars, a .tar, or a .txt with a path a line.")],
+    images: Annotated[Path, typer.Argument(help="A folder of images or tars, a .tar, or a .txt with a path a line.")],
     teacher: Teacher,
     output: Annotated[Path, typer.Option(help="Folder for the weights, the logs and the checkpoint.")] = Path("runs/distill"),
     recipe: Annotated[
         str,
-        typer.Option(help="'default', 'continue' (with --start), 'paper', 'nanosam', or a .yaml file with its own values."),
+        typer.Option(
+            help="'default', 'continue' (with --init-checkpoint), 'paper', 'nanosam', or a .yaml file with its own values."
+        ),
     ] = "default",
     minutes: Annotated[float | None, typer.Option(help="Time to train, beside the teacher's, instead of epochs.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="How often to see each picture, instead of the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How often to see each image, instead of the recipe's.")] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(help="The encoder's registered name, or 'timm/' and a backbone's; by default what --start says."),
+        typer.Option(
+            help="The encoder's registered name, or 'timm/' and a backbone's; by default what --init-checkpoint says."
+        ),
     ] = None,
     image_size: ImageSize = None,
-    start: Annotated[str | None, typer.Option(help="Weights to start from, like --checkpoint; none if left out.")] = None,
+    init_checkpoint: Annotated[
+        str | None, typer.Option(help="Weights to start from, like --checkpoint; none if left out.")
+    ] = None,
     cache: Cache = None,
     use_cache: Annotated[bool, typer.Option("--cache-features/--no-cache", help="Keep what the teacher says on disk.")] = True,
     provider: Provider = None,
@@ -44,11 +50,11 @@ def distill(
     save_minutes: SaveMinutes = 5.0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
 ) -> None:
-    """Train an encoder to see as a SAM's does, on your own unlabelled pictures.
+    """Train an encoder to see as a SAM's does, on your own unlabelled images.
 
     groupmix-sam distill my_photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine
     groupmix-sam distill my_photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine --resume
-    groupmix-sam distill my_photos/ --teacher mobile_sam.pt --start runs/mine/weights --recipe continue --output runs/more
+    groupmix-sam distill my_photos/ --teacher mobile_sam.pt --output runs/more --recipe continue --init-checkpoint best/
     """
     from dataclasses import replace
 
@@ -57,14 +63,16 @@ def distill(
 
     if minutes is not None and epochs is not None:
         raise InvalidInputError("--minutes and --epochs both say how long to train: give one.")
-    if recipe == "continue" and start is None:
-        raise InvalidInputError("the recipe 'continue' goes on from trained weights: give --start, such as --start default.")
+    if recipe == "continue" and init_checkpoint is None:
+        raise InvalidInputError(
+            "the recipe 'continue' goes on from trained weights: give --init-checkpoint, such as --init-checkpoint default."
+        )
     values: dict[str, Any] = {"minutes": minutes, "epochs": epochs, "seed": seed}
     chosen = load_recipe(recipe)
     if epochs is not None:
         chosen = replace(chosen, minutes=None)  # which would come first
     run(
-        pictures,
+        images,
         teacher,
         output,
         replace(chosen, **{name: value for name, value in values.items() if value is not None}),
@@ -77,7 +85,7 @@ def distill(
             tensorboard=tensorboard,
         ),
         encoder=encoder,
-        start=start,
+        init_checkpoint=init_checkpoint,
         cache=cache,
         use_cache=use_cache,
         providers=provider or ["CPUExecutionProvider"],

@@ -16,9 +16,9 @@ RESULTS = Path("runs/evaluate")
 
 def evaluate(
     data: Annotated[
-        Path | None, typer.Argument(help="A folder with annotations.json in COCO's format and images/; or pictures alone.")
+        Path | None, typer.Argument(help="A folder with annotations.json in COCO's format and images/; or images alone.")
     ] = None,
-    annotations: Annotated[Path | None, typer.Option(help="The annotation file, if DATA has only its pictures.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="The annotation file, if DATA has only its images.")] = None,
     checkpoint: Model = "default",
     encoder: Annotated[
         str | None, typer.Option(help="A registered encoder, or vit_b, vit_l, vit_h; else what the weights say.")
@@ -28,12 +28,12 @@ def evaluate(
     prompt_kind: Annotated[
         list[str] | None, typer.Option(help="box, point, random-point or clicks-N; may be given again. Replaces the preset's.")
     ] = None,
-    choose: Annotated[
+    mask_selection: Annotated[
         str | None, typer.Option(help="Which mask counts: single, best-of-3, best-of-4, oracle or stability.")
     ] = None,
     crowds: Annotated[bool | None, typer.Option(help="Whether annotations of crowds count.")] = None,
-    least_area: Annotated[int | None, typer.Option(help="Leave out masks of fewer pixels.")] = None,
-    resize: Annotated[str | None, typer.Option(help="How pictures and masks are resized: sam or nanosam.")] = None,
+    min_mask_area: Annotated[int | None, typer.Option(help="Leave out masks of fewer pixels.")] = None,
+    resize: Annotated[str | None, typer.Option(help="How images and masks are resized: sam or nanosam.")] = None,
     seed: Annotated[int, typer.Option(help="Of random points.")] = 0,
     reference: Annotated[
         str | None, typer.Option(help="Another model's weights, or with labels its result: what the model is measured by.")
@@ -42,22 +42,22 @@ def evaluate(
         Path | None, typer.Option(help="Boxes of a detector, COCO's results format: print the AP of their masks.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Without labels: prompts, a CSV (picture,x,y or picture,left,top,right,bottom) or JSON.")
+        Path | None, typer.Option(help="Without labels: prompts, a CSV (image,x,y or image,left,top,right,bottom) or JSON.")
     ] = None,
-    grid: Annotated[int | None, typer.Option(help="Without labels: n x n points a picture.")] = None,
+    points_per_side: Annotated[int | None, typer.Option(help="Without labels: n x n points an image.")] = None,
     confidence: Annotated[float, typer.Option(help="Of the grid, keep points of which the reference is so sure.")] = 0.88,
-    limit: Annotated[int | None, typer.Option(help="Only the first pictures.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
     output: Annotated[Path | None, typer.Option(help="The result, JSON; by default in runs/evaluate.")] = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two results: print how the second differs from the first, and stop.")
     ] = None,
 ) -> None:
-    """Measure a model's masks on COCO-format labels, or against a reference model's on pictures without labels.
+    """Measure a model's masks on COCO-format labels, or against a reference model's on images without labels.
 
     A run that was killed goes on when started again. In several processes: torchrun --nproc-per-node 2 -m groupmix_sam ...
 
         groupmix-sam evaluate DATA --reference mobile_sam.pt
-        groupmix-sam evaluate photos/ --reference mobile_sam.pt --grid 16
+        groupmix-sam evaluate photos/ --reference mobile_sam.pt --points-per-side 16
         groupmix-sam evaluate --compare A.json B.json
     """
     from dataclasses import replace
@@ -69,15 +69,20 @@ def evaluate(
         typer.echo(evaluation.compare_text(a, b))
         return
     if data is None or not data.is_dir():
-        raise InvalidInputError(f"there is no folder {data}: give one with annotations.json and images/, or with pictures.")
-    changes: dict[str, Any] = {"choose": choose, "crowds": crowds, "least_area": least_area, "resize": resize}
+        raise InvalidInputError(f"there is no folder {data}: give one with annotations.json and images/, or with images.")
+    changes: dict[str, Any] = {
+        "mask_selection": mask_selection,
+        "crowds": crowds,
+        "min_mask_area": min_mask_area,
+        "resize": resize,
+    }
     changes["prompts"] = tuple(prompt_kind) if prompt_kind else None
     given = {name: value for name, value in changes.items() if value is not None}
     protocol = replace(evaluation.preset(preset), seed=seed, **given)
     task: Task
-    if detections is None and (prompts is not None or grid is not None):
+    if detections is None and (prompts is not None or points_per_side is not None):
         truths = (output.parent if output else RESULTS) / "truths"
-        task = _agreement(data, protocol, reference, prompts, grid, confidence, limit, truths)
+        task = _reference_task(data, protocol, reference, prompts, points_per_side, confidence, limit, truths)
         reference = None
     else:
         task = _labelled(data, annotations, detections, protocol, limit)
@@ -88,7 +93,7 @@ def evaluate(
     asked = (
         None if preset == "sam" else preset,
         prompts and prompts.stem,
-        grid and f"grid{grid}",
+        points_per_side and f"grid{points_per_side}",
         detections and detections.stem,
     )
     stem = "-".join([data.resolve().name, *(part for part in asked if part)])
@@ -112,41 +117,47 @@ def evaluate(
 
 def _labelled(data: Path, annotations: Path | None, detections: Path | None, protocol: "Protocol", limit: int | None) -> "Task":
     """Return what is measured by labels, those of the data unless an annotation file is given."""
-    from ..evaluate import Labelled
+    from ..evaluate import LabelledDataset
 
     file = annotations or data / "annotations.json"
     folder = data if annotations else data / "images"
     if detections is not None:
-        from ..evaluate.detections import Detections
+        from ..evaluate.detections import DetectionDataset
 
-        return Detections(detections, file, folder, protocol, limit)
+        return DetectionDataset(detections, file, folder, protocol, limit)
     if annotations is None and not file.exists():
         raise InvalidInputError(
             f"{data} has no labels, there is no {file.name} in it: "
-            "add --reference and --grid or --prompts to measure without them, or --annotations and their file."
+            "add --reference and --points-per-side or --prompts to measure without them, or --annotations and their file."
         )
-    return Labelled(file, folder, protocol, limit)
+    return LabelledDataset(file, folder, protocol, limit)
 
 
-def _agreement(
+def _reference_task(
     data: Path,
     protocol: "Protocol",
     reference: str | None,
     prompts: Path | None,
-    grid: int | None,
+    points_per_side: int | None,
     confidence: float,
     limit: int | None,
     truths: Path,
 ) -> "Task":
     """Return what is measured by a reference model's masks, which are kept in the folder `truths`."""
-    from ..evaluate import Agreement, load_model
+    from ..evaluate import ReferenceDataset, load_model
 
-    if prompts is not None and grid is not None:
-        raise InvalidInputError("--prompts and --grid both say what is asked: give one of them.")
+    if prompts is not None and points_per_side is not None:
+        raise InvalidInputError("--prompts and --points-per-side both say what is asked: give one of them.")
     if not reference:
         raise InvalidInputError("without labels a reference is needed: give --reference, a model's weights.")
-    return Agreement(
-        data, protocol, load_model(reference, resize=protocol.resize), prompts or grid or 0, confidence, limit, truths
+    return ReferenceDataset(
+        data,
+        protocol,
+        load_model(reference, resize=protocol.resize),
+        prompts or points_per_side or 0,
+        confidence,
+        limit,
+        truths,
     )
 
 

@@ -7,22 +7,24 @@ import typer
 
 from ..masks import TOLERANCE
 from .options import Encoder, ImageSize, Model
-from .outputs import Category, Formats, Json, Output, Outputs, Overwrite, Pictures, Tolerance, annotate, name_sources
+from .outputs import Category, Formats, Images, Json, Output, Outputs, Overwrite, Tolerance, annotate, name_sources
 
 if TYPE_CHECKING:
-    from ..annotations.types import Thing
+    from ..annotations.types import Instance
 
 
 def everything(
-    pictures: Pictures,
-    grid: Annotated[int, typer.Option(help="Points a side that are asked with.")] = 32,
-    least_score: Annotated[float, typer.Option(help="Leave out masks of which the model expects a lower IoU.")] = 0.88,
-    least_stability: Annotated[float, typer.Option(help="Leave out masks that change more when the threshold does.")] = 0.95,
-    least_area: Annotated[int, typer.Option(help="Leave out masks of fewer pixels.")] = 0,
-    crop_layers: Annotated[int, typer.Option(help="Search parts of the picture too: 4, and 16, and so on.")] = 0,
+    images: Images,
+    points_per_side: Annotated[int, typer.Option(help="Points a side that are asked with.")] = 32,
+    pred_iou_thresh: Annotated[float, typer.Option(help="Leave out masks of which the model expects a lower IoU.")] = 0.88,
+    stability_score_thresh: Annotated[
+        float, typer.Option(help="Leave out masks that change more when the threshold does.")
+    ] = 0.95,
+    min_mask_area: Annotated[int, typer.Option(help="Leave out masks of fewer pixels.")] = 0,
+    crop_n_layers: Annotated[int, typer.Option(help="Search parts of the image too: 4, and 16, and so on.")] = 0,
     formats: Formats = None,
     output: Output = None,
-    category: Category = "thing",
+    category: Category = "object",
     tolerance: Tolerance = TOLERANCE,
     as_json: Json = False,
     overwrite: Overwrite = False,
@@ -30,17 +32,17 @@ def everything(
     encoder: Encoder = None,
     image_size: ImageSize = None,
 ) -> None:
-    """Segment everything in pictures, by a grid of points, and write masks: drawn over the picture, or for other programs.
+    """Segment everything in images, by a grid of points, and write masks: drawn over the image, or for other programs.
 
-    groupmix-sam everything photo.jpg --grid 16
+    groupmix-sam everything photo.jpg --points-per-side 16
     groupmix-sam everything photos/ --format labelme --output labelled/
     """
     from ..inference.automatic import everything as find
     from ..inference.automatic import everything_costs
     from ..inference.predictor import load_predictor
 
-    passes, prompts = everything_costs(grid, crop_layers)
-    named = name_sources(pictures)
+    passes, prompts = everything_costs(points_per_side, crop_n_layers)
+    named = name_sources(images)
     outputs = Outputs(
         output, formats or ["overlay"], named, [category], tolerance, as_json, draw_prompts=False, overwrite=overwrite
     )
@@ -49,17 +51,17 @@ def everything(
     typer.echo(f"{len(named)} x {passes} pass{plural} of the encoder and {prompts} prompts", err=True)
     left = len(named)
 
-    def timed(_: str, image: Any) -> list["Thing"]:
+    def timed(_: str, image: Any) -> list["Instance"]:
         nonlocal left
         start = time.perf_counter()
-        things = find(
+        instances = find(
             predictor,
             image,
-            grid=grid,
-            least_score=least_score,
-            least_stability=least_stability,
-            least_area=least_area,
-            crop_layers=crop_layers,
+            points_per_side=points_per_side,
+            pred_iou_thresh=pred_iou_thresh,
+            stability_score_thresh=stability_score_thresh,
+            min_mask_area=min_mask_area,
+            crop_n_layers=crop_n_layers,
             category=category,
         )
         left -= 1
@@ -68,6 +70,6 @@ def everything(
             rest = took * left
             ahead = f", about {f'{rest:.0f} s' if rest < 120 else f'{rest / 60:.0f} min'} for the other {left}" if left else ""
             typer.echo(f"the first took {took:.1f} s{ahead}", err=True)
-        return things
+        return instances
 
     annotate(named, timed, outputs)

@@ -12,7 +12,7 @@ Checkpoint = Annotated[str, typer.Option(help="Weights: 'default', a file, a fol
 Model = Annotated[str, typer.Option(help="Weights like 'default', or a folder that `groupmix-sam export` wrote.")]
 Encoder = Annotated[str | None, typer.Option(help="The encoder's registered name; by default what the weights say.")]
 ImageSize = Annotated[
-    int | None, typer.Option(help="Side in pixels that pictures are resized to; by default what the weights say, or 1024.")
+    int | None, typer.Option(help="Side in pixels that images are resized to; by default what the weights say, or 1024.")
 ]
 
 

@@ -8,7 +8,7 @@ import typer
 
 def profile(
     encoders: Annotated[list[str] | None, typer.Argument(help="Registered names, timm's too; by default all of ours.")] = None,
-    image_size: Annotated[int, typer.Option(help="Side in pixels of the picture.")] = 1024,
+    image_size: Annotated[int, typer.Option(help="Side in pixels of the image.")] = 1024,
     stages: Annotated[bool, typer.Option("--stages", help="Show each stage too.")] = False,
     rounds: Annotated[int, typer.Option(help="How often to measure the time, all encoders by turns; 0 for not at all.")] = 5,
     device: Annotated[str, typer.Option(help="Where to measure the time: cpu, cuda ...")] = "cpu",

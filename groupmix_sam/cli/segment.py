@@ -8,23 +8,23 @@ import typer
 from ..errors import InvalidInputError
 from ..masks import TOLERANCE
 from .options import Encoder, ImageSize, Model, numbers
-from .outputs import Category, Formats, Json, Output, Outputs, Overwrite, Pictures, Tolerance, annotate, name_sources
+from .outputs import Category, Formats, Images, Json, Output, Outputs, Overwrite, Tolerance, annotate, name_sources
 
 if TYPE_CHECKING:
     from ..prompts import Prompt
 
 
 def segment(
-    pictures: Pictures,
+    images: Images,
     point: Annotated[list[str] | None, typer.Option(help="x,y in pixels, on what you want; may be given again.")] = None,
     background: Annotated[list[str] | None, typer.Option(help="x,y in pixels, on what you do not want.")] = None,
-    box: Annotated[list[str] | None, typer.Option(help="left,top,right,bottom in pixels; once for each thing.")] = None,
+    box: Annotated[list[str] | None, typer.Option(help="left,top,right,bottom in pixels; once for each instance.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A CSV (picture,x,y or picture,left,top,right,bottom; category) or JSON; see the docs.")
+        Path | None, typer.Option(help="A CSV (image,x,y or image,left,top,right,bottom; category) or JSON; see the docs.")
     ] = None,
     formats: Formats = None,
     output: Output = None,
-    category: Category = "thing",
+    category: Category = "object",
     tolerance: Tolerance = TOLERANCE,
     as_json: Json = False,
     overwrite: Overwrite = False,
@@ -32,7 +32,7 @@ def segment(
     encoder: Encoder = None,
     image_size: ImageSize = None,
 ) -> None:
-    """Segment things in pictures, by points, boxes or both, and write masks: drawn over the picture, or for other programs.
+    """Segment instances in images, by points, boxes or both, and write masks: drawn over the image, or for other programs.
 
     groupmix-sam segment photo.jpg --point 365,290
     groupmix-sam segment photos/ --prompts prompts.csv --format coco --output masks/
@@ -45,16 +45,16 @@ def segment(
     if prompts is not None and (point or background or box):
         raise InvalidInputError("--prompts and --point, --background or --box both say what to segment: give one of them.")
     wanted = read_prompts(prompts) if prompts is not None else {EVERY: _prompts(point or [], background or [], box or [])}
-    named = name_sources(pictures)
+    named = name_sources(images)
     for name in wanted:
         if name not in named and name != EVERY:
-            raise InvalidInputError(f"{name}, which {prompts} names, is not among the pictures: give its folder.")
+            raise InvalidInputError(f"{name}, which {prompts} names, is not among the images: give its folder.")
     if EVERY not in wanted:
         if len(named) > len(wanted):
             typer.echo(
-                f"{len(named) - len(wanted)} of {len(named)} pictures have no prompt in {prompts} and are left out", err=True
+                f"{len(named) - len(wanted)} of {len(named)} images have no prompt in {prompts} and are left out", err=True
             )
-        named = {name: picture for name, picture in named.items() if name in wanted}
+        named = {name: source for name, source in named.items() if name in wanted}
     categories = [prompt.category or category for group in wanted.values() for prompt in group]
     outputs = Outputs(output, formats or ["overlay"], named, categories, tolerance, as_json, overwrite=overwrite)
     predictor = load_predictor(checkpoint, encoder=encoder, image_size=image_size)

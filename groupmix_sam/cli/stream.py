@@ -11,8 +11,8 @@ from .options import Encoder, ImageSize, Model, numbers
 
 def stream(
     source: Annotated[str, typer.Argument(help="A camera's index or device, a URL such as rtsp://..., or a video file.")],
-    box: Annotated[list[str] | None, typer.Option(help="left,top,right,bottom in pixels; once for each thing.")] = None,
-    point: Annotated[list[str] | None, typer.Option(help="x,y in pixels; once for each thing.")] = None,
+    box: Annotated[list[str] | None, typer.Option(help="left,top,right,bottom in pixels; once for each instance.")] = None,
+    point: Annotated[list[str] | None, typer.Option(help="x,y in pixels; once for each instance.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="The same as JSON: boxes, or points with labels.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Write masks, a line of JSON a frame, as run lengths.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a video with the masks drawn, .mp4 or .avi.")] = None,

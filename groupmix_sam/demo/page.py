@@ -20,7 +20,7 @@ except ImportError as e:
 __all__ = ["build", "free_port", "serve"]
 
 MAX_FILE_SIZE = "40mb"
-# A session holds a picture, its masks and an embedding a model: a few hundred MB at the largest picture.
+# A session holds an image, its masks and an embedding a model: a few hundred MB at the largest image.
 MAX_SESSIONS = 8
 SESSION_SECONDS = 1800
 # Visitors who wait; who comes then is told that the page is busy.
@@ -30,7 +30,7 @@ PORTS = 100
 KINDS = [("a foreground point", "foreground"), ("a background point", "background"), ("a box's corner", "corner")]
 HEIGHT = "56vh"
 EXPLANATION = """# Group-Mix SAM
-Click on a thing in a picture and get its mask. Pictures stay on the machine that this page runs on."""
+Click on an instance in an image and get its mask. Images stay on the machine that this page runs on."""
 LEGEND = """<div class="legend">
 <span><i class="dot" style="background: rgb(40, 200, 40)"></i>foreground: what you want</span>
 <span><i class="dot" style="background: rgb(220, 40, 40)"></i>background: what you do not want</span>
@@ -74,14 +74,14 @@ def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
                 with gr.Row():
-                    picture = gr.Image(
-                        label="Picture",
+                    image = gr.Image(
+                        label="ImageFile",
                         sources=["upload", "webcam", "clipboard"],
                         format="jpeg",
                         height=HEIGHT,
                         buttons=["fullscreen"],
-                        placeholder="# Drop a picture here\nor click to choose a file",
-                        elem_id="picture",
+                        placeholder="# Drop an image here\nor click to choose a file",
+                        elem_id="image",
                     )
                     beside = gr.Image(
                         label=REFERENCE,
@@ -108,7 +108,7 @@ def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
                 times = gr.HTML(padding=False, elem_id="times")
         written = gr.Image(format="png", interactive=False, visible="hidden")
 
-        outputs = [session, picture, beside, hint, masks, times, save_mask, save_overlay]
+        outputs = [session, image, beside, hint, masks, times, save_mask, save_overlay]
 
         def update(session: Session, model: str, compare: bool, action: Callable[[], Session]) -> list[Any]:
             """Do what somebody asks and return what the page shows then; what cannot be done is said and changes nothing."""
@@ -143,7 +143,7 @@ def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
         def on_start(model: str) -> list[Any]:
             return update(Session(), model, False, lambda: start or Session())
 
-        # All in one queue: one visitor's picture is computed after the other's.
+        # All in one queue: one visitor's image is computed after the other's.
         def listen(event: Any, action: Callable[..., list[Any]], inputs: list[Any], **options: Any) -> None:
             event(
                 action,
@@ -153,21 +153,21 @@ def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
                 concurrency_limit=1,
                 api_visibility="private",
                 show_progress="minimal",
-                show_progress_on=[picture],
+                show_progress_on=[image],
                 **options,
             )
 
-        # Unprocessed, as gradio would open the picture itself and fail without a word on a broken one.
-        listen(picture.input, on_open, [picture, session, model, compare], preprocess=False)
-        listen(picture.clear, on_remove, [model])
-        listen(picture.select, on_click, [session, kind, model, compare])
+        # Unprocessed, as gradio would open the image itself and fail without a word on a broken one.
+        listen(image.input, on_open, [image, session, model, compare], preprocess=False)
+        listen(image.clear, on_remove, [model])
+        listen(image.select, on_click, [session, kind, model, compare])
         listen(undo.click, on_undo, [session, model, compare])
         listen(clear.click, on_clear, [session, model, compare])
         listen(masks.input, on_choose, [session, masks, model, compare])
         listen(model.input, on_switch, [session, model, compare])
         listen(compare.input, on_switch, [session, model, compare])
         listen(page.load, on_start, [model])
-        for button, write, name in ((save_mask, mask_picture, "mask.png"), (save_overlay, overlay_picture, "overlay.png")):
+        for button, write, name in ((save_mask, mask_image, "mask.png"), (save_overlay, overlay_image, "overlay.png")):
             saved = button.click(
                 write, session, written, concurrency_id="demo", api_visibility="private", show_progress_on=[button]
             )
@@ -223,7 +223,7 @@ def show(session: Session, compare: bool) -> list[Any]:
     choices = [] if answer is None else [(f"{i + 1}: {score:.2f}", i) for i, score in enumerate(answer.scores)]
     return [
         session.draw(),
-        gr.Image(value=session.draw(REFERENCE) if compare else None, visible=compare and session.picture is not None),
+        gr.Image(value=session.draw(REFERENCE) if compare else None, visible=compare and session.image is not None),
         hint_text(session, compare),
         gr.Radio(choices=choices, value=session.chosen if choices else None, visible=bool(choices)),
         times_list(session),
@@ -234,9 +234,9 @@ def show(session: Session, compare: bool) -> list[Any]:
 
 def hint_text(session: Session, compare: bool) -> str:
     """Say what there is, or what to do next."""
-    if session.picture is None:
-        return "Start with a picture: drop it, choose a file, or take one with the camera."
-    height, width = session.picture.shape[:2]
+    if session.image is None:
+        return "Start with an image: drop it, choose a file, or take one with the camera."
+    height, width = session.image.shape[:2]
     if session.corner:
         return f"Corner at {session.corner.x:.0f}, {session.corner.y:.0f}: click the opposite one."
     mask = session.mask()
@@ -248,28 +248,28 @@ def hint_text(session: Session, compare: bool) -> str:
 
 
 def times_list(session: Session) -> str:
-    """Return the encoder's and the decoder's time of each model that saw the picture, as HTML."""
+    """Return the encoder's and the decoder's time of each model that saw the image, as HTML."""
     lines = []
     for name, embedding in session.embeddings.items():
         answer = session.answers.get(name)
         decoder = "" if answer is None else f", decoder {1000 * answer.seconds:.0f} ms each click"
-        lines.append(f"<dt>{escape(name)}</dt><dd>encoder {1000 * embedding.seconds:.0f} ms once a picture{decoder}</dd>")
+        lines.append(f"<dt>{escape(name)}</dt><dd>encoder {1000 * embedding.seconds:.0f} ms once an image{decoder}</dd>")
     return f'<dl class="times">{"".join(lines)}</dl>'
 
 
-def mask_picture(session: Session) -> Image.Image | None:
-    """Return the mask at the picture's own size, 255 inside and 0 outside."""
+def mask_image(session: Session) -> Image.Image | None:
+    """Return the mask at the image's own size, 255 inside and 0 outside."""
     mask = session.mask()
     return None if mask is None else Image.fromarray(mask).convert("L")
 
 
-def overlay_picture(session: Session) -> Image.Image | None:
-    """Return the picture with the mask and the clicks, at its own size."""
+def overlay_image(session: Session) -> Image.Image | None:
+    """Return the image with the mask and the clicks, at its own size."""
     return session.draw(full=True)
 
 
 def _path(file: dict[str, Any] | None) -> Path:
     """Return where gradio put an upload: it takes no path from outside its own folder."""
     if not file or not file.get("path"):
-        raise InvalidInputError("no picture came: try it again.")
+        raise InvalidInputError("no image came: try it again.")
     return Path(file["path"])

@@ -1,4 +1,4 @@
-"""What the demo page does, apart from how it looks: a picture, clicks on it, and the masks that models give for them."""
+"""What the demo page does, apart from how it looks: an image, clicks on it, and the masks that models give for them."""
 
 from collections.abc import Mapping
 from copy import copy
@@ -23,10 +23,10 @@ from ..weights import is_exported
 
 __all__ = ["MAX_PIXELS", "REFERENCE", "Answer", "Click", "Demo", "Session", "load_named"]
 
-# What a session keeps and computes grows with the picture: this is that of a camera of 6000 x 4000, with some to spare.
+# What a session keeps and computes grows with the image: this is that of a camera of 6000 x 4000, with some to spare.
 MAX_PIXELS = 25_000_000
-# Longest side in pixels of what the page shows and sends again after each click, of small pictures too: gradio tells where
-# a click was only in pictures that the browser does not enlarge.
+# Longest side in pixels of what the page shows and sends again after each click, of small images too: gradio tells where
+# a click was only in images that the browser does not enlarge.
 SHOWN_SIDE = 1024
 REFERENCE = "MobileSAM"
 RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
@@ -36,7 +36,7 @@ Prompt = tuple[NDArray[np.float64] | None, NDArray[np.int64] | None, NDArray[np.
 
 @dataclass(frozen=True)
 class Click:
-    """Where somebody clicked, in the picture's pixels.
+    """Where somebody clicked, in the image's pixels.
 
     Attributes:
         kind: "foreground", "background" or "corner", two of which make a box.
@@ -58,7 +58,7 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """A model that has seen a picture, and the seconds that its encoder took."""
+    """A model that has seen an image, and the seconds that its encoder took."""
 
     predictor: Predictor
     seconds: float
@@ -69,7 +69,7 @@ class Session:
     """All that the page knows of one visitor. It is never changed: what happens makes another one.
 
     Attributes:
-        picture: H x W x 3, RGB; None before there is one.
+        image: H x W x 3, RGB; None before there is one.
         shown: The same at the size that the page shows it at.
         clicks: All of them, in their order.
         embeddings: By the model's name.
@@ -78,7 +78,7 @@ class Session:
         chosen: Which of its three masks, counted from 0.
     """
 
-    picture: NDArray[np.uint8] | None = None
+    image: NDArray[np.uint8] | None = None
     shown: NDArray[np.uint8] | None = None
     clicks: tuple[Click, ...] = ()
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)
@@ -87,23 +87,23 @@ class Session:
     chosen: int = 0
 
     @classmethod
-    def of(cls, picture: NDArray[np.uint8]) -> "Session":
-        """Return a session with a picture."""
-        size = [max(1, round(side * SHOWN_SIDE / max(picture.shape[:2]))) for side in picture.shape[1::-1]]
-        return cls(picture, np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)))
+    def of(cls, image: NDArray[np.uint8]) -> "Session":
+        """Return a session with an image."""
+        size = [max(1, round(side * SHOWN_SIDE / max(image.shape[:2]))) for side in image.shape[1::-1]]
+        return cls(image, np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)))
 
     def click(self, x: float, y: float, kind: str) -> "Session":
         """Add a click, in pixels of `shown`.
 
         Raises:
-            NoImageError: there is no picture.
+            NoImageError: there is no image.
             InvalidInputError: an unknown kind, or a box without an area.
         """
-        if self.picture is None:
-            raise NoImageError("there is no picture to click on, or it was forgotten meanwhile: give it again.")
+        if self.image is None:
+            raise NoImageError("there is no image to click on, or it was forgotten meanwhile: give it again.")
         if kind not in ("foreground", "background", "corner"):
             raise InvalidInputError(f"the click is of kind {kind!r}: use 'foreground', 'background' or 'corner'.")
-        height, width = self.picture.shape[:2]
+        height, width = self.image.shape[:2]
         # The middle of a pixel there is the middle of what it shows here; a border pixel's may lie outside.
         x, y = np.clip((np.array([x, y]) + 0.5) / self._scale() - 0.5, 0, [width - 1, height - 1]).tolist()
         session = self._with_clicks((*self.clicks, Click(x, y, kind)))
@@ -134,8 +134,8 @@ class Session:
 
     def prompt(self) -> Prompt | None:
         """Return points, labels and the newest box, as `Predictor.predict` takes them; None if there is neither."""
-        assert self.picture is not None
-        size = self.picture.shape[0], self.picture.shape[1]
+        assert self.image is not None
+        size = self.image.shape[0], self.image.shape[1]
         coords = labels = box = None
         points = [click for click in self.clicks if click.kind != "corner"]
         if points:
@@ -158,8 +158,8 @@ class Session:
         return None if mask is None or other is None else mask_iou(mask, other)
 
     def draw(self, model: str | None = None, *, full: bool = False) -> Image.Image | None:
-        """Return the picture with the mask and the clicks drawn, as large as `shown` or in full."""
-        image = self.picture if full else self.shown
+        """Return the image with the mask and the clicks drawn, as large as `shown` or in full."""
+        image = self.image if full else self.shown
         if image is None:
             return None
         scale = np.ones(2) if full else self._scale()
@@ -179,10 +179,10 @@ class Session:
         return drawn
 
     def _scale(self) -> NDArray[np.float64]:
-        """Return how much wider and higher `shown` is than the picture."""
-        assert self.picture is not None
+        """Return how much wider and higher `shown` is than the image."""
+        assert self.image is not None
         assert self.shown is not None
-        return np.array(self.shown.shape[1::-1]) / self.picture.shape[1::-1]
+        return np.array(self.shown.shape[1::-1]) / self.image.shape[1::-1]
 
     def _corners(self) -> list[Click]:
         return [click for click in self.clicks if click.kind == "corner"]
@@ -209,10 +209,10 @@ class Demo:
         self._locks = {name: Lock() for name in self._predictors}
 
     def open(self, path: Path) -> Session:
-        """Return a session with a picture file, whose name is all of the path that an error says.
+        """Return a session with an image file, whose name is all of the path that an error says.
 
         Raises:
-            ImageReadError: it is not there, no picture, damaged or too large.
+            ImageReadError: it is not there, no image, damaged or too large.
         """
         try:
             data = path.read_bytes()
@@ -221,7 +221,7 @@ class Demo:
         return Session.of(decode_image(data, path.name, max_pixels=MAX_PIXELS))
 
     def predict(self, session: Session, model: str, compare: bool) -> Session:
-        """Return the session with what it lacks: the picture's embedding and masks for its clicks.
+        """Return the session with what it lacks: the image's embedding and masks for its clicks.
 
         The mask that the model gives the highest score is chosen.
 
@@ -232,24 +232,24 @@ class Demo:
         """
         if model not in self.models:
             raise UnknownNameError.near("model", model, self.models)
-        if session.picture is None:
+        if session.image is None:
             return replace(session, model=model)
         embeddings, answers = dict(session.embeddings), dict(session.answers)
         prompt = session.prompt()
         for name in (model, REFERENCE) if compare and self.has_reference else (model,):
             if name not in embeddings:
-                embeddings[name] = self._embed(name, session.picture)
+                embeddings[name] = self._embed(name, session.image)
             if prompt and name not in answers:
                 answers[name] = self._answer(name, embeddings[name].predictor, prompt)
         same = model == session.model and model in session.answers
         chosen = session.chosen if same or not prompt else int(answers[model].scores.argmax())
         return replace(session, embeddings=embeddings, answers=answers, model=model, chosen=chosen)
 
-    def _embed(self, name: str, picture: NDArray[np.uint8]) -> Embedding:
+    def _embed(self, name: str, image: NDArray[np.uint8]) -> Embedding:
         predictor = copy(self._predictors[name])  # shares the weights, and has embeddings of its own
         with self._locks[name]:
             start = perf_counter()
-            predictor.set_image(picture)
+            predictor.set_image(image)
             return Embedding(predictor, perf_counter() - start)
 
     def _answer(self, name: str, predictor: Predictor, prompt: Prompt) -> Answer:
@@ -271,9 +271,9 @@ def load_named(checkpoint: str, *, encoder: str | None = None, image_size: int |
     return f"{checkpoint}: {runtime} {precision}, {predictor.image_size} px", predictor
 
 
-def _draw_corner(picture: Image.Image, x: float, y: float) -> None:
+def _draw_corner(image: Image.Image, x: float, y: float) -> None:
     """Draw a cross, white on black, that the box may open to any side."""
-    draw, size = ImageDraw.Draw(picture), max(picture.size) / 50
+    draw, size = ImageDraw.Draw(image), max(image.size) / 50
     for color, width in ((0, 0, 0), 6), ((255, 255, 255), 2):
         draw.line((x - size, y, x + size, y), fill=color, width=width)
         draw.line((x, y - size, x, y + size), fill=color, width=width)

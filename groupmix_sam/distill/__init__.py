@@ -1,7 +1,7 @@
-"""Distillation: a small encoder learns the features of a large one's from unlabelled pictures."""
+"""Distillation: a small encoder learns the features of a large one's from unlabelled images."""
 
 from ..errors import MissingExtraError
-from ..images import Picture, find_pictures
+from ..images import ImageFile, find_images
 
 try:
     import accelerate as _accelerate  # noqa: F401
@@ -11,8 +11,8 @@ except ImportError as e:
 
 from .adaptation import ADAPT, adapt
 from .cache import cache_bytes, cache_features
-from .data import CachedPicture
-from .decoder import Decoder
+from .data import CachedImage
+from .decoder import FrozenDecoder
 from .pipeline import distill
 from .recipe import PRESETS, Phase, Recipe, load_recipe
 from .run import RunOptions
@@ -23,10 +23,10 @@ from .trainer import r2_score, train_student
 __all__ = [
     "ADAPT",
     "PRESETS",
-    "CachedPicture",
-    "Decoder",
+    "CachedImage",
+    "FrozenDecoder",
+    "ImageFile",
     "Phase",
-    "Picture",
     "Recipe",
     "RunOptions",
     "Teacher",
@@ -35,7 +35,7 @@ __all__ = [
     "cache_features",
     "check_student",
     "distill",
-    "find_pictures",
+    "find_images",
     "load_recipe",
     "load_teacher",
     "r2_score",

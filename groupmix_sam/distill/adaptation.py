@@ -1,4 +1,4 @@
-"""Adapt an encoder that is trained already to the pictures of one's own line."""
+"""Adapt an encoder that is trained already to the images of one's own line."""
 
 import json
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ from torch import nn
 from tqdm import tqdm
 
 from ..files import write_beside
-from ..images import find_pictures
-from .data import CachedPicture, whole_pictures
-from .decoder import Decoder
-from .losses import draw_points, mask_agreement
+from ..images import find_images
+from .data import CachedImage, whole_images
+from .decoder import FrozenDecoder
+from .losses import draw_points, teacher_mask_iou
 from .pipeline import hold_out, prepare_models, prepare_run, train_and_save
 from .recipe import Phase, Recipe
 from .run import RunOptions, process_state
 
-__all__ = ["ADAPT", "adapt", "agreement"]
+__all__ = ["ADAPT", "adapt", "teacher_iou"]
 
 # A low rate and no new fit of the neck, so that what was known is kept; and whole frames, as crops undo within a minute more of
 # what trained weights know of whole ones than they teach (docs/distill.md).
 ADAPT = Recipe(minutes=20.0, phases=(Phase(1.0, 0, 1),), lr=2e-4, ridge_finish=False).continued()
-POINTS = 16  # of each held-out picture
-LEAST = 8  # held-out pictures, of which an interval can be told
-GENERAL_SHARE = 0.25  # of the training pictures, where a general set is given
+POINTS = 16  # of each held-out image
+LEAST = 8  # held-out images, of which an interval can be told
+GENERAL_SHARE = 0.25  # of the training images, where a general set is given
 
 
 def adapt(
-    pictures: str | PathLike[str],
+    images: str | PathLike[str],
     teacher: str | PathLike[str],
     output: str | PathLike[str],
     recipe: Recipe = ADAPT,
@@ -39,62 +39,62 @@ def adapt(
     *,
     checkpoint: str | PathLike[str] = "default",
     encoder: str | None = None,
-    general: str | PathLike[str] | None = None,
+    replay_images: str | PathLike[str] | None = None,
     cache: str | PathLike[str] | None = None,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     image_size: int | None = None,
 ) -> dict[str, Any]:
     """Distil on from trained weights on one's own unlabelled frames; return the record, with the agreement before and after.
 
-    Writes into `output` what `distill` writes, and `agreement.json`: for every held-out frame, the IoU of the student's masks
+    Writes into `output` what `distill` writes, and `teacher_iou.json`: for every held-out frame, the IoU of the student's masks
     with the teacher's, for points drawn over it, before and after.
 
     Args:
-        pictures: The frames, as `find_pictures` takes them.
+        images: The frames, as `find_images` takes them.
         teacher: What `load_teacher` takes.
         output: Folder to write to.
         recipe: How to train; its starts are left out.
         options: How to carry it out.
         checkpoint: The weights to start from, as `build_sam_groupmix` takes them.
         encoder: The encoder that they are for; by default what they say.
-        general: Pictures of other things, as `find_pictures` takes them; some are mixed in, so that what was known is kept.
+        replay_images: Other images, as `find_images` takes them; some are mixed in, so that what was known is kept.
         cache: Folder for the teacher's features; in `output` by default.
         providers: ONNX Runtime's, for a teacher in ONNX.
-        image_size: Side in pixels that pictures are resized to; by default what the weights say.
+        image_size: Side in pixels that images are resized to; by default what the weights say.
 
     Raises:
         GroupMixSamError: one of those that `distill` raises.
     """
     output = Path(output)
-    measured, own = hold_out(find_pictures(pictures))
-    others = find_pictures(general) if general is not None else []
+    measured, own = hold_out(find_images(images))
+    others = find_images(replay_images) if replay_images is not None else []
     mixed = min(len(others), round(len(own) * GENERAL_SHARE / (1 - GENERAL_SHARE)))
     others = [others[i] for i in np.random.default_rng(recipe.seed).permutation(len(others))[:mixed]]
     models = prepare_models(encoder, checkpoint, teacher, providers, image_size, recipe.seed)
     run = prepare_run(models, measured, [*own, *others], output, recipe.continued(), options, cache=cache)
-    decoder = Decoder(models.sam)
-    before = agreement(models.sam.image_encoder, run.held_out, decoder, models.image_size)
+    decoder = FrozenDecoder(models.sam)
+    before = teacher_iou(models.sam.image_encoder, run.held_out, decoder, models.image_size)
     record = train_and_save(run, output, options)
-    after = agreement(models.sam.image_encoder, run.held_out, decoder, models.image_size)
-    found: dict[str, Any] = {"points_a_picture": POINTS, "pictures": len(run.held_out)}
+    after = teacher_iou(models.sam.image_encoder, run.held_out, decoder, models.image_size)
+    found: dict[str, Any] = {"points_a_image": POINTS, "images": len(run.held_out)}
     found |= {"before": summary(before), "after": summary(after), "difference": summary(after - before)}
     if process_state().is_main_process:
         details = found | {"ious_before": before.tolist(), "ious_after": after.tolist()}
-        write_beside(output / "agreement.json", lambda part: part.write_text(json.dumps(details), encoding="utf-8"))
+        write_beside(output / "teacher_iou.json", lambda part: part.write_text(json.dumps(details), encoding="utf-8"))
         for name in ("before", "after"):
-            print(f"agreement with the teacher {name}: mask IoU {tell(found[name])}")
-        print(f"difference, frame by frame: {tell(found['difference'], '+')}")
+            print(f"IoU with the teacher {name}: {format_interval(found[name])}")
+        print(f"difference, frame by frame: {format_interval(found['difference'], '+')}")
         if len(run.held_out) < LEAST:
             print(
                 f"frames held out: {len(run.held_out)}, too few to tell whether it has helped; "
                 f"of {10 * LEAST} frames {LEAST} are held out, and there is an interval"
             )
-    return record | {"agreement": found}
+    return record | {"teacher_iou": found}
 
 
 @torch.no_grad()
-def agreement(encoder: nn.Module, pictures: Sequence[CachedPicture], decoder: Decoder, image_size: int = 1024) -> Any:
-    """Return the IoUs of an encoder's masks with the teacher's, pictures x 16 points drawn over each, always the same.
+def teacher_iou(encoder: nn.Module, images: Sequence[CachedImage], decoder: FrozenDecoder, image_size: int = 1024) -> Any:
+    """Return the IoUs of an encoder's masks with the teacher's, images x 16 points drawn over each, always the same.
 
     Of the three masks that a point may mean, the one with the best predicted IoU counts, for each of the two.
     """
@@ -102,17 +102,17 @@ def agreement(encoder: nn.Module, pictures: Sequence[CachedPicture], decoder: De
     encoder.eval()
     generator = torch.Generator().manual_seed(0)
     ious = []
-    for picture in tqdm(whole_pictures(pictures, image_size), total=len(pictures), desc="agreement", disable=None):
-        valid = picture["valid"][0]
-        student = encoder(picture["input"])
-        teacher = picture["features"].float().permute(0, 3, 1, 2)
-        ious.append(mask_agreement(student, teacher, valid, decoder, draw_points(valid, POINTS, generator)))
+    for image in tqdm(whole_images(images, image_size), total=len(images), desc="teacher_iou", disable=None):
+        valid = image["valid"][0]
+        student = encoder(image["input"])
+        teacher = image["features"].float().permute(0, 3, 1, 2)
+        ious.append(teacher_mask_iou(student, teacher, valid, decoder, draw_points(valid, POINTS, generator)))
     encoder.train(was_training)
     return torch.stack(ious).numpy()
 
 
 def summary(values: Any) -> list[float]:
-    """Return the mean of values, pictures x points, and its 95 % interval by bootstrap over the pictures; none of under 8."""
+    """Return the mean of values, images x points, and its 95 % interval by bootstrap over the images; none of under 8."""
     means = values.mean(1)
     if len(means) < LEAST:
         return [float(means.mean())]
@@ -120,7 +120,7 @@ def summary(values: Any) -> list[float]:
     return [float(means.mean()), *map(float, np.percentile(means[drawn].mean(1), (2.5, 97.5)))]
 
 
-def tell(figure: list[float], sign: str = "") -> str:
+def format_interval(figure: list[float], sign: str = "") -> str:
     """Return a mean and, if there is one, its interval, as they are printed."""
     mean, *interval = (f"{value:{sign}.3f}" for value in figure)
     return f"{mean} ({' to '.join(interval)})" if interval else mean

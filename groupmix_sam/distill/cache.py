@@ -1,4 +1,4 @@
-"""What the teacher says of each picture, kept on disk: one safetensors file a picture, so that it is asked once."""
+"""What the teacher says of each image, kept on disk: one safetensors file an image, so that it is asked once."""
 
 import hashlib
 import shutil
@@ -16,57 +16,57 @@ from tqdm import tqdm
 from ..encoders.config import STRIDE
 from ..errors import ImageReadError, InvalidInputError
 from ..files import checksum, make_folder, write_beside
-from ..images import Picture
+from ..images import ImageFile
 from ..preprocess import pad_and_normalize, resize
-from .data import CachedPicture, Maps
+from .data import CachedImage, Maps
 from .run import process_state
 from .teacher import Teacher
 
 __all__ = ["cache_bytes", "cache_features"]
 
-# Goes into the keys: to be changed with what a file holds or how a picture is resized.
+# Goes into the keys: to be changed with what a file holds or how an image is resized.
 FORMAT = "3"
 
 
-def cache_bytes(pictures: Sequence[Picture], teacher: Teacher, image_size: int = 1024) -> int:
-    """Return how many bytes a cache of these pictures takes at most, when all are square."""
+def cache_bytes(images: Sequence[ImageFile], teacher: Teacher, image_size: int = 1024) -> int:
+    """Return how many bytes a cache of these images takes at most, when all are square."""
     pixel = 3 + 2 * sum(teacher.channels.values()) / STRIDE**2
-    return round(len(pictures) * image_size**2 * pixel)
+    return round(len(images) * image_size**2 * pixel)
 
 
 def cache_features(
-    pictures: Sequence[Picture], teacher: Teacher, folder: str | PathLike[str], image_size: int = 1024
-) -> tuple[list[CachedPicture], list[Picture]]:
-    """Write what the teacher says of each picture, once; return the cached pictures, and those that cannot be used.
+    images: Sequence[ImageFile], teacher: Teacher, folder: str | PathLike[str], image_size: int = 1024
+) -> tuple[list[CachedImage], list[ImageFile]]:
+    """Write what the teacher says of each image, once; return the cached images, and those that cannot be used.
 
-    A file holds the resized picture and the teacher's maps without padding, H x W x C in fp16: about 6 MB for a photo. It is
-    named after the picture's content, the teacher, the size and the format: what has changed is computed anew, and so is what
-    was damaged. Pictures that cannot be read, or whose short side would be under 16 pixels, are skipped. Several processes
-    (accelerate) share out the pictures; all of them return the same.
+    A file holds the resized image and the teacher's maps without padding, H x W x C in fp16: about 6 MB for a photo. It is
+    named after the image's content, the teacher, the size and the format: what has changed is computed anew, and so is what
+    was damaged. Images that cannot be read, or whose short side would be under 16 pixels, are skipped. Several processes
+    (accelerate) share out the images; all of them return the same.
 
     Raises:
-        InvalidInputError: none of the pictures can be used, there is none, or the disk has too little room for them.
+        InvalidInputError: none of the images can be used, there is none, or the disk has too little room for them.
         SaveError: the folder cannot be written to.
     """
     folder = Path(folder)
     make_folder(folder)
     state = process_state()
-    paths = [_path(folder, picture, teacher, image_size) for picture in pictures]
+    paths = [_path(folder, image, teacher, image_size) for image in images]
     there = {path for path in paths if path is not None and path.is_file()}
-    needed = cache_bytes(pictures, teacher, image_size) - sum(path.stat().st_size for path in there)
+    needed = cache_bytes(images, teacher, image_size) - sum(path.stat().st_size for path in there)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise InvalidInputError(
             f"{folder} may need {needed / 1e9:.1f} GB more and the disk has {free / 1e9:.1f}: "
             "put the cache elsewhere, or do without one."
         )
-    mine = range(state.process_index, len(pictures), state.num_processes)
-    for i in tqdm(mine, desc="teacher", unit="picture", disable=None if state.is_main_process else True):
+    mine = range(state.process_index, len(images), state.num_processes)
+    for i in tqdm(mine, desc="teacher", unit="image", disable=None if state.is_main_process else True):
         path = paths[i]
         if path is None or _is_whole(path):
             continue
         try:
-            pixels = resize(pictures[i].decode(), image_size)
+            pixels = resize(images[i].decode(), image_size)
         except (ImageReadError, InvalidInputError):
             path.unlink(missing_ok=True)
             continue
@@ -74,18 +74,18 @@ def cache_features(
         write_beside(path, partial(save_file, maps, metadata={"crc32": checksum(maps)}))
     state.wait_for_everyone()
     # Told from the files, so that every process comes to the same without a word to the others.
-    skipped = [picture for picture, path in zip(pictures, paths, strict=True) if path is None or not path.is_file()]
+    skipped = [image for image, path in zip(images, paths, strict=True) if path is None or not path.is_file()]
     cached = sorted({path for path in paths if path is not None and path.is_file()})
     if not cached:
         some = ", ".join(map(str, skipped[:3])) + (" and others" if skipped[3:] else "")
-        raise InvalidInputError(f"{some} cannot be read or are too narrow, and there is no other picture: mend or remove them.")
-    return [CachedPicture(path) for path in cached], skipped
+        raise InvalidInputError(f"{some} cannot be read or are too narrow, and there is no other image: mend or remove them.")
+    return [CachedImage(path) for path in cached], skipped
 
 
-def _path(folder: Path, picture: Picture, teacher: Teacher, image_size: int) -> Path | None:
-    """Return where the cache keeps a picture, None if it cannot be read."""
+def _path(folder: Path, image: ImageFile, teacher: Teacher, image_size: int) -> Path | None:
+    """Return where the cache keeps an image, None if it cannot be read."""
     try:
-        content = picture.read_bytes()
+        content = image.read_bytes()
     except ImageReadError:
         return None
     key = hashlib.sha256(content + f"{teacher.key}@{image_size}@{FORMAT}".encode()).hexdigest()
@@ -93,7 +93,7 @@ def _path(folder: Path, picture: Picture, teacher: Teacher, image_size: int) -> 
 
 
 def _ask(pixels: Tensor, teacher: Teacher, image_size: int, device: torch.device) -> Maps:
-    """Return a picture whose long side is `image_size`, and the teacher's maps of it, all H x W x C."""
+    """Return an image whose long side is `image_size`, and the teacher's maps of it, all H x W x C."""
     rows, columns = pixels.shape[0] // STRIDE, pixels.shape[1] // STRIDE
     maps = teacher(pad_and_normalize(pixels, image_size).to(device))
     out = {name: m[0].permute(1, 2, 0)[:rows, :columns].half().cpu().contiguous() for name, m in maps.items()}

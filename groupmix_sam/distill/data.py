@@ -1,4 +1,4 @@
-"""Pictures to distil on: resized as at inference, cut into crops, and handed out in an order that can be repeated.
+"""Images to distil on: resized as at inference, cut into crops, and handed out in an order that can be repeated.
 
 What a run's n-th sample is depends on the seed and on n alone, so that a run goes on where it was stopped, and several
 processes share out what one would have seen.
@@ -24,19 +24,19 @@ from torchvision.transforms import v2
 
 from ..encoders.config import STRIDE
 from ..errors import ImageReadError, InvalidInputError
-from ..images import Picture
+from ..images import ImageFile
 from ..preprocess import pad_and_normalize, resize
 from .recipe import Recipe
 
-__all__ = ["CachedPicture", "Maps", "Samples", "sample_loader", "whole_pictures"]
+__all__ = ["CachedImage", "Maps", "Samples", "sample_loader", "whole_images"]
 
 Maps = dict[str, Tensor]
 GRACE_SECONDS = 120.0  # more than a step takes
 
 
 @dataclass(frozen=True)
-class CachedPicture:
-    """A file of the cache: the resized picture, uint8, and the teacher's maps without padding, fp16, all H x W x C."""
+class CachedImage:
+    """A file of the cache: the resized image, uint8, and the teacher's maps without padding, fp16, all H x W x C."""
 
     path: Path
 
@@ -47,12 +47,12 @@ class CachedPicture:
         return rows, columns
 
     def read(self) -> Maps:
-        """Return the picture, with what the grid does not cover at its bottom and right, and the maps."""
+        """Return the image, with what the grid does not cover at its bottom and right, and the maps."""
         with safe_open(self.path, framework="pt") as f:
             return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  it is no dict
 
     def read_part(self, row: int, column: int, rows: int, columns: int) -> Maps:
-        """Return a part of the picture and of the maps; positions and sizes in the grid."""
+        """Return a part of the image and of the maps; positions and sizes in the grid."""
         with safe_open(self.path, framework="pt") as f:
             names = [name for name in f.keys() if name != "image"]  # noqa: SIM118  it is no dict
             crop: Maps = {name: f.get_slice(name)[row : row + rows, column : column + columns] for name in names}
@@ -61,56 +61,56 @@ class CachedPicture:
         return crop
 
 
-def whole_pictures(pictures: Sequence[CachedPicture], image_size: int) -> Iterator[Maps]:
-    """Yield cached pictures as an encoder sees them at inference, one at a time; see `Samples` for the maps."""
-    for picture in pictures:
-        yield _padded(picture.read(), image_size)
+def whole_images(images: Sequence[CachedImage], image_size: int) -> Iterator[Maps]:
+    """Yield cached images as an encoder sees them at inference, one at a time; see `Samples` for the maps."""
+    for image in images:
+        yield _padded(image.read(), image_size)
 
 
 class Samples(Dataset[Maps]):
-    """A phase's samples, endless in number; a sample is a batch of the crops of one picture, or of the whole picture.
+    """A phase's samples, endless in number; a sample is a batch of the crops of one image, or of the whole image.
 
     "input" is B x 3 x S x S. "valid", B x h x w, is false where the input is padding; h = w = S / 16. From the cache come the
-    teacher's maps, B x h x w x C. Without it come, for crops, the whole "picture", 1 x 3 x S x S, and the "cells", B x 2, row
-    and column, where the crops begin in the grid, for `teach`. "skipped" are the pictures that
+    teacher's maps, B x h x w x C. Without it come, for crops, the whole "image", 1 x 3 x S x S, and the "cells", B x 2, row
+    and column, where the crops begin in the grid, for `teach`. "skipped" are the images that
     could not be read and in whose place the next one stands, by their number.
     """
 
     def __init__(
-        self, pictures: Sequence[Picture] | Sequence[CachedPicture], recipe: Recipe, number: int, image_size: int
+        self, images: Sequence[ImageFile] | Sequence[CachedImage], recipe: Recipe, number: int, image_size: int
     ) -> None:
-        self.pictures = pictures
+        self.images = images
         self.recipe = recipe
         self.number = number
         self.image_size = image_size
         self.phase = recipe.phases[number]
         self.crop = self.phase.crop
-        self.crops = recipe.crops_per_picture if self.crop else 1
+        self.crops = recipe.crops_per_image if self.crop else 1
 
     def __getitem__(self, i: int) -> Maps:
         rng = np.random.default_rng([self.recipe.seed, self.number, i])
-        epoch, position = divmod(i, len(self.pictures))
-        order = _order(len(self.pictures), self.recipe.seed, self.number, epoch)
+        epoch, position = divmod(i, len(self.images))
+        order = _order(len(self.images), self.recipe.seed, self.number, epoch)
         skipped: list[int] = []
-        while len(skipped) < len(self.pictures):
+        while len(skipped) < len(self.images):
             index = int(order[(position + len(skipped)) % len(order)])
-            picture = self.pictures[index]
+            image = self.images[index]
             try:
-                sample = self._cached(picture, rng) if isinstance(picture, CachedPicture) else self._decoded(picture, rng)
+                sample = self._cached(image, rng) if isinstance(image, CachedImage) else self._decoded(image, rng)
             except (ImageReadError, InvalidInputError):
                 skipped.append(index)
             else:
                 return sample | {"skipped": torch.tensor(skipped, dtype=torch.long)}
-        raise InvalidInputError(f"none of the {len(self.pictures)} pictures can be used: give a folder of JPEG or PNG files.")
+        raise InvalidInputError(f"none of the {len(self.images)} images can be used: give a folder of JPEG or PNG files.")
 
-    def _cached(self, picture: CachedPicture, rng: np.random.Generator) -> Maps:
+    def _cached(self, image: CachedImage, rng: np.random.Generator) -> Maps:
         if not self.crop:
-            return _padded(picture.read(), self.image_size)
-        parts = [picture.read_part(*window) for window in self._windows(*picture.grid(), rng)]
+            return _padded(image.read(), self.image_size)
+        parts = [image.read_part(*window) for window in self._windows(*image.grid(), rng)]
         return collate([_padded(part, self.crop) for part in parts])
 
-    def _decoded(self, picture: Picture, rng: np.random.Generator) -> Maps:
-        image = picture.decode()
+    def _decoded(self, source: ImageFile, rng: np.random.Generator) -> Maps:
+        image = source.decode()
         if self.recipe.augmentation == "resized_crop":
             return self._resized_crop(image, int(rng.integers(2**31)))
         pixels = resize(image, self.image_size)
@@ -120,7 +120,7 @@ class Samples(Dataset[Maps]):
         windows = self._windows(pixels.shape[0] // STRIDE, pixels.shape[1] // STRIDE, rng)
         parts = [_padded({"image": _cut(pixels, *window)}, self.crop) for window in windows]
         cells = torch.tensor([window[:2] for window in windows])
-        return collate(parts) | {"picture": whole["input"], "cells": cells}
+        return collate(parts) | {"image": whole["input"], "cells": cells}
 
     def _resized_crop(self, image: NDArray[np.uint8], seed: int) -> Maps:
         size = self.crop or self.image_size
@@ -131,7 +131,7 @@ class Samples(Dataset[Maps]):
         return _padded({"image": pixels.permute(1, 2, 0)}, size)
 
     def _windows(self, rows: int, columns: int, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
-        """Draw where crops begin in the grid, and their sizes there: smaller than asked for where the picture is."""
+        """Draw where crops begin in the grid, and their sizes there: smaller than asked for where the image is."""
         height, width = (min(self.crop // STRIDE, side) for side in (rows, columns))
         corners = rng.integers((rows - height + 1, columns - width + 1), size=(self.crops, 2)).tolist()
         return [(row, column, height, width) for row, column in corners]
@@ -148,7 +148,7 @@ def _cut(pixels: Tensor, row: int, column: int, rows: int, columns: int) -> Tens
 
 
 def _padded(maps: Maps, size: int) -> Maps:
-    """Turn a part of a picture and its maps into a sample of a square of `size` pixels."""
+    """Turn a part of an image and its maps into a sample of a square of `size` pixels."""
     maps = dict(maps)
     image = maps.pop("image")
     side = size // STRIDE

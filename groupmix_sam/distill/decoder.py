@@ -6,20 +6,20 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam
 from torch import Tensor, nn
 
-__all__ = ["Decoded", "Decoder"]
+__all__ = ["Decoded", "FrozenDecoder"]
 
 
 class Decoded(NamedTuple):
     """What the mask decoder says to P prompts: logits, P x 4 x h x w at a quarter of the input, and predicted IoUs, P x 4.
 
-    The first of the four is the mask for prompts that mean one thing, the others are those for a single point.
+    The first of the four is the mask for prompts that mean one instance, the others are those for a single point.
     """
 
     logits: Tensor
     scores: Tensor
 
 
-class Decoder(nn.Module):
+class FrozenDecoder(nn.Module):
     """segment-anything's prompt encoder and mask decoder, frozen."""
 
     def __init__(self, sam: Sam) -> None:
@@ -29,7 +29,7 @@ class Decoder(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, features: Tensor, points: Tensor | None = None, boxes: Tensor | None = None) -> Decoded:
-        """Decode prompts on one picture.
+        """Decode prompts on one image.
 
         Args:
             features: 1 x 256 x S/16 x S/16.

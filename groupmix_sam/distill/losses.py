@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from ..encoders.config import STRIDE
 from .data import Maps
-from .decoder import Decoded, Decoder
+from .decoder import Decoded, FrozenDecoder
 from .recipe import Phase, Recipe
 
-__all__ = ["boxes_of", "draw_points", "mask_agreement", "mask_losses"]
+__all__ = ["boxes_of", "draw_points", "mask_losses", "teacher_mask_iou"]
 
-POINTS = 4  # prompts by point of each picture in a phase on masks, and as many by box at most
+POINTS = 4  # prompts by point of each image in a phase on masks, and as many by box at most
 
 
 def draw_points(valid: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -58,8 +58,8 @@ def mask_losses(student: Decoded, teacher: Decoded, valid: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mask_agreement(student: Tensor, teacher: Tensor, valid: Tensor, decoder: Decoder, points: Tensor) -> Tensor:
-    """Return the IoU, P, of the best mask (by predicted IoU) that each features give for a point; for P points of a picture.
+def teacher_mask_iou(student: Tensor, teacher: Tensor, valid: Tensor, decoder: FrozenDecoder, points: Tensor) -> Tensor:
+    """Return the IoU, P, of the best mask (by predicted IoU) that each features give for a point; for P points of an image.
 
     It is 1 where both masks are empty.
 
@@ -89,7 +89,7 @@ class Objective:
 
     recipe: Recipe
     variance: dict[str, float]
-    decoder: Decoder | None
+    decoder: FrozenDecoder | None
 
     def __call__(
         self, outputs: Maps, batch: Maps, phase: Phase, remaining: float, part: int
@@ -115,8 +115,8 @@ class Objective:
         return (errors * weight).sum() / (weight.sum() * out.shape[-1])
 
     def masks(self, features: Tensor, batch: Maps, part: int) -> Tensor:
-        """Return the mean over pictures of the masks' losses, for points and for the boxes of what they show."""
-        decoder = cast(Decoder, self.decoder)
+        """Return the mean over images of the masks' losses, for points and for the boxes of what they show."""
+        decoder = cast(FrozenDecoder, self.decoder)
         generator = torch.Generator().manual_seed(int(np.random.default_rng([self.recipe.seed, part]).integers(2**62)))
         losses = []
         for ours, theirs, valid in zip(features, batch["features"].float(), batch["valid"], strict=True):

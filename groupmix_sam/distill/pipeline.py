@@ -1,4 +1,4 @@
-"""The whole way from pictures to weights that `build_sam_groupmix` takes."""
+"""The whole way from images to weights that `build_sam_groupmix` takes."""
 
 import sys
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..encoders.config import DEFAULT_ENCODER
 from ..errors import InvalidInputError, MissingExtraError
-from ..images import Picture, find_pictures
+from ..images import ImageFile, find_images
 from ..sam import build_sam_groupmix
 from ..weights import find_weights, load_prompt_and_decoder, read_weights, save_pretrained
 from .cache import cache_bytes, cache_features
-from .data import CachedPicture
-from .decoder import Decoder
+from .data import CachedImage
+from .decoder import FrozenDecoder
 from .plots import plot_log
 from .recipe import Recipe
 from .run import RunOptions, check_folder, process_state
@@ -31,44 +31,44 @@ MAX_HELD_OUT = 24
 
 
 def distill(
-    pictures: str | PathLike[str] | Sequence[Picture],
+    images: str | PathLike[str] | Sequence[ImageFile],
     teacher: str | PathLike[str],
     output: str | PathLike[str],
     recipe: Recipe = Recipe(),  # noqa: B008  it is frozen
     options: RunOptions = RunOptions(),  # noqa: B008
     *,
     encoder: str | None = None,
-    start: str | PathLike[str] | None = None,
+    init_checkpoint: str | PathLike[str] | None = None,
     cache: str | PathLike[str] | None = None,
     use_cache: bool = True,
     providers: Sequence[str] = ("CPUExecutionProvider",),
     image_size: int | None = None,
 ) -> dict[str, Any]:
-    """Distil an encoder from unlabelled pictures; return the record of the run, which the weights' header has as well.
+    """Distil an encoder from unlabelled images; return the record of the run, which the weights' header has as well.
 
     Writes into `output`: `weights/` (`model.safetensors`, `config.json` and the card), `loss.png`, and what `train_student`
-    writes. A tenth of the pictures, 24 at most, is held out to measure on.
+    writes. A tenth of the images, 24 at most, is held out to measure on.
 
     Args:
-        pictures: What `find_pictures` takes, or what it returns.
+        images: What `find_images` takes, or what it returns.
         teacher: What `load_teacher` takes.
         output: Folder to write to.
         recipe: How to train.
         options: How to carry it out.
-        encoder: As `build_sam_groupmix` takes it, of `start`: so "gmf_sam_2282" if there is none.
-        start: Weights to start from, as `build_sam_groupmix` takes them; the recipe's own starts are then left out.
+        encoder: As `build_sam_groupmix` takes it, of `init_checkpoint`: so "gmf_sam_2282" if there is none.
+        init_checkpoint: Weights to start from, as `build_sam_groupmix` takes them; the recipe's own starts are then left out.
         cache: Folder for the teacher's features; in `output` by default.
         use_cache: Whether to keep the teacher's features, which a resized crop forbids. Those held out are kept in any case.
         providers: ONNX Runtime's, for a teacher in ONNX.
-        image_size: Side in pixels that pictures are resized to: that of `start`, else 1024.
+        image_size: Side in pixels that images are resized to: that of `init_checkpoint`, else 1024.
 
     Raises:
-        GroupMixSamError: one of those that `find_pictures`, `load_teacher`, `cache_features` and `train_student` raise.
+        GroupMixSamError: one of those that `find_images`, `load_teacher`, `cache_features` and `train_student` raise.
     """
-    found = find_pictures(pictures) if isinstance(pictures, (str, PathLike)) else list(pictures)
+    found = find_images(images) if isinstance(images, (str, PathLike)) else list(images)
     measured, others = hold_out(found)
-    models = prepare_models(encoder, start, teacher, providers, image_size, recipe.seed)
-    if start is not None:
+    models = prepare_models(encoder, init_checkpoint, teacher, providers, image_size, recipe.seed)
+    if init_checkpoint is not None:
         recipe = recipe.continued()
     run = prepare_run(models, measured, others, Path(output), recipe, options, cache=cache, use_cache=use_cache)
     return train_and_save(run, Path(output), options)
@@ -87,19 +87,19 @@ class Models(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What `train_and_save` takes: the models, the recipe as it will be, and the pictures, with those that cannot be used."""
+    """What `train_and_save` takes: the models, the recipe as it will be, and the images, with those that cannot be used."""
 
     models: Models
     recipe: Recipe
-    training: Sequence[Picture] | Sequence[CachedPicture]
-    held_out: Sequence[CachedPicture]
-    skipped: Sequence[Picture]
+    training: Sequence[ImageFile] | Sequence[CachedImage]
+    held_out: Sequence[CachedImage]
+    skipped: Sequence[ImageFile]
 
 
 def prepare_run(
     models: Models,
-    measured: Sequence[Picture],
-    training: Sequence[Picture],
+    measured: Sequence[ImageFile],
+    training: Sequence[ImageFile],
     output: Path,
     recipe: Recipe,
     options: RunOptions,
@@ -107,7 +107,7 @@ def prepare_run(
     cache: str | PathLike[str] | None,
     use_cache: bool = True,
 ) -> Prepared:
-    """Check what can be checked, then ask the teacher, which may take hours, about the pictures."""
+    """Check what can be checked, then ask the teacher, which may take hours, about the images."""
     sam, teacher, _ = models
     size = models.image_size
     recipe = share_batches(recipe, options)
@@ -117,22 +117,22 @@ def prepare_run(
         raise InvalidInputError(f"the image size is {size}, and the teacher takes {teacher.image_size} alone: change either.")
     check_folder(output, resume=options.resume)
     folder = Path(cache) if cache is not None else output / "cache"
-    tell_cache([*measured, *training], teacher, folder if use_cache else None, size)
+    announce_cache([*measured, *training], teacher, folder if use_cache else None, size)
     held_out, skipped = cache_features(measured, teacher, folder, size)
     if not use_cache:
         return Prepared(models, recipe, training, held_out, skipped)
     cached, unusable = cache_features(training, teacher, folder, size)
-    # The same picture may come twice.
-    others = [picture for picture in cached if picture not in set(held_out)]
+    # The same image may come twice.
+    others = [image for image in cached if image not in set(held_out)]
     return Prepared(models, recipe, others, held_out, skipped + unusable)
 
 
-def tell_cache(pictures: Sequence[Picture], teacher: Teacher, folder: Path | None, image_size: int) -> None:
+def announce_cache(images: Sequence[ImageFile], teacher: Teacher, folder: Path | None, image_size: int) -> None:
     """Say, before it is written, how large the cache of the teacher's features may become."""
     if process_state().is_main_process:
-        size = cache_bytes(pictures, teacher, image_size) / 1e9
+        size = cache_bytes(images, teacher, image_size) / 1e9
         where = "no cache" if folder is None else f"what the teacher says of them goes to {folder}, up to {size:.1f} GB"
-        print(f"{len(pictures)} pictures; {where}")
+        print(f"{len(images)} images; {where}")
 
 
 def share_batches(recipe: Recipe, options: RunOptions) -> Recipe:
@@ -147,7 +147,7 @@ def share_batches(recipe: Recipe, options: RunOptions) -> Recipe:
 
 def prepare_models(
     encoder: str | None,
-    start: str | PathLike[str] | None,
+    init_checkpoint: str | PathLike[str] | None,
     teacher: str | PathLike[str],
     providers: Sequence[str],
     image_size: int | None,
@@ -156,24 +156,24 @@ def prepare_models(
     """Build and load the models."""
     with torch.random.fork_rng(devices=[]):  # a run that is resumed begins with the same weights, as do all processes
         torch.manual_seed(seed)
-        sam = build_sam_groupmix(start, encoder=encoder, image_size=image_size)
+        sam = build_sam_groupmix(init_checkpoint, encoder=encoder, image_size=image_size)
     source, weights = load_teacher(teacher, providers)
     decoder = weights or read_weights(find_weights("default", DEFAULT_ENCODER))[0]
     load_prompt_and_decoder(sam, decoder)
     return Models(sam, source, weights)
 
 
-def hold_out(pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
-    """Return a tenth of the pictures, 24 at most, to measure on, and the others.
+def hold_out(images: Sequence[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Return a tenth of the images, 24 at most, to measure on, and the others.
 
     Raises:
         InvalidInputError: there is but one.
     """
-    if len(pictures) < 2:
-        raise InvalidInputError(f"there is only one picture, {pictures[0]}: give two or more, as one is held out.")
-    count = max(1, min(MAX_HELD_OUT, len(pictures) // 10))
-    order = np.random.default_rng(0).permutation(len(pictures))
-    return [pictures[i] for i in order[:count]], [pictures[i] for i in sorted(order[count:])]
+    if len(images) < 2:
+        raise InvalidInputError(f"there is only one image, {images[0]}: give two or more, as one is held out.")
+    count = max(1, min(MAX_HELD_OUT, len(images) // 10))
+    order = np.random.default_rng(0).permutation(len(images))
+    return [images[i] for i in order[:count]], [images[i] for i in sorted(order[count:])]
 
 
 def train_and_save(run: Prepared, output: Path, options: RunOptions) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def train_and_save(run: Prepared, output: Path, options: RunOptions) -> dict[str
         run.recipe,
         options,
         teacher_weights=run.models.teacher_weights,
-        decoder=Decoder(sam),
+        decoder=FrozenDecoder(sam),
         image_size=run.models.image_size,
     )
     record["skipped"] = sorted({*record["skipped"], *map(str, run.skipped)})
@@ -198,7 +198,7 @@ def train_and_save(run: Prepared, output: Path, options: RunOptions) -> dict[str
         for name in record["skipped"]:
             print(f"skipped, it cannot be read or is too narrow: {name}", file=sys.stderr)
         save_pretrained(sam, output / "weights", training=record)
-        print(f"R2 {record['r2']:.4f} on {len(run.held_out)} held-out pictures; {len(record['skipped'])} skipped")
+        print(f"R2 {record['r2']:.4f} on {len(run.held_out)} held-out images; {len(record['skipped'])} skipped")
         print(f"wrote {output / 'weights'}: use it as --checkpoint; the features are drawn in {output / 'features.png'}")
         try:
             plot_log(output / "log.csv", output / "loss.png")

@@ -1,4 +1,4 @@
-"""Pictures of a run: the teacher's and the student's features side by side (the paper's Fig. 2), and the loss."""
+"""Images of a run: the teacher's and the student's features side by side (the paper's Fig. 2), and the loss."""
 
 import csv
 from collections.abc import Sequence
@@ -14,29 +14,29 @@ from ..encoders.config import SAM_MEAN, SAM_STD
 from ..errors import MissingExtraError
 from ..files import write_beside
 
-__all__ = ["draw_features", "plot_log", "stack_pictures"]
+__all__ = ["draw_features", "plot_log", "stack_images"]
 
 TILE = 192
 CHANNELS = (0, 64, 128)
 
 
-def draw_features(picture: Tensor, teacher: Tensor, student: Tensor, label: str) -> Image.Image:
-    """Draw a row: the picture, then the teacher's and the student's features, as colours and as single channels in turn.
+def draw_features(image: Tensor, teacher: Tensor, student: Tensor, label: str) -> Image.Image:
+    """Draw a row: the image, then the teacher's and the student's features, as colours and as single channels in turn.
 
     The colours are the teacher's first three principal components, for both. Channels are drawn on the teacher's scale.
 
     Args:
-        picture: 3 x H x W, normalised.
+        image: 3 x H x W, normalised.
         teacher: h x w x 256, without padding.
         student: The same.
-        label: Written into the picture.
+        label: Written into the image.
     """
     ours, theirs = (np.asarray(m.detach().float().cpu(), dtype=np.float64) for m in (student, teacher))
     mean = theirs.mean((0, 1))
     _, _, components = np.linalg.svd((theirs - mean).reshape(-1, theirs.shape[-1]), full_matrices=False)
     pairs = [((theirs - mean) @ components[:3].T, (ours - mean) @ components[:3].T)]
     pairs += [(theirs[..., [i, i, i]], ours[..., [i, i, i]]) for i in CHANNELS]
-    colors = (picture.detach().float().cpu().permute(1, 2, 0).numpy() * SAM_STD + SAM_MEAN) * 255
+    colors = (image.detach().float().cpu().permute(1, 2, 0).numpy() * SAM_STD + SAM_MEAN) * 255
     tiles = [_tile(colors.clip(0, 255).astype(np.uint8), Image.Resampling.BILINEAR)]
     for pair in pairs:
         low, high = np.percentile(pair[0], (2, 98), axis=(0, 1))
@@ -53,8 +53,8 @@ def draw_features(picture: Tensor, teacher: Tensor, student: Tensor, label: str)
     return row
 
 
-def stack_pictures(paths: Sequence[Path], output: Path) -> None:
-    """Write pictures below each other into one, as PNG."""
+def stack_images(paths: Sequence[Path], output: Path) -> None:
+    """Write images below each other into one, as PNG."""
     rows = []
     for path in paths:
         with Image.open(path) as file:
@@ -88,7 +88,7 @@ def plot_log(log: Path, output: Path) -> None:
     right.plot([int(r["step"]) for r in scored], [float(r["r2"]) for r in scored], "o-", color="#D55E00")
     left.set(xlabel="step", ylabel="loss on the features", yscale="log")
     left.yaxis.label.set_color("#0072B2")
-    right.set_ylabel("R2 on held-out pictures", color="#D55E00")
+    right.set_ylabel("R2 on held-out images", color="#D55E00")
     write_beside(output, lambda part: figure.savefig(part, format="png", dpi=120))
 
 

@@ -21,8 +21,8 @@ class Phase:
 
     Args:
         share: Of the run's pixels.
-        crop: Side of the square crops in pixels, a multiple of 16; 0 for whole pictures, padded as at inference.
-        batch_size: Crops or pictures a step, over all processes.
+        crop: Side of the square crops in pixels, a multiple of 16; 0 for whole images, padded as at inference.
+        batch_size: Crops or images a step, over all processes.
         target: "features", or "masks": through the frozen mask decoder as well.
     """
 
@@ -37,12 +37,12 @@ class Recipe:
     """How to distil. The weights that ship began with the defaults and went on otherwise, as their card says.
 
     Args:
-        epochs: How often each picture's pixels are seen: crops that cover half of a picture are half a pass over it.
+        epochs: How often each image's pixels are seen: crops that cover half of an image are half a pass over it.
         minutes: Sets `epochs` by what a step takes on this machine; the teacher's time and the checks come on top.
         phases: What is trained on, one after the other.
-        augmentation: "crop", cut from the resized picture so that the teacher's features of the whole can be cut alike and
+        augmentation: "crop", cut from the resized image so that the teacher's features of the whole can be cut alike and
             cached; "resized_crop", torchvision's RandomResizedCrop as in NanoSAM, which the teacher must see each time anew.
-        crops_per_picture: How many crops a picture gives each time it is read. More than one pays without a cache.
+        crops_per_image: How many crops an image gives each time it is read. More than one pays without a cache.
         loss: On the features: "mse", in units of the teacher's variance, or "huber", as it is.
         optimizer: "adamw" or "adam".
         lr: Highest learning rate.
@@ -54,7 +54,7 @@ class Recipe:
         hint_weight: Of the losses on the teacher's maps on the way (FitNets, arXiv 1412.6550), at the start; it falls to 0.
         ridge_start: Start a linear neck at the ridge regression of the teacher's features on the backbone's, and SAM's at
             their mean and deviation.
-        ridge_finish: Fit the neck so once more, on whole pictures, after the last phase on features.
+        ridge_finish: Fit the neck so once more, on whole images, after the last phase on features.
         teacher_blocks: Start the third stage from the MLPs and local convolutions of MobileSAM's third stage.
         seed: Of the order, the crops and the prompts.
     """
@@ -63,7 +63,7 @@ class Recipe:
     minutes: float | None = None
     phases: tuple[Phase, ...] = field(default=(Phase(0.65, 256, 8), Phase(0.25, 512, 2), Phase(0.10, 0, 1)))
     augmentation: str = "crop"
-    crops_per_picture: int = 1
+    crops_per_image: int = 1
     loss: str = "mse"
     optimizer: str = "adamw"
     lr: float = 2e-3
@@ -98,14 +98,14 @@ class Recipe:
         _choice("loss", self.loss, ("mse", "huber"))
         _choice("optimizer", self.optimizer, ("adamw", "adam"))
         _choice("schedule", self.schedule, ("cosine", "constant"))
-        if not _is_count(self.crops_per_picture):
-            raise InvalidInputError(f"crops_per_picture is {self.crops_per_picture!r}: give 1 or more.")
+        if not _is_count(self.crops_per_image):
+            raise InvalidInputError(f"crops_per_image is {self.crops_per_image!r}: give 1 or more.")
         if not isinstance(self.seed, int) or self.seed < 0:
             raise InvalidInputError(f"seed is {self.seed!r}: give a whole number, 0 or more.")
         if not self.phases:
             raise InvalidInputError("the recipe has no phase: give one or more.")
-        if self.augmentation == "resized_crop" and self.crops_per_picture > 1:
-            raise InvalidInputError(f"crops_per_picture is {self.crops_per_picture}: a resized crop is one a picture.")
+        if self.augmentation == "resized_crop" and self.crops_per_image > 1:
+            raise InvalidInputError(f"crops_per_image is {self.crops_per_image}: a resized crop is one an image.")
         for phase in self.phases:
             self._check(phase)
         if self.phases[0].target == "masks" and self.ridge_start:
@@ -116,19 +116,19 @@ class Recipe:
         if not _is_number(phase.share) or phase.share <= 0:
             raise InvalidInputError(f"{phase}: the share is a positive number, of the sum of all.")
         if not isinstance(phase.crop, int) or phase.crop < 0 or phase.crop % STRIDE:
-            raise InvalidInputError(f"{phase}: the crop is a multiple of {STRIDE}, or 0 for whole pictures.")
+            raise InvalidInputError(f"{phase}: the crop is a multiple of {STRIDE}, or 0 for whole images.")
         if not _is_count(phase.batch_size):
             raise InvalidInputError(f"{phase}: the batch has one or more.")
-        if phase.crop and phase.batch_size % self.crops_per_picture:
-            raise InvalidInputError(f"{phase}: the batch is no multiple of crops_per_picture, {self.crops_per_picture}.")
+        if phase.crop and phase.batch_size % self.crops_per_image:
+            raise InvalidInputError(f"{phase}: the batch is no multiple of crops_per_image, {self.crops_per_image}.")
         if phase.target == "masks" and (phase.crop or self.augmentation != "crop"):
-            raise InvalidInputError(f"{phase}: masks need whole pictures, crop=0, and augmentation='crop'.")
+            raise InvalidInputError(f"{phase}: masks need whole images, crop=0, and augmentation='crop'.")
 
     def in_parts(self, parts: int) -> "Recipe":
         """Return the recipe with each batch raised to the next that so many parts, processes say, can share out evenly."""
         phases = []
         for phase in self.phases:
-            multiple = parts * (self.crops_per_picture if phase.crop else 1)
+            multiple = parts * (self.crops_per_image if phase.crop else 1)
             phases.append(replace(phase, batch_size=-(-phase.batch_size // multiple) * multiple))
         return replace(self, phases=tuple(phases))
 
@@ -229,7 +229,7 @@ _NANOSAM = Recipe(
 )
 PRESETS = {
     "default": Recipe(),
-    # From trained weights, on whole pictures at a falling rate: the last run of those that ship, without its ridge finish,
+    # From trained weights, on whole images at a falling rate: the last run of those that ship, without its ridge finish,
     # which gave nothing there.
     "continue": Recipe(epochs=1.5, phases=(Phase(1.0, 0, 1),), lr=5e-4, ridge_finish=False).continued(),
     # Wu & Ma, arXiv 2403.10053: NanoSAM's framework, 13 epochs of batches of 8.

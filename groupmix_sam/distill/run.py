@@ -19,8 +19,8 @@ from torch import nn
 
 from ..errors import InvalidInputError, MissingExtraError, SaveError
 from ..files import write_beside
-from ..images import Picture
-from .data import CachedPicture
+from ..images import ImageFile
+from .data import CachedImage
 from .recipe import Recipe
 from .teacher import Teacher
 
@@ -33,7 +33,7 @@ __all__ = [
     "process_state",
     "save_run",
     "start_accelerator",
-    "stop_signals",
+    "stop_on_signals",
 ]
 
 RUN_FILE = "run.yaml"
@@ -95,15 +95,15 @@ def _on_cpu() -> bool:
 def describe_run(
     encoder: nn.Module,
     teacher: Teacher,
-    pictures: Sequence[Picture] | Sequence[CachedPicture],
-    held_out: Sequence[CachedPicture],
+    images: Sequence[ImageFile] | Sequence[CachedImage],
+    held_out: Sequence[CachedImage],
     recipe: Recipe,
     image_size: int,
 ) -> dict[str, Any]:
     """Return what makes a run this run and no other."""
     digest = hashlib.sha256()
-    for picture in [*pictures, *held_out]:
-        name = picture.path.name if isinstance(picture, CachedPicture) else str(picture)
+    for image in [*images, *held_out]:
+        name = image.path.name if isinstance(image, CachedImage) else str(image)
         digest.update(name.encode() + b"\0")
     start = hashlib.sha256()
     for value in encoder.state_dict().values():
@@ -114,9 +114,9 @@ def describe_run(
         "start": start.hexdigest()[:16],
         "teacher": teacher.key,
         "image_size": image_size,
-        "pictures": len(pictures),
+        "images": len(images),
         "held_out": len(held_out),
-        "pictures_sha256": digest.hexdigest(),
+        "images_sha256": digest.hexdigest(),
     }
 
 
@@ -231,7 +231,7 @@ def _write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
 
 
 @contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """Turn the first SIGTERM or Ctrl-C into a function that returns true; a second one acts as ever."""
     seen: list[int] = []
     before: dict[int, Any] = {}
@@ -249,8 +249,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def read_ahead(accelerator: Accelerator) -> int:
-    """Return how many processes are to read pictures ahead of a training process."""
+def loader_workers(accelerator: Accelerator) -> int:
+    """Return how many processes are to read images ahead of a training process."""
     if accelerator.device.type == "cpu":
         return 1
     return max(1, min(8, (os.cpu_count() or 1) // accelerator.num_processes))

@@ -15,7 +15,7 @@ from ..encoders.config import EMBED_DIM, STRIDE
 from ..encoders.tiny_vit import checkpoint_filter_fn
 from ..errors import WeightsError
 from ..files import sha256
-from ..inference.backends.base import Model
+from ..inference.backends.base import Backend
 from ..inference.backends.onnxruntime import OnnxModel
 from ..inference.backends.tensorrt import TensorrtModel
 from ..weights import SAM_VITS, find_weights, read_weights
@@ -62,7 +62,7 @@ class TorchTeacher:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Maps:
-        """See `Teacher`. On a CPU it sees one picture at a time: eight at once are no faster and take 8 GB."""
+        """See `Teacher`. On a CPU it sees one image at a time: eight at once are no faster and take 8 GB."""
         self.encoder.to(x.device)
         parts = [self._maps(part) for part in x.split(1 if x.device.type == "cpu" else len(x))]
         return {name: torch.cat([maps[name] for maps in parts]) for name in parts[0]}
@@ -86,13 +86,13 @@ class RuntimeTeacher:
     Args:
         path: The file, for the key and for errors.
         model: The same, loaded. Its input is normalised as SAM's encoders expect.
-        at_once: How many pictures it takes, None for any number.
+        at_once: How many images it takes, None for any number.
         image_size: The side that it takes, None for any, or where a runtime has to tell.
     """
 
     channels: ClassVar[dict[str, int]] = {"features": EMBED_DIM}
 
-    def __init__(self, path: Path, model: Model, at_once: int | None, image_size: int | None = None) -> None:
+    def __init__(self, path: Path, model: Backend, at_once: int | None, image_size: int | None = None) -> None:
         self.key = sha256(path)
         self.path = path
         self.model = model
@@ -100,7 +100,7 @@ class RuntimeTeacher:
         self.image_size = image_size
 
     def __call__(self, x: Tensor) -> Maps:
-        """See `Teacher`. A file made for one picture at a time gets them one by one."""
+        """See `Teacher`. A file made for one image at a time gets them one by one."""
         size = self.at_once or len(x)
         outputs = [self.model(part.cpu().numpy()) for part in x.split(size)]
         features = torch.from_numpy(np.concatenate([out[0] for out in outputs]))
@@ -163,10 +163,10 @@ def teach(batch: Maps, teacher: Callable[[Tensor], Maps]) -> Maps:
     """Return a batch of `Samples` with the teacher's maps, B x h x w x C, asking it unless they came from the cache."""
     if "features" in batch:
         return batch
-    maps = {name: m.permute(0, 2, 3, 1) for name, m in teacher(batch.get("picture", batch["input"])).items()}
-    if "picture" in batch:
+    maps = {name: m.permute(0, 2, 3, 1) for name, m in teacher(batch.get("image", batch["input"])).items()}
+    if "image" in batch:
         side = batch["valid"].shape[1]
-        crops = len(batch["cells"]) // len(batch["picture"])
+        crops = len(batch["cells"]) // len(batch["image"])
         maps = {
             name: torch.stack([_window(m[i // crops], row, column, side) for i, (row, column) in enumerate(batch["cells"])])
             for name, m in maps.items()

@@ -33,25 +33,25 @@ from tqdm import tqdm
 from ..encoders.config import STRIDE
 from ..errors import InvalidInputError, RunStoppedError, SaveError
 from ..files import write_beside
-from ..images import Picture
-from ..memory import keep_memory
+from ..images import ImageFile
+from ..memory import keep_freed_memory
 from .checkpoint import Progress, load_checkpoint, save_checkpoint
-from .data import CachedPicture, Maps, Samples, Share, sample_loader, whole_pictures
-from .decoder import Decoder
+from .data import CachedImage, Maps, Samples, Share, sample_loader, whole_images
+from .decoder import FrozenDecoder
 from .losses import Objective
-from .plots import draw_features, stack_pictures
+from .plots import draw_features, stack_images
 from .recipe import Phase, Recipe, save_recipe
 from .run import (
     Log,
     RunOptions,
     autocast,
     describe_run,
+    loader_workers,
     open_run,
     process_state,
-    read_ahead,
     save_run,
     start_accelerator,
-    stop_signals,
+    stop_on_signals,
 )
 from .student import Student, check_student, fit_neck, scale_neck, start_from_teacher
 from .teacher import Teacher, teach
@@ -62,58 +62,58 @@ CHECKPOINT = "checkpoint.safetensors"
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"  # images/s below one a second too
 LOG_EVERY = 20  # steps
 CHECKS = 10  # of a run, or one an epoch where there are more
-CHECK_PICTURES = 8
-START_PICTURES = 12  # for the neck's start and the teacher's variance: a few, as the teacher may have to see them first
-FINISH_PICTURES = 150  # for the last fit of the neck, whose 61 440 weights they outnumber by far
+CHECK_IMAGES = 8
+START_IMAGES = 12  # for the neck's start and the teacher's variance: a few, as the teacher may have to see them first
+FINISH_IMAGES = 150  # for the last fit of the neck, whose 61 440 weights they outnumber by far
 
 
 def train_student(
     encoder: nn.Module,
     teacher: Teacher,
-    pictures: Sequence[Picture] | Sequence[CachedPicture],
-    held_out: Sequence[CachedPicture],
+    images: Sequence[ImageFile] | Sequence[CachedImage],
+    held_out: Sequence[CachedImage],
     folder: Path,
     recipe: Recipe,
     options: RunOptions = RunOptions(),  # noqa: B008  it is frozen
     *,
     teacher_weights: dict[str, Tensor] | None = None,
-    decoder: Decoder | None = None,
+    decoder: FrozenDecoder | None = None,
     image_size: int = 1024,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train an encoder to give the teacher's features; return it with the averaged weights, and the record of the run.
 
     Writes into `folder`: `recipe.yaml`, `run.yaml` (what it is run on), `log.csv`, `checkpoint.safetensors`, `features/` and
     `features.png` (teacher and student side by side at each check), `encoder.safetensors` (the average), and `skipped.txt` if
-    a picture could not be read.
+    an image could not be read.
 
     Args:
         encoder: A SAM encoder of this package; turn the recipe's starts off if it is trained already.
         teacher: Asked for the features that are not in the cache.
-        pictures: To train on: from `cache_features`, or as they are, for the teacher to see each time anew.
+        images: To train on: from `cache_features`, or as they are, for the teacher to see each time anew.
         held_out: To measure on.
         folder: Where to write.
         recipe: How to train.
         options: How to carry it out.
         teacher_weights: MobileSAM's weights by its own names, for the recipe's `teacher_blocks`.
         decoder: The frozen mask decoder, for phases whose target is masks.
-        image_size: Side in pixels that pictures are resized to.
+        image_size: Side in pixels that images are resized to.
 
     Raises:
-        InvalidInputError: the recipe does not fit the encoder, the pictures or the number of processes; there is a run in the
+        InvalidInputError: the recipe does not fit the encoder, the images or the number of processes; there is a run in the
             folder already, or, to resume, another one.
         RunStoppedError: the process was told to stop (SIGTERM, Ctrl-C); the run can be resumed.
         SaveError: something cannot be written; the checkpoint before it is kept.
     """
     accelerator = start_accelerator()
-    check_run(encoder, pictures, recipe, options)
+    check_run(encoder, images, recipe, options)
     if not held_out:
-        raise InvalidInputError("no picture is held out to measure on: give one or more.")
+        raise InvalidInputError("no image is held out to measure on: give one or more.")
     if any(phase.target == "masks" for phase in recipe.phases) and decoder is None:
         raise InvalidInputError("the recipe has a phase on masks: pass the mask decoder.")
-    description = describe_run(encoder, teacher, pictures, held_out, recipe, image_size)
+    description = describe_run(encoder, teacher, images, held_out, recipe, image_size)
     record = open_run(folder, description, resume=options.resume)
     accelerator.wait_for_everyone()  # before the first writes what the others look for
-    keep_memory()
+    keep_freed_memory()
 
     hints = {name: chs for name, chs in teacher.channels.items() if name != "features" and recipe.hint_weight > 0}
     student = Student(encoder, hints).to(accelerator.device).train()
@@ -121,7 +121,7 @@ def train_student(
         cast(Any, encoder).set_grad_checkpointing()
     if decoder is not None:
         decoder.to(accelerator.device)
-    feed = Feed(pictures, teacher, recipe, image_size, accelerator, options.accumulate, folder / "skipped.txt")
+    feed = Feed(images, teacher, recipe, image_size, accelerator, options.accumulate, folder / "skipped.txt")
     resumed = record is not None and (folder / CHECKPOINT).is_file()
     if not resumed and accelerator.is_main_process:
         feed.skipped.unlink(missing_ok=True)
@@ -143,7 +143,7 @@ def train_student(
     if resumed:
         progress = load_checkpoint(folder / CHECKPOINT, student, average, optimizer)
     with (
-        stop_signals() as stopped,
+        stop_on_signals() as stopped,
         Log(folder, progress.step, active=accelerator.is_main_process, tensorboard=options.tensorboard) as log,
     ):
         run = Run(accelerator, student, average, optimizer, objective, feed, record["steps"], held_out, folder, log, options)
@@ -163,13 +163,13 @@ class Run:
     objective: "Objective"
     feed: "Feed"
     steps: list[int]  # of each phase
-    held_out: Sequence[CachedPicture]
+    held_out: Sequence[CachedImage]
     folder: Path
     log: Log
     options: RunOptions
 
     def images(self, step: int) -> float:
-        """Return how many whole pictures' worth of pixels have been seen after a step."""
+        """Return how many whole images' worth of pixels have been seen after a step."""
         done = 0.0
         for phase, steps in zip(self.feed.recipe.phases, self.steps, strict=True):
             done += min(step, steps) * pixels_of(phase, self.feed.image_size)
@@ -182,7 +182,7 @@ def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
     main, last = run.accelerator.is_main_process, sum(run.steps)
     model, optimizer = run.accelerator.prepare(run.student, run.optimizer)
     images = run.images(last)
-    checks = max(CHECKS, math.ceil(images / len(run.feed.pictures)))
+    checks = max(CHECKS, math.ceil(images / len(run.feed.images)))
     step, seconds = progress
     tick = saved = time.monotonic()
     losses: defaultdict[str, list[Tensor]] = defaultdict(list)  # since the last line of the log
@@ -263,12 +263,12 @@ def training_step(
 
 @dataclass
 class Feed:
-    """The pictures, as batches on the device with the teacher's maps.
+    """The images, as batches on the device with the teacher's maps.
 
     `skipped` is a file of those that could not be read, a line each, which all processes add to, before a stop and after.
     """
 
-    pictures: Sequence[Picture] | Sequence[CachedPicture]
+    images: Sequence[ImageFile] | Sequence[CachedImage]
     teacher: Teacher
     recipe: Recipe
     image_size: int
@@ -277,21 +277,21 @@ class Feed:
     skipped: Path
 
     def part_size(self, phase: Phase) -> int:
-        """Return how many crops or pictures a process takes at a time."""
+        """Return how many crops or images a process takes at a time."""
         return phase.batch_size // (self.accelerator.num_processes * self.accumulate)
 
     def batches(self, number: int, first: int, last: int) -> Iterator[Maps]:
         """Yield this process's parts of the batches of a phase's steps from `first` to before `last`."""
-        samples = Samples(self.pictures, self.recipe, number, self.image_size)
+        samples = Samples(self.images, self.recipe, number, self.image_size)
         size = self.part_size(samples.phase) // samples.crops
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         yield from self._load(samples, Share(first, last, size, self.accumulate, process, processes))
 
-    def whole_pictures(self, count: int) -> Iterator[Maps]:
-        """Yield up to so many different pictures, one at a time, as they are seen at inference."""
-        recipe = replace(self.recipe, phases=(Phase(),), augmentation="crop", crops_per_picture=1)
-        samples = Samples(self.pictures, recipe, 0, self.image_size)
-        yield from self._load(samples, Share(0, min(count, len(self.pictures)), 1, 1, 0, 1))
+    def whole_images(self, count: int) -> Iterator[Maps]:
+        """Yield up to so many different images, one at a time, as they are seen at inference."""
+        recipe = replace(self.recipe, phases=(Phase(),), augmentation="crop", crops_per_image=1)
+        samples = Samples(self.images, recipe, 0, self.image_size)
+        yield from self._load(samples, Share(0, min(count, len(self.images)), 1, 1, 0, 1))
 
     def _note_skipped(self, names: list[str]) -> None:
         try:
@@ -301,21 +301,21 @@ class Feed:
             raise SaveError(f"{self.skipped} cannot be written ({e}): free some space, and go on with --resume.") from e
 
     def read_skipped(self) -> list[str]:
-        """Return the pictures that could not be read, each once."""
+        """Return the images that could not be read, each once."""
         return sorted(set(self.skipped.read_text(encoding="utf-8").splitlines())) if self.skipped.is_file() else []
 
     def _load(self, samples: Samples, share: Share) -> Iterator[Maps]:
         device = self.accelerator.device
-        for batch in sample_loader(samples, share, read_ahead(self.accelerator)):
+        for batch in sample_loader(samples, share, loader_workers(self.accelerator)):
             unread = batch.pop("skipped", torch.zeros(0)).long().tolist()
             if unread:
-                self._note_skipped([str(self.pictures[i]) for i in unread])
+                self._note_skipped([str(self.images[i]) for i in unread])
             yield teach({name: m.to(device, non_blocking=True) for name, m in batch.items()}, self.teacher)
 
 
 def check_run(
     encoder: nn.Module,
-    pictures: Sequence[Picture] | Sequence[CachedPicture],
+    images: Sequence[ImageFile] | Sequence[CachedImage],
     recipe: Recipe,
     options: RunOptions,
 ) -> None:
@@ -328,13 +328,13 @@ def check_run(
         except (AttributeError, AssertionError) as e:  # timm's models that have none assert that it is not asked for
             name = cast(Any, encoder).pretrained_cfg["architecture"]
             raise InvalidInputError(f"{name} has no gradient checkpointing ({e}): leave it out, or use another encoder.") from e
-    if not pictures:
-        raise InvalidInputError("there is no picture to train on: give one or more.")
-    if recipe.augmentation == "resized_crop" and isinstance(pictures[0], CachedPicture):
-        raise InvalidInputError("a resized crop is another picture each time and cannot come from the cache: use none.")
+    if not images:
+        raise InvalidInputError("there is no image to train on: give one or more.")
+    if recipe.augmentation == "resized_crop" and isinstance(images[0], CachedImage):
+        raise InvalidInputError("a resized crop is another image each time and cannot come from the cache: use none.")
     parts = process_state().num_processes * options.accumulate
     for phase in recipe.phases:
-        multiple = parts * (recipe.crops_per_picture if phase.crop else 1)
+        multiple = parts * (recipe.crops_per_image if phase.crop else 1)
         if phase.batch_size % multiple:
             raise InvalidInputError(
                 f"{phase}: a batch in {parts} parts, by processes and accumulation, is a multiple of {multiple}: change either."
@@ -342,7 +342,7 @@ def check_run(
 
 
 def pixels_of(phase: Phase, image_size: int) -> float:
-    """Return the pixels of a phase's batch, in whole padded pictures."""
+    """Return the pixels of a phase's batch, in whole padded images."""
     return phase.batch_size * ((phase.crop or image_size) / image_size) ** 2
 
 
@@ -351,7 +351,7 @@ def start_neck(student: Student, feed: Feed) -> dict[str, float]:
     recipe = feed.recipe
     if not recipe.ridge_start and recipe.loss == "huber" and not student.hints:
         return {"features": 1.0}  # the loss does not look at it
-    batches = list(feed.whole_pictures(START_PICTURES))
+    batches = list(feed.whole_images(START_IMAGES))
     if recipe.ridge_start and not fit_neck(student.encoder, batches, ridge=1e-3):
         scale_neck(student.encoder, batches)
     names = ["features", *student.hints]
@@ -362,7 +362,7 @@ def plan_steps(student: Student, feed: Feed, objective: Objective, precision: st
     """Return the steps of each phase; for a recipe of so many minutes, by what steps take here, tried on a copy."""
     recipe = feed.recipe
     share = sum(phase.share for phase in recipe.phases)
-    of_epoch = [phase.share / share * len(feed.pictures) / pixels_of(phase, feed.image_size) for phase in recipe.phases]
+    of_epoch = [phase.share / share * len(feed.images) / pixels_of(phase, feed.image_size) for phase in recipe.phases]
     epochs = recipe.epochs
     if recipe.minutes is not None:
         seconds = [step_seconds(student, feed, objective, precision, number) for number in range(len(recipe.phases))]
@@ -412,7 +412,7 @@ def learning_rate(recipe: Recipe, done: float) -> float:
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
-    """Keep BatchNorm's statistics as they are: one picture at a time is too few to estimate them from."""
+    """Keep BatchNorm's statistics as they are: one image at a time is too few to estimate them from."""
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.eval()
@@ -429,7 +429,7 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
             ours.copy_(theirs)
 
 
-def make_alike(model: nn.Module, accelerator: Accelerator) -> None:
+def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
     """Give all processes the first one's: BatchNorm's running statistics, and what came of them, differ a little."""
     if accelerator.num_processes > 1:
         for value in model.state_dict().values():
@@ -452,18 +452,18 @@ def mean_losses(losses: dict[str, list[Tensor]], accelerator: Accelerator) -> di
 
 
 def measure(run: Run, step: int) -> float:
-    """Return the average's R2 on the first held-out pictures, draw the features of one, save the average."""
-    make_alike(run.average, run.accelerator)
-    score = r2_score(run.average.encoder, run.held_out[:CHECK_PICTURES], run.feed.image_size, run.accelerator)
+    """Return the average's R2 on the first held-out images, draw the features of one, save the average."""
+    broadcast_weights(run.average, run.accelerator)
+    score = r2_score(run.average.encoder, run.held_out[:CHECK_IMAGES], run.feed.image_size, run.accelerator)
     if run.accelerator.is_main_process:
-        picture = next(whole_pictures(run.held_out[:1], run.feed.image_size))
+        image = next(whole_images(run.held_out[:1], run.feed.image_size))
         rows, columns = run.held_out[0].grid()
         device = run.accelerator.device
         with torch.no_grad():
-            student = run.average.encoder(picture["input"].to(device))[0].permute(1, 2, 0)[:rows, :columns]
+            student = run.average.encoder(image["input"].to(device))[0].permute(1, 2, 0)[:rows, :columns]
         row = draw_features(
-            picture["input"][0, :, : rows * STRIDE, : columns * STRIDE],
-            picture["features"][0, :rows, :columns],
+            image["input"][0, :, : rows * STRIDE, : columns * STRIDE],
+            image["features"][0, :rows, :columns],
             student,
             f"step {step}, R2 {score:.3f}",
         )
@@ -475,43 +475,43 @@ def measure(run: Run, step: int) -> float:
 
 
 def finish_neck(run: Run) -> None:
-    """Fit the average's neck anew on whole pictures, and go on from the average."""
-    fit_neck(run.average.encoder, run.feed.whole_pictures(FINISH_PICTURES), ridge=1e-5)
-    make_alike(run.average, run.accelerator)
+    """Fit the average's neck anew on whole images, and go on from the average."""
+    fit_neck(run.average.encoder, run.feed.whole_images(FINISH_IMAGES), ridge=1e-5)
+    broadcast_weights(run.average, run.accelerator)
     run.student.load_state_dict(run.average.state_dict())
 
 
 def finish(run: Run) -> float:
-    """Fit the neck for the last time, measure on all held-out pictures, write what is left to write; return the R2."""
+    """Fit the neck for the last time, measure on all held-out images, write what is left to write; return the R2."""
     recipe, last = run.feed.recipe, sum(run.steps)
     if recipe.ridge_finish and recipe.phases[-1].target == "features":
         finish_neck(run)
-    make_alike(run.average, run.accelerator)
+    broadcast_weights(run.average, run.accelerator)
     score = r2_score(run.average.encoder, run.held_out, run.feed.image_size, run.accelerator)
     run.log.write(last, images=run.images(last), r2=score)
     if run.accelerator.is_main_process:
         save_encoder(run.average.encoder, run.folder / "encoder.safetensors")
-        stack_pictures(sorted((run.folder / "features").glob("*.png")), run.folder / "features.png")
+        stack_images(sorted((run.folder / "features").glob("*.png")), run.folder / "features.png")
     run.accelerator.wait_for_everyone()
     return score
 
 
 @torch.no_grad()
 def r2_score(
-    encoder: nn.Module, pictures: Sequence[CachedPicture], image_size: int = 1024, accelerator: Accelerator | None = None
+    encoder: nn.Module, images: Sequence[CachedImage], image_size: int = 1024, accelerator: Accelerator | None = None
 ) -> float:
-    """Return how well an encoder's features match the teacher's on whole pictures: 1 - squared error / variance.
+    """Return how well an encoder's features match the teacher's on whole images: 1 - squared error / variance.
 
-    The variance is about each channel's mean over all the pictures; padding does not count. 1 is a perfect match, 0 is no
-    better than those means. With an accelerator, its processes share the pictures out.
+    The variance is about each channel's mean over all the images; padding does not count. 1 is a perfect match, 0 is no
+    better than those means. With an accelerator, its processes share the images out.
     """
     process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = accelerator.device if accelerator else "cpu"
     sums = torch.zeros(3 + 256, dtype=torch.float64)  # error, total, count, and the channels' sums
-    for picture in whole_pictures(pictures[process::processes], image_size):
-        valid = picture["valid"]
-        target = picture["features"][valid].double()
-        out = encoder(picture["input"].to(device)).permute(0, 2, 3, 1).cpu()[valid]
+    for image in whole_images(images[process::processes], image_size):
+        valid = image["valid"]
+        target = image["features"][valid].double()
+        out = encoder(image["input"].to(device)).permute(0, 2, 3, 1).cpu()[valid]
         sums[0] += (out - target).square().sum()
         sums[1] += target.square().sum()
         sums[2] += len(target)

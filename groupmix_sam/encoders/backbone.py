@@ -56,12 +56,12 @@ class SamBackbone(nn.Module):
 
     @torch.no_grad()
     def _check_sizes(self, name: str) -> None:
-        """Raise InvalidInputError for a backbone that takes pictures of one size only, as many ViTs do."""
+        """Raise InvalidInputError for a backbone that takes images of one size only, as many ViTs do."""
         side = min(self.img_size, 256)
         try:
             self.backbone.eval()(torch.zeros(1, 3, side, side))
         except (AssertionError, RuntimeError, ValueError) as e:
-            raise InvalidInputError(f"{name} takes no picture of {side} x {side} ({e}): choose one that takes any size.") from e
+            raise InvalidInputError(f"{name} takes no image of {side} x {side} ({e}): choose one that takes any size.") from e
         self.backbone.train()
 
     def forward_intermediates(self, x: Tensor, indices: list[int] | None = None) -> tuple[Tensor, list[Tensor]]:

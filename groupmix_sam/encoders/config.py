@@ -63,7 +63,7 @@ def check_img_size(img_size: int | tuple[int, int]) -> int:
     if isinstance(img_size, (tuple, list)):
         if len(img_size) != 2 or img_size[0] != img_size[1]:
             raise InvalidInputError(
-                f"the image size is {img_size!r}, but SAM pads pictures to a square: give one side, such as 1024. "
+                f"the image size is {img_size!r}, but SAM pads images to a square: give one side, such as 1024. "
                 "A tensor that is passed to the encoder itself may have any height and width that are multiples of 16."
             )
         img_size = img_size[0]

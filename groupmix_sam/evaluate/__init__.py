@@ -1,23 +1,23 @@
 """Evaluation: masks against labels or against a reference model, by a protocol that the result names in full."""
 
 from ..prompts import Prompt, read_prompts
-from .dataset import Labelled
+from .dataset import LabelledDataset
 from .models import Model, load_model
 from .protocol import PRESETS, Protocol, preset
-from .reference import Agreement
+from .reference import ReferenceDataset
 from .results import Result, load_result
 from .runner import Task, evaluate
 from .summary import Comparison, Figure, compare, compare_text, summarize, summary_text
 
 __all__ = [
     "PRESETS",
-    "Agreement",
     "Comparison",
     "Figure",
-    "Labelled",
+    "LabelledDataset",
     "Model",
     "Prompt",
     "Protocol",
+    "ReferenceDataset",
     "Result",
     "Task",
     "compare",

@@ -1,4 +1,4 @@
-"""Pictures with masks in COCO's format: the protocol of the paper's Table 2."""
+"""Images with masks in COCO's format: the protocol of the paper's Table 2."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import ImageReadError, InvalidInputError, MissingExtraError
 from ..files import sha256
 from ..images import read_image
-from ..masks import decode_rle, encode_rle, filled_box, iou, tight_box
+from ..masks import box_baseline, decode_rle, encode_rle, iou, tight_box
 from ..prompts import Prompt
 from .metrics import Mask, boundary_iou
 from .protocol import Answer, Protocol, ask, click, prompt_for
@@ -25,23 +25,23 @@ try:
 except ImportError as e:
     raise MissingExtraError.of("pycocotools", "eval") from e
 
-__all__ = ["Labelled", "Row", "decode", "encode", "hash_pictures", "load_coco", "measure"]
+__all__ = ["LabelledDataset", "Row", "decode", "encode", "hash_images", "load_coco", "measure"]
 
 # What a result keeps of one mask, as JSON has it.
 Row = dict[str, Any]
 
 
-class Labelled:
-    """A COCO-format annotation file and its pictures.
+class LabelledDataset:
+    """A COCO-format annotation file and its images.
 
     Args:
         annotations: The file.
-        pictures: The folder that each `file_name` is relative to.
+        images: The folder that each `file_name` is relative to.
         protocol: How to evaluate.
-        limit: Take the first pictures only.
+        limit: Take the first images only.
 
     Raises:
-        InvalidInputError: the file is not in COCO's format, or a picture is missing.
+        InvalidInputError: the file is not in COCO's format, or an image is missing.
     """
 
     kind = "labelled"
@@ -49,64 +49,64 @@ class Labelled:
     def __init__(
         self,
         annotations: str | PathLike[str],
-        pictures: str | PathLike[str],
+        images: str | PathLike[str],
         protocol: Protocol,
         limit: int | None = None,
     ) -> None:
-        self.file, self.folder, self.protocol = Path(annotations), Path(pictures), protocol
+        self.file, self.folder, self.protocol = Path(annotations), Path(images), protocol
         self.coco = load_coco(self.file)
-        self.ids = {name: i for i, name in list(picture_names(self.coco, self.file).items())[:limit]}
-        for picture in self.ids:
-            if not (self.folder / picture).is_file():
-                raise InvalidInputError(f"{self.folder / picture}, which {self.file} names, is not there: give its folder.")
+        self.ids = {name: i for i, name in list(image_names(self.coco, self.file).items())[:limit]}
+        for image in self.ids:
+            if not (self.folder / image).is_file():
+                raise InvalidInputError(f"{self.folder / image}, which {self.file} names, is not there: give its folder.")
 
     def record(self) -> dict[str, Any]:
         """Return what a result says of the data."""
         record = {"annotations": str(self.file), "sha256": sha256(self.file), "folder": str(self.folder)}
-        return {**record, "pictures": len(self.ids), "pictures_sha256": hash_pictures(self.folder, self.ids)}
+        return {**record, "images": len(self.ids), "images_sha256": hash_images(self.folder, self.ids)}
 
-    def pictures(self) -> list[str]:
-        """Return the pictures' names, in the file's order."""
+    def images(self) -> list[str]:
+        """Return the images' names, in the file's order."""
         return list(self.ids)
 
-    def measure(self, predictor: Any, picture: str) -> list[Row]:
-        """Return a row for every annotation and prompt of a picture; none where nothing in it counts."""
-        counted = self._counted(self.ids[picture])
+    def measure(self, predictor: Any, name: str) -> list[Row]:
+        """Return a row for every annotation and prompt of an image; none where nothing in it counts."""
+        counted = self._counted(self.ids[name])
         if not counted:
             return []
-        image = read_image(self.folder / picture)
-        things = self._things(counted, picture, (image.shape[0], image.shape[1]))
-        if not things:
+        image = read_image(self.folder / name)
+        instances = self._instances(counted, name, (image.shape[0], image.shape[1]))
+        if not instances:
             return []
         predictor.set_image(image)
-        return [self._row(predictor, picture, kind, a, mask) for kind in self.protocol.prompts for a, mask in things]
+        return [self._row(predictor, name, kind, a, mask) for kind in self.protocol.prompts for a, mask in instances]
 
-    def _row(self, predictor: Any, picture: str, kind: str, annotation: dict[str, Any], truth: Mask) -> Row:
+    def _row(self, predictor: Any, image: str, kind: str, annotation: dict[str, Any], truth: Mask) -> Row:
         box = annotation["box"] or [float(v) for v in tight_box(truth)]
-        choose = self.protocol.choice(kind)
-        row = {"picture": picture, **{name: annotation[name] for name in ("id", "category", "area", "crowd")}}
+        mask_selection = self.protocol.selection_for(kind)
+        row = {"image": image, **{name: annotation[name] for name in ("id", "category", "area", "crowd")}}
         if kind.startswith("clicks-"):
-            prompt, answers = click(predictor, truth, int(kind.removeprefix("clicks-")), choose)
+            prompt, answers = click(predictor, truth, int(kind.removeprefix("clicks-")), mask_selection)
             row["ious"] = [iou(answer.mask, truth) for answer in answers]
         else:
             prompt = prompt_for(kind, truth, box, (self.protocol.seed, annotation["id"]))
-            answers = [ask(predictor, prompt, choose, truth)]
+            answers = [ask(predictor, prompt, mask_selection, truth)]
         return row | measure(kind, prompt, answers[-1], truth, box)
 
     def _counted(self, image_id: Any) -> list[dict[str, Any]]:
         found = [a for a in self.coco.imgToAnns[image_id] if a.get("segmentation")]
         return [a for a in found if self.protocol.crowds or not a.get("iscrowd", 0)]
 
-    def _things(self, counted: list[dict[str, Any]], picture: str, size: tuple[int, int]) -> list[tuple[dict[str, Any], Mask]]:
+    def _instances(self, counted: list[dict[str, Any]], image: str, size: tuple[int, int]) -> list[tuple[dict[str, Any], Mask]]:
         masks = []
         for a in counted:
-            segmentation, image = a["segmentation"], self.coco.imgs[a["image_id"]]
+            segmentation, entry = a["segmentation"], self.coco.imgs[a["image_id"]]
             rle = isinstance(segmentation, dict)
-            declared = segmentation.get("size") if rle else [image.get("height"), image.get("width")]
+            declared = segmentation.get("size") if rle else [entry.get("height"), entry.get("width")]
             if declared != list(size):  # before a mask is made of a size that somebody wrote
                 shown = " x ".join(map(str, reversed(declared))) if isinstance(declared, list) else declared
                 raise InvalidInputError(
-                    f"{picture} has {size[1]} x {size[0]} pixels, its masks {shown}: "
+                    f"{image} has {size[1]} x {size[0]} pixels, its masks {shown}: "
                     "if its EXIF data turn it, save it upright or without them."
                 )
             try:
@@ -116,7 +116,7 @@ class Labelled:
                 masks.append((self._facts(a, mask), mask))
             except Exception as e:  # pycocotools raises whatever its C code trips over
                 raise InvalidInputError(f"annotation {a['id']} of {self.file} has no readable mask ({e!r}): mend it.") from e
-        return [(a, mask) for a, mask in masks if np.count_nonzero(mask) >= self.protocol.least_area]
+        return [(a, mask) for a, mask in masks if np.count_nonzero(mask) >= self.protocol.min_mask_area]
 
     def _facts(self, annotation: dict[str, Any], mask: Mask) -> dict[str, Any]:
         """Return what a row says of an annotation, and its own box, left, top, right and bottom, if it has one with an area."""
@@ -136,11 +136,11 @@ class Labelled:
 
 
 def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
-    """Raise ValueError for polygons that reach far out of the picture: pycocotools takes memory for all of their outline."""
+    """Raise ValueError for polygons that reach far out of the image: pycocotools takes memory for all of their outline."""
     for polygon in polygons:
         points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
         if not (np.isfinite(points).all() and (abs(points) <= 2 * max(size)).all()):
-            raise ValueError(f"a polygon reaches out of a picture of {size[1]} x {size[0]} pixels")
+            raise ValueError(f"a polygon reaches out of an image of {size[1]} x {size[0]} pixels")
 
 
 def measure(kind: str, prompt: Prompt, answer: Answer, truth: Mask, box: Any) -> Row:
@@ -151,7 +151,7 @@ def measure(kind: str, prompt: Prompt, answer: Answer, truth: Mask, box: Any) ->
         "iou": iou(answer.mask, truth),
         "boundary_iou": boundary_iou(answer.mask, truth),
         "predicted_iou": answer.predicted,
-        "filled_box_iou": iou(filled_box((truth.shape[0], truth.shape[1]), np.asarray(box)), truth),
+        "box_baseline_iou": iou(box_baseline((truth.shape[0], truth.shape[1]), np.asarray(box)), truth),
         "size": list(truth.shape),
         "mask": encode(answer.mask),
         "truth": encode(truth),
@@ -168,12 +168,12 @@ def decode(row: Row, which: str) -> Mask:
     return decode_rle({"size": row["size"], "counts": row[which]})
 
 
-def hash_pictures(folder: Path, names: Iterable[str]) -> str:
-    """Return the sha256 of pictures' names and contents, by which other pictures are told from the same."""
+def hash_images(folder: Path, names: Iterable[str]) -> str:
+    """Return the sha256 of images' names and contents, by which other images are told from the same."""
     try:
         digests = {name: sha256(folder / name) for name in names}
     except OSError as e:
-        raise ImageReadError(f"a picture in {folder} cannot be read ({e}): check its path and its permissions.") from e
+        raise ImageReadError(f"an image in {folder} cannot be read ({e}): check its path and its permissions.") from e
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
@@ -198,15 +198,15 @@ def load_coco(path: str | PathLike[str]) -> COCO:
     return coco
 
 
-def picture_names(coco: COCO, path: Path) -> dict[Any, str]:
-    """Return the pictures' file names by their ids, in the file's order."""
+def image_names(coco: COCO, path: Path) -> dict[Any, str]:
+    """Return the images' file names by their ids, in the file's order."""
     try:
         names = {i: coco.imgs[i]["file_name"] for i in coco.getImgIds()}
         if not all(isinstance(name, str) for name in names.values()):
             raise TypeError("file_name")
     except (KeyError, TypeError) as e:
-        raise InvalidInputError(f"{path} has a picture without a file_name ({e!r}): mend it.") from e
+        raise InvalidInputError(f"{path} has an image without a file_name ({e!r}): mend it.") from e
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
-        raise InvalidInputError(f"{path} has {twice[0]} more than once: give each picture one entry, with all its annotations.")
+        raise InvalidInputError(f"{path} has {twice[0]} more than once: give each image one entry, with all its annotations.")
     return names

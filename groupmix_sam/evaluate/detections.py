@@ -14,7 +14,7 @@ from ..errors import InvalidInputError, MissingExtraError
 from ..files import sha256
 from ..images import read_image
 from ..prompts import Prompt
-from .dataset import Row, encode, hash_pictures, load_coco, picture_names
+from .dataset import Row, encode, hash_images, image_names, load_coco
 from .protocol import Protocol, ask
 from .results import Result
 
@@ -23,25 +23,25 @@ try:
 except ImportError as e:
     raise MissingExtraError.of("faster_coco_eval", "eval") from e
 
-__all__ = ["Detections", "average_precision"]
+__all__ = ["DetectionDataset", "average_precision"]
 
 NAMES = ("AP", "AP50", "AP75", "AP S", "AP M", "AP L")
 
 
-class Detections:
+class DetectionDataset:
     """Boxes that a detector found: COCO's results format, a list of `image_id`, `category_id`, `bbox` and `score`.
 
-    A mask keeps its box's class and score. That of a box without an area, or outside the picture, is empty.
+    A mask keeps its box's class and score. That of a box without an area, or outside the image, is empty.
 
     Args:
         detections: The JSON file.
-        annotations: The COCO-format file that names the pictures.
-        pictures: The folder that its `file_name`s are relative to.
+        annotations: The COCO-format file that names the images.
+        images: The folder that its `file_name`s are relative to.
         protocol: How the mask is chosen; only boxes are asked with.
-        limit: Take the first pictures only.
+        limit: Take the first images only.
 
     Raises:
-        InvalidInputError: the file is not like that, or names a picture that is not there.
+        InvalidInputError: the file is not like that, or names an image that is not there.
     """
 
     kind = "detections"
@@ -50,12 +50,12 @@ class Detections:
         self,
         detections: str | PathLike[str],
         annotations: str | PathLike[str],
-        pictures: str | PathLike[str],
+        images: str | PathLike[str],
         protocol: Protocol,
         limit: int | None = None,
     ) -> None:
-        self.file, self.annotations, self.folder, self.protocol = Path(detections), Path(annotations), Path(pictures), protocol
-        names = picture_names(load_coco(annotations), Path(annotations))
+        self.file, self.annotations, self.folder, self.protocol = Path(detections), Path(annotations), Path(images), protocol
+        names = image_names(load_coco(annotations), Path(annotations))
         self.found: dict[str, list[Row]] = {name: [] for name in list(names.values())[:limit]}
         try:
             for entry in json.loads(self.file.read_text(encoding="utf-8")):
@@ -65,33 +65,33 @@ class Detections:
                 self.found.get(names[entry["image_id"]], []).append(row)
         except (OSError, OverflowError, ValueError, TypeError, KeyError) as e:
             raise InvalidInputError(
-                f"{detections} holds no detections in these pictures ({e!r}): "
+                f"{detections} holds no detections in these images ({e!r}): "
                 "give a list of image_id, category_id, bbox and score."
             ) from e
-        for picture in self.found:
-            if not (self.folder / picture).is_file():
-                raise InvalidInputError(f"{self.folder / picture}, which {annotations} names, is not there: give its folder.")
+        for image in self.found:
+            if not (self.folder / image).is_file():
+                raise InvalidInputError(f"{self.folder / image}, which {annotations} names, is not there: give its folder.")
 
     def record(self) -> dict[str, Any]:
         """Return what a result says of the data."""
         digests = {"detections": str(self.file), "sha256": sha256(self.file), "annotations_sha256": sha256(self.annotations)}
-        digests["pictures_sha256"] = hash_pictures(self.folder, self.found)
-        return {**digests, "folder": str(self.folder), "pictures": len(self.found)}
+        digests["images_sha256"] = hash_images(self.folder, self.found)
+        return {**digests, "folder": str(self.folder), "images": len(self.found)}
 
-    def pictures(self) -> list[str]:
-        """Return the pictures' names, in the annotations' order."""
+    def images(self) -> list[str]:
+        """Return the images' names, in the annotations' order."""
         return list(self.found)
 
-    def measure(self, predictor: Any, picture: str) -> list[Row]:
-        """Return a row for every detection in a picture."""
-        if not self.found[picture]:
+    def measure(self, predictor: Any, name: str) -> list[Row]:
+        """Return a row for every detection in an image."""
+        if not self.found[name]:
             return []
-        image = read_image(self.folder / picture)
+        image = read_image(self.folder / name)
         predictor.set_image(image)
         rows = []
-        for i, found in enumerate(self.found[picture]):
+        for i, found in enumerate(self.found[name]):
             mask, predicted = self._ask(predictor, Prompt(box=found["box"]), image.shape[:2])
-            row = {"picture": picture, "id": i, "prompt": "box", **found, "predicted_iou": predicted}
+            row = {"image": name, "id": i, "prompt": "box", **found, "predicted_iou": predicted}
             rows.append({**row, "size": list(mask.shape), "mask": encode(mask)})
         return rows
 
@@ -101,7 +101,7 @@ class Detections:
             prompt.check(size)
         except InvalidInputError:
             return np.zeros(size, dtype=bool), 0.0
-        answer = ask(predictor, prompt, self.protocol.choice("box"))
+        answer = ask(predictor, prompt, self.protocol.selection_for("box"))
         return answer.mask, answer.predicted
 
 
@@ -116,11 +116,11 @@ def average_precision(result: Result, annotations: str | PathLike[str]) -> dict[
         }
         for row in result.rows
     ]
-    names = picture_names(load_coco(annotations), Path(annotations))  # in the order by which `Detections` takes the first ones
+    names = image_names(load_coco(annotations), Path(annotations))  # in the order by which `Detections` takes the first ones
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
         evaluation = COCOeval_faster(truth, truth.loadRes(masks), iouType="segm")
-        evaluation.params.imgIds = list(names)[: result.data["pictures"]]
+        evaluation.params.imgIds = list(names)[: result.data["images"]]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -14,12 +14,12 @@ except ImportError as e:
 __all__ = ["Mask", "boundary_iou", "innermost_pixel", "next_click", "random_pixel"]
 
 Mask = NDArray[np.bool_]
-# Cheng et al., "Boundary IoU" (arXiv 2103.16562): the boundary's width as a share of the picture's diagonal.
+# Cheng et al., "Boundary IoU" (arXiv 2103.16562): the boundary's width as a share of the image's diagonal.
 BOUNDARY_WIDTH = 0.02
 
 
 def boundary(mask: Mask, width: int) -> Mask:
-    """Return the mask's pixels within `width` pixels, chessboard distance, of its outside; the picture's border is outside."""
+    """Return the mask's pixels within `width` pixels, chessboard distance, of its outside; the image's border is outside."""
     out = np.zeros_like(mask)
     window = mask_window(mask)
     if window is not None:
@@ -30,7 +30,7 @@ def boundary(mask: Mask, width: int) -> Mask:
 
 
 def boundary_iou(a: Mask, b: Mask) -> float:
-    """Return the IoU of the masks' boundaries, 2 % of the picture's diagonal wide (arXiv 2103.16562)."""
+    """Return the IoU of the masks' boundaries, 2 % of the image's diagonal wide (arXiv 2103.16562)."""
     width = max(1, round(BOUNDARY_WIDTH * float(np.hypot(*a.shape))))
     return iou(boundary(a, width), boundary(b, width))
 

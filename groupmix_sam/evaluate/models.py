@@ -34,7 +34,7 @@ class Model:
         predictor: Anything with `SamPredictor`'s `set_image` and `predict`.
         name: What tables call it.
         sha256: Of its weights' file, or of an exported folder's `config.json`; None where there is no one file.
-        image_size: Side in pixels that it sees pictures at.
+        image_size: Side in pixels that it sees images at.
     """
 
     predictor: Any
@@ -64,7 +64,7 @@ def load_model(
         checkpoint: "default", a file, a folder or "hf-hub:org/repo[@revision]"; ours, MobileSAM's or SAM's own; or a folder
             that `groupmix-sam export` wrote, whose encoder and size are its own.
         encoder: A name out of `ENCODERS`, "vit_b", "vit_l" or "vit_h"; by default what the weights say.
-        image_size: Side in pixels that pictures are resized to; by default what the weights say; 1024 alone for SAM's own.
+        image_size: Side in pixels that images are resized to; by default what the weights say; 1024 alone for SAM's own.
         resize: "sam" or "nanosam", see `Protocol`.
 
     Raises:
@@ -102,7 +102,7 @@ def _device() -> torch.device:
 
 
 class NanoSamPredictor(SamPredictor):  # type: ignore[misc]  # segment-anything has no types
-    """A SamPredictor that resizes pictures and masks as NanoSAM's evaluation does."""
+    """A SamPredictor that resizes images and masks as NanoSAM's evaluation does."""
 
     def __init__(self, sam_model: Sam) -> None:
         super().__init__(sam_model)
@@ -110,7 +110,7 @@ class NanoSamPredictor(SamPredictor):  # type: ignore[misc]  # segment-anything 
 
     @torch.no_grad()
     def predict_torch(self, *args: Any, return_logits: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """As SamPredictor's, but the masks are enlarged from the logits to the picture in one step."""
+        """As SamPredictor's, but the masks are enlarged from the logits to the image in one step."""
         _, predicted, low_res = super().predict_torch(*args, return_logits=True, **kwargs)
         height, width = self.original_size
         rows, columns = (int(low_res.shape[-1] * side / max(height, width)) for side in (height, width))

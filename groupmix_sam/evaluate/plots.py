@@ -1,4 +1,4 @@
-"""The paper's Figures 3 and 4: rows of pictures, columns of models, prompts and masks drawn, as PNG and as a page of HTML."""
+"""The paper's Figures 3 and 4: rows of images, columns of models, prompts and masks drawn, as PNG and as a page of HTML."""
 
 import base64
 import html
@@ -18,44 +18,44 @@ from ..visualize import draw_masks
 from .dataset import Row, decode
 from .models import Model
 from .protocol import Protocol
-from .reference import Agreement
+from .reference import ReferenceDataset
 from .results import Result
 from .summary import check_comparable, result_name
 
-__all__ = ["Cell", "draw_cells", "pick_pictures", "predict_results", "save_html", "save_png"]
+__all__ = ["Cell", "draw_cells", "pick_images", "predict_results", "save_html", "save_png"]
 
 MARGIN, LINE = 8, 20  # pixels of the PNG
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A drawn picture and what is written below it."""
+    """A drawn image and what is written below it."""
 
     image: Image.Image
     caption: str
 
 
-def predict_results(models: Sequence[Model], pictures: str | PathLike[str], prompts: str | PathLike[str]) -> list[Result]:
+def predict_results(models: Sequence[Model], images: str | PathLike[str], prompts: str | PathLike[str]) -> list[Result]:
     """Return results of all models but the first, whose masks are taken for the truth; nothing is written.
 
     Args:
         models: Two or more.
-        pictures: Their folder.
+        images: Their folder.
         prompts: A file for `read_prompts`.
     """
     if len(models) < 2:
         raise InvalidInputError("one model has nothing to be compared with: give two or more.")
     protocol = Protocol()
-    task = Agreement(pictures, protocol, models[0], prompts)
+    task = ReferenceDataset(images, protocol, models[0], prompts)
     results = []
     for model in models[1:]:
-        rows = [row for picture in task.pictures() for row in task.measure(model.predictor, picture)]
+        rows = [row for image in task.images() for row in task.measure(model.predictor, image)]
         results.append(Result(task.kind, protocol.record(), model.record(), task.record(), {}, rows))
     return results
 
 
-def pick_pictures(result: Result, prompt: str, pick: str = "worst", count: int = 6, seed: int = 0) -> list[str]:
-    """Return the names of pictures by their mean IoU in a result: the "worst" or the "best" first, or "random" ones.
+def pick_images(result: Result, prompt: str, pick: str = "worst", count: int = 6, seed: int = 0) -> list[str]:
+    """Return the names of images by their mean IoU in a result: the "worst" or the "best" first, or "random" ones.
 
     Raises:
         InvalidInputError: the result has no IoU, as that of detections.
@@ -65,40 +65,40 @@ def pick_pictures(result: Result, prompt: str, pick: str = "worst", count: int =
     ious: dict[str, list[float]] = {}
     for row in result.rows:
         if row["prompt"] == prompt:
-            ious.setdefault(row["picture"], []).append(row["iou"])
+            ious.setdefault(row["image"], []).append(row["iou"])
     if not ious:
         raise UnknownNameError.near("prompt in the result", prompt, {row["prompt"] for row in result.rows})
     if pick == "random":
         return [str(name) for name in np.random.default_rng(seed).permutation(list(ious))[:count]]
     if pick not in ("worst", "best"):
-        raise UnknownNameError.near("way to pick pictures", pick, ("best", "random", "worst"))
+        raise UnknownNameError.near("way to pick images", pick, ("best", "random", "worst"))
     means = {name: float(np.mean(values)) for name, values in ious.items()}
     return sorted(means, key=lambda name: means[name], reverse=pick == "best")[:count]
 
 
 def draw_cells(
-    results: Sequence[Result], pictures: Sequence[str], prompt: str, folder: str | PathLike[str] | None = None
+    results: Sequence[Result], images: Sequence[str], prompt: str, folder: str | PathLike[str] | None = None
 ) -> tuple[list[str], list[list[Cell]]]:
-    """Return the columns' heads, the truth's first, and a row of cells for each picture.
+    """Return the columns' heads, the truth's first, and a row of cells for each image.
 
     Args:
         results: Of one protocol on the same data.
-        pictures: Names of pictures in them.
+        images: Names of images in them.
         prompt: The kind of prompt, such as "box".
-        folder: Where the pictures are; by default where they were when the results were made.
+        folder: Where the images are; by default where they were when the results were made.
     """
     for result in results[1:]:
         check_comparable(results[0], result)
     folder = Path(folder or results[0].data["folder"])
-    agreement = results[0].kind == "agreement"
-    heads = [results[0].data["reference"]["name"] if agreement else "labels", *map(result_name, results)]
+    referenced = results[0].kind == "reference"
+    heads = [results[0].data["reference"]["name"] if referenced else "labels", *map(result_name, results)]
     cells = []
-    for picture in pictures:
-        image = read_image(folder / picture)
-        columns = [[row for row in r.rows if (row["picture"], row["prompt"]) == (picture, prompt)] for r in results]
+    for name in images:
+        image = read_image(folder / name)
+        columns = [[row for row in r.rows if (row["image"], row["prompt"]) == (name, prompt)] for r in results]
         for rows in columns:
             rows.sort(key=lambda row: -float(row["area"]))  # what is small is drawn over what is large
-        line = [Cell(_draw(image, columns[0], "truth"), picture)]
+        line = [Cell(_draw(image, columns[0], "truth"), name)]
         for rows in columns:
             mean = np.mean([row["iou"] for row in rows]) if rows else np.nan
             line.append(Cell(_draw(image, rows, "mask"), f"IoU {mean:.3f}" + (f", mean of {len(rows)}" if rows[1:] else "")))
@@ -107,7 +107,7 @@ def draw_cells(
 
 
 def save_png(heads: Sequence[str], cells: Sequence[Sequence[Cell]], path: str | PathLike[str], width: int = 360) -> None:
-    """Write the figure as one picture, its columns `width` pixels wide."""
+    """Write the figure as one image, its columns `width` pixels wide."""
     font = ImageFont.load_default(14)
     heights = [max(_fit(cell.image, width).height for cell in row) + LINE + MARGIN for row in cells]
     out = Image.new("RGB", (len(heads) * (width + MARGIN) + MARGIN, LINE + MARGIN + sum(heights)), "white")
@@ -130,7 +130,7 @@ def save_png(heads: Sequence[str], cells: Sequence[Sequence[Cell]], path: str | 
 
 
 def save_html(heads: Sequence[str], cells: Sequence[Sequence[Cell]], path: str | PathLike[str], width: int = 640) -> None:
-    """Write the figure as one HTML file with the pictures, `width` pixels wide at most, in it."""
+    """Write the figure as one HTML file with the images, `width` pixels wide at most, in it."""
     lines = ["<tr>" + "".join(f"<th>{html.escape(head)}</th>" for head in heads) + "</tr>"]
     for row in cells:
         lines.append("<tr>" + "".join(f"<td>{_img(cell, width)}<br>{html.escape(cell.caption)}</td>" for cell in row) + "</tr>")
@@ -151,15 +151,15 @@ def _fit(image: Image.Image, width: int) -> Image.Image:
 
 
 def _draw(image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], rows: Sequence[Row], which: str) -> Image.Image:
-    picture = draw_masks(image, [decode(row, which) for row in rows])
+    drawn = draw_masks(image, [decode(row, which) for row in rows])
     for row in rows:
         given = row["given"]
         points, box = given.get("points"), given.get("box")
-        picture = draw_masks(
-            np.asarray(picture),
+        drawn = draw_masks(
+            np.asarray(drawn),
             [],
             points=None if points is None else np.array(points, dtype=np.float64),
             labels=None if points is None else np.array(given["labels"]),
             box=None if box is None else np.array(box, dtype=np.float64),
         )
-    return picture
+    return drawn

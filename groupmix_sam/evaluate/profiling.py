@@ -60,20 +60,20 @@ class Cost:
 def measure_costs(
     names: Sequence[str], image_size: int = 1024, *, stages: bool = False, rounds: int = 5, device: str = "cpu"
 ) -> list[Cost]:
-    """Measure encoders with random weights on one random picture, 1 x 3 x S x S, in fp32.
+    """Measure encoders with random weights on one random image, 1 x 3 x S x S, in fp32.
 
     Rounds go through all encoders by turns, so that what else the machine does falls on all.
 
     Args:
         names: Of timm's registry.
-        image_size: Side of the picture in pixels.
+        image_size: Side of the image in pixels.
         stages: Measure the stages, and what comes before and after them, too.
         rounds: How often to measure the time; 0 for not at all.
         device: Where memory and time are measured.
 
     Raises:
         UnknownNameError: there is no such encoder.
-        InvalidInputError: an encoder does not take pictures of this size.
+        InvalidInputError: an encoder does not take images of this size.
         RuntimeUnavailableError: there is no such device here.
     """
     if image_size < 1:
@@ -90,7 +90,7 @@ def measure_costs(
         try:
             costs[name] = _count(name, models[name], x, stages)
         except (AssertionError, RuntimeError) as e:
-            raise InvalidInputError(f"{name} does not take pictures of {image_size} pixels ({e}): try another size.") from e
+            raise InvalidInputError(f"{name} does not take images of {image_size} pixels ({e}): try another size.") from e
         costs[name][WHOLE].peak_mib = peak_mib(models[name], x)
     for _ in range(rounds):
         for name, model in models.items():

@@ -13,9 +13,9 @@ from ..masks import iou
 from ..prompts import Prompt
 from .metrics import Mask, innermost_pixel, next_click, random_pixel
 
-__all__ = ["CHOICES", "PRESETS", "Answer", "Protocol", "ask", "click", "preset", "prompt_for"]
+__all__ = ["MASK_SELECTIONS", "PRESETS", "Answer", "Protocol", "ask", "click", "preset", "prompt_for"]
 
-CHOICES = {
+MASK_SELECTIONS = {
     "single": "the mask that SAM gives when asked for one",
     "best-of-3": "of the three for ambiguous prompts, that of the highest predicted IoU",
     "best-of-4": "of those three and the single one, that of the highest predicted IoU",
@@ -26,15 +26,16 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """How pictures with masks, or with a reference in their place, are evaluated.
+    """How images with masks, or with a reference in their place, are evaluated.
 
     Attributes:
         name: The preset that it comes from.
         prompts: "box", "point" (the innermost pixel), "random-point" (any inside), or "clicks-N" (the innermost pixel, then
             corrections at the largest error up to N).
-        choose: A key of `CHOICES`; None is "single" for boxes and "best-of-3" for points and for the first of several clicks.
+        mask_selection: A key of `MASK_SELECTIONS`; None is "single" for boxes and "best-of-3" for points and
+            for the first of several clicks.
         crowds: Whether annotations of crowds count.
-        least_area: Masks of fewer pixels are left out.
+        min_mask_area: Masks of fewer pixels are left out.
         resize: "sam", as the predictor does; or "nanosam": bicubic, sides cut rather than rounded, and masks enlarged from
             256 x 256 in one step.
         seed: Of random points.
@@ -42,9 +43,9 @@ class Protocol:
 
     name: str = "sam"
     prompts: tuple[str, ...] = ("box", "point")
-    choose: str | None = None
+    mask_selection: str | None = None
     crowds: bool = False
-    least_area: int = 1
+    min_mask_area: int = 1
     resize: str = "sam"
     seed: int = 0
 
@@ -53,24 +54,24 @@ class Protocol:
             clicks = prompt.removeprefix("clicks-")
             if prompt not in ("box", "point", "random-point") and not (clicks != prompt and clicks.isdecimal() and int(clicks)):
                 raise InvalidInputError(f"the prompt is {prompt!r}: use 'box', 'point', 'random-point' or 'clicks-5', say.")
-        if self.choose is not None and self.choose not in CHOICES:
-            raise UnknownNameError.near("way to choose a mask", self.choose, CHOICES)
+        if self.mask_selection is not None and self.mask_selection not in MASK_SELECTIONS:
+            raise UnknownNameError.near("mask selection", self.mask_selection, MASK_SELECTIONS)
         if self.resize not in ("sam", "nanosam"):
             raise UnknownNameError.near("way to resize", self.resize, ("sam", "nanosam"))
 
-    def choice(self, prompt: str) -> str:
+    def selection_for(self, prompt: str) -> str:
         """Return how the mask is chosen for a prompt of this kind."""
-        return self.choose or ("single" if prompt == "box" else "best-of-3")
+        return self.mask_selection or ("single" if prompt == "box" else "best-of-3")
 
     def record(self) -> dict[str, Any]:
         """Return what goes into a result, as JSON has it."""
-        return {**asdict(self), "prompts": {prompt: self.choice(prompt) for prompt in self.prompts}}
+        return {**asdict(self), "prompts": {prompt: self.selection_for(prompt) for prompt in self.prompts}}
 
 
 PRESETS = {
     "sam": Protocol(),
     # nanosam/tools/eval_coco.py, whose decoder gives all four masks: its figures, and the paper's, are made so.
-    "nanosam": Protocol("nanosam", ("box",), "best-of-4", crowds=True, least_area=0, resize="nanosam"),
+    "nanosam": Protocol("nanosam", ("box",), "best-of-4", crowds=True, min_mask_area=0, resize="nanosam"),
 }
 
 
@@ -90,13 +91,13 @@ class Answer:
     low_res: NDArray[np.float32]
 
 
-def ask(predictor: Any, prompt: Prompt, choose: str, truth: Mask | None = None, low_res: Any = None) -> Answer:
-    """Ask a predictor, whose picture is set, for a mask.
+def ask(predictor: Any, prompt: Prompt, mask_selection: str, truth: Mask | None = None, low_res: Any = None) -> Answer:
+    """Ask a predictor, whose image is set, for a mask.
 
     Args:
         predictor: Anything with `SamPredictor`'s `predict`.
         prompt: What to ask with.
-        choose: A key of `CHOICES`.
+        mask_selection: A key of `MASK_SELECTIONS`.
         truth: The mask that an oracle knows.
         low_res: Logits of the answer before, 1 x 256 x 256.
     """
@@ -105,17 +106,17 @@ def ask(predictor: Any, prompt: Prompt, choose: str, truth: Mask | None = None, 
         given["mask_input"] = low_res
 
     def predict(multimask: bool) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        return predictor.predict(**given, multimask_output=multimask, return_logits=choose == "stability")
+        return predictor.predict(**given, multimask_output=multimask, return_logits=mask_selection == "stability")
 
-    if choose == "best-of-4":  # SAM's decoder makes all four at once and hands out the first or the others
+    if mask_selection == "best-of-4":  # SAM's decoder makes all four at once and hands out the first or the others
         masks, predicted, logits = (np.concatenate(pair) for pair in zip(predict(False), predict(True), strict=True))
     else:
-        masks, predicted, logits = predict(choose != "single")
+        masks, predicted, logits = predict(mask_selection != "single")
     scores = predicted
-    if choose == "stability":
+    if mask_selection == "stability":
         scores = calculate_stability_score(torch.from_numpy(masks), 0.0, 1.0).nan_to_num(0.0).numpy()  # of no pixel, 0 / 0
         masks = masks > 0
-    elif choose == "oracle":
+    elif mask_selection == "oracle":
         if truth is None:
             raise InvalidInputError("an oracle needs a truth: choose another way.")
         scores = np.array([iou(mask, truth) for mask in masks])
@@ -123,7 +124,7 @@ def ask(predictor: Any, prompt: Prompt, choose: str, truth: Mask | None = None, 
     return Answer(masks[best], float(predicted[best]), logits[best : best + 1])
 
 
-def click(predictor: Any, truth: Mask, clicks: int, choose: str) -> tuple[Prompt, list[Answer]]:
+def click(predictor: Any, truth: Mask, clicks: int, mask_selection: str) -> tuple[Prompt, list[Answer]]:
     """Click at the truth's middle, then at the largest error again and again; return the clicks and the answers to each.
 
     The first click's mask is chosen as said. From the second on, one mask is asked for, with the logits of the one before.
@@ -136,7 +137,7 @@ def click(predictor: Any, truth: Mask, clicks: int, choose: str) -> tuple[Prompt
         if answers:
             answers.append(ask(predictor, prompt, "single", truth, answers[-1].low_res))
         else:
-            answers.append(ask(predictor, prompt, choose, truth))
+            answers.append(ask(predictor, prompt, mask_selection, truth))
         correction = next_click(truth, answers[-1].mask, points) if len(points) < clicks else None
         if correction is None:
             return prompt, answers
@@ -146,7 +147,7 @@ def click(predictor: Any, truth: Mask, clicks: int, choose: str) -> tuple[Prompt
 
 
 def prompt_for(kind: str, truth: Mask, box: list[float], seed: tuple[int, int]) -> Prompt:
-    """Return a box or a point for a mask; `seed` makes a random one the same in whatever order pictures are taken."""
+    """Return a box or a point for a mask; `seed` makes a random one the same in whatever order images are taken."""
     if kind == "box":
         return Prompt(box=box)
     x, y = innermost_pixel(truth) if kind == "point" else random_pixel(truth, np.random.default_rng(seed))

@@ -1,4 +1,4 @@
-"""Pictures without labels: how far a model's masks are a reference's, the protocol of the paper's Table 3."""
+"""Images without labels: how far a model's masks are a reference's, the protocol of the paper's Table 3."""
 
 import hashlib
 import json
@@ -15,38 +15,38 @@ from ..files import make_folder, sha256, write_beside
 from ..images import SUFFIXES, read_image
 from ..masks import decode_rle, encode_rle, tight_box
 from ..prompts import EVERY, Prompt, read_prompts
-from .dataset import Row, hash_pictures, measure
+from .dataset import Row, hash_images, measure
 from .metrics import Mask
 from .models import Model
 from .protocol import Protocol, ask
 
-__all__ = ["Agreement"]
+__all__ = ["ReferenceDataset"]
 
 
-class Agreement:
-    """A folder of pictures, prompts, and the model whose masks are taken for the truth.
+class ReferenceDataset:
+    """A folder of images, prompts, and the model whose masks are taken for the truth.
 
     The mask is chosen alike for both models: as the protocol says, or of a box the single one, else the best of three. Where an
     oracle chooses, the reference's is the best of three by its own word.
 
     Args:
-        pictures: The folder.
+        images: The folder.
         protocol: How to evaluate; its prompts do not matter here.
         reference: The model that is taken for the truth.
-        prompts: A CSV or JSON file, see `read_prompts`; or n, for a grid of n x n points over each picture.
+        prompts: A CSV or JSON file, see `read_prompts`; or n, for a grid of n x n points over each image.
         confidence: Of a grid, points are dropped where the reference's predicted IoU is lower.
-        limit: Take the first pictures only.
+        limit: Take the first images only.
         truths: Folder to keep the reference's masks in, so that it is asked once however many models are measured by it.
 
     Raises:
-        InvalidInputError: the prompts cannot be read, or name a picture that is not there.
+        InvalidInputError: the prompts cannot be read, or name an image that is not there.
     """
 
-    kind = "agreement"
+    kind = "reference"
 
     def __init__(
         self,
-        pictures: str | PathLike[str],
+        images: str | PathLike[str],
         protocol: Protocol,
         reference: Model,
         prompts: str | PathLike[str] | int,
@@ -54,24 +54,24 @@ class Agreement:
         limit: int | None = None,
         truths: str | PathLike[str] | None = None,
     ) -> None:
-        self.folder, self.protocol, self.reference = Path(pictures), protocol, reference
+        self.folder, self.protocol, self.reference = Path(images), protocol, reference
         self.kept = None if truths is None else Path(truths)
-        self.grid = prompts if isinstance(prompts, int) else None
+        self.points_per_side = prompts if isinstance(prompts, int) else None
         self.confidence = confidence
-        if self.grid is not None:
-            if self.grid < 1:
-                raise InvalidInputError(f"the grid is {self.grid}: give 1 or more points a side.")
+        if self.points_per_side is not None:
+            if self.points_per_side < 1:
+                raise InvalidInputError(f"points_per_side is {self.points_per_side}: give 1 or more points a side.")
             found = (path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
             names = sorted(path.relative_to(self.folder).as_posix() for path in found)
             if not names:
-                raise InvalidInputError(f"{self.folder} has no picture in it: {', '.join(sorted(SUFFIXES))} are looked for.")
-            self._record: dict[str, Any] = {"grid": self.grid, "confidence": confidence}
+                raise InvalidInputError(f"{self.folder} has no image in it: {', '.join(sorted(SUFFIXES))} are looked for.")
+            self._record: dict[str, Any] = {"points_per_side": self.points_per_side, "confidence": confidence}
         else:
             file = Path(prompts)  # type: ignore[arg-type]  # an int is a grid
             self.prompts = read_prompts(file)
             names = list(self.prompts)
             if EVERY in self.prompts:
-                raise InvalidInputError(f"{file} has prompts for no picture: give a list, each with its picture.")
+                raise InvalidInputError(f"{file} has prompts for no image: give a list, each with its image.")
             self._record = {"prompts": str(file), "sha256": sha256(file)}
             for name in names:
                 if not (self.folder / name).is_file():
@@ -80,42 +80,47 @@ class Agreement:
 
     def record(self) -> dict[str, Any]:
         """Return what a result says of the data and of the reference."""
-        pictures = {"pictures": len(self.names), "pictures_sha256": hash_pictures(self.folder, self.names)}
-        return {**self._record, "folder": str(self.folder), **pictures, "reference": self.reference.record()}
+        images = {"images": len(self.names), "images_sha256": hash_images(self.folder, self.names)}
+        return {**self._record, "folder": str(self.folder), **images, "reference": self.reference.record()}
 
-    def pictures(self) -> list[str]:
-        """Return the pictures' names: of the grid sorted, else in the prompts' order."""
+    def images(self) -> list[str]:
+        """Return the images' names: of the grid sorted, else in the prompts' order."""
         return self.names
 
-    def measure(self, predictor: Any, picture: str) -> list[Row]:
-        """Return a row for every prompt of a picture that the reference has a mask for."""
-        image = read_image(self.folder / picture)
+    def measure(self, predictor: Any, name: str) -> list[Row]:
+        """Return a row for every prompt of an image that the reference has a mask for."""
+        image = read_image(self.folder / name)
         size = (image.shape[0], image.shape[1])
-        prompts = self.prompts[picture] if self.grid is None else _grid(size, self.grid)
+        prompts = self.prompts[name] if self.points_per_side is None else _grid(size, self.points_per_side)
         for prompt in prompts:
             try:
                 prompt.check(size)
             except InvalidInputError as e:
-                raise InvalidInputError(f"{picture}: {e}") from e
-        truths = self._truths(picture, image, prompts)
+                raise InvalidInputError(f"{name}: {e}") from e
+        truths = self._truths(name, image, prompts)
         if not truths:
             return []
         predictor.set_image(image)
         rows = []
         for i, truth in truths.items():
             prompt, area = prompts[i], int(np.count_nonzero(truth))
-            answer = ask(predictor, prompt, self.protocol.choice(prompt.kind), truth)
-            row = {"picture": picture, "id": i, "area": float(area)}
+            answer = ask(predictor, prompt, self.protocol.selection_for(prompt.kind), truth)
+            row = {"image": name, "id": i, "area": float(area)}
             rows.append(row | measure(prompt.kind, prompt, answer, truth, prompt.box or tight_box(truth)))
         return rows
 
-    def _truths(self, picture: str, image: NDArray[np.uint8], prompts: Sequence[Prompt]) -> dict[int, Mask]:
+    def _truths(self, name: str, image: NDArray[np.uint8], prompts: Sequence[Prompt]) -> dict[int, Mask]:
         """Return the reference's masks that count, by the numbers of their prompts: kept ones, or asked for now."""
         if self.kept is None:
             return self._ask(image, prompts)
-        # All that a mask depends on; the folder's name and the other pictures are not part of it.
-        asked = [self.reference.record(), self._record.get("confidence"), sha256(self.folder / picture)]
-        asked += [self.protocol.choose, self.protocol.least_area, self.protocol.resize, [prompt.record() for prompt in prompts]]
+        # All that a mask depends on; the folder's name and the other images are not part of it.
+        asked = [self.reference.record(), self._record.get("confidence"), sha256(self.folder / name)]
+        asked += [
+            self.protocol.mask_selection,
+            self.protocol.min_mask_area,
+            self.protocol.resize,
+            [prompt.record() for prompt in prompts],
+        ]
         file = self.kept / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}.json"
         try:
             return {int(i): decode_rle(rle) for i, rle in json.loads(file.read_text(encoding="utf-8")).items()}
@@ -130,10 +135,10 @@ class Agreement:
         self.reference.predictor.set_image(image)
         truths = {}
         for i, prompt in enumerate(prompts):
-            choose = self.protocol.choice(prompt.kind)
-            truth = ask(self.reference.predictor, prompt, "best-of-3" if choose == "oracle" else choose)
-            sure = self.grid is None or truth.predicted >= self.confidence
-            if sure and np.count_nonzero(truth.mask) >= max(self.protocol.least_area, 1):
+            mask_selection = self.protocol.selection_for(prompt.kind)
+            truth = ask(self.reference.predictor, prompt, "best-of-3" if mask_selection == "oracle" else mask_selection)
+            sure = self.points_per_side is None or truth.predicted >= self.confidence
+            if sure and np.count_nonzero(truth.mask) >= max(self.protocol.min_mask_area, 1):
                 truths[i] = truth.mask
         return truths
 

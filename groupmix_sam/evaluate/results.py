@@ -15,8 +15,8 @@ __all__ = ["Result", "load_result"]
 
 FORMAT = 1
 # What every row of a kind of evaluation has to be summed up.
-FIGURES = ("area", "iou", "boundary_iou", "predicted_iou", "filled_box_iou")
-NUMBERS = {"labelled": FIGURES, "agreement": FIGURES, "detections": ("score", "predicted_iou")}
+FIGURES = ("area", "iou", "boundary_iou", "predicted_iou", "box_baseline_iou")
+NUMBERS = {"labelled": FIGURES, "reference": FIGURES, "detections": ("score", "predicted_iou")}
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Result:
     """An evaluation: what was evaluated and how, and a row for every mask.
 
     Attributes:
-        kind: "labelled" or "agreement".
+        kind: "labelled" or "reference".
         protocol: `Protocol.record()`.
         model: `Model.record()`.
-        data: Where pictures and truth came from, with their hashes.
+        data: Where images and truth came from, with their hashes.
         versions: Of Python and of the packages that can change a figure.
-        rows: In the pictures' order; `picture`, `id`, `prompt`, `given`, `iou`, `boundary_iou`, `predicted_iou`,
+        rows: In the images' order; `image`, `id`, `prompt`, `given`, `iou`, `boundary_iou`, `predicted_iou`,
             `filled_box_iou`, and the masks `mask` and `truth` as COCO's RLE `counts` of height and width `size`.
     """
 
@@ -64,7 +64,7 @@ def load_result(path: str | PathLike[str]) -> Result:
 
 def _check_values(result: Result) -> None:
     """Raise ValueError, KeyError or TypeError for a value that a summary could not use."""
-    reference = result.data["reference"] if result.kind == "agreement" else {"name": ""}
+    reference = result.data["reference"] if result.kind == "reference" else {"name": ""}
     names = [result.protocol["name"], result.model["name"], reference["name"], *result.protocol["prompts"].values()]
     digest = result.model["sha256"]
     if not all(isinstance(name, str) for name in names) or not isinstance(digest, str | None) or not result.rows:
@@ -73,8 +73,8 @@ def _check_values(result: Result) -> None:
         values = [row[name] for name in NUMBERS[result.kind]]
         if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
             raise ValueError(f"values {values} in a row")
-        if not all(isinstance(row[name], str) for name in ("picture", "prompt", "mask")):
-            raise ValueError("a row's picture, prompt or mask")
+        if not all(isinstance(row[name], str) for name in ("image", "prompt", "mask")):
+            raise ValueError("a row's image, prompt or mask")
         decode(row, "mask")
         hash(row["id"])
 

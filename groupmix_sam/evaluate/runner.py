@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..errors import InvalidInputError, SaveError
 from ..files import make_folder
-from ..memory import keep_memory
+from ..memory import keep_freed_memory
 from .dataset import Row
 from .models import Model
 from .results import Result, load_result
@@ -33,16 +33,16 @@ class Task(Protocol):
     protocol: Any
 
     def record(self) -> dict[str, Any]: ...
-    def pictures(self) -> list[str]: ...
-    def measure(self, predictor: Any, picture: str) -> list[Row]: ...
+    def images(self) -> list[str]: ...
+    def measure(self, predictor: Any, image: str) -> list[Row]: ...
 
 
 def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | None:
     """Evaluate a model and write the result; go on where a run that was killed stopped, and take a finished result as it is.
 
-    After each picture its rows are appended to a file in `<output>.parts`, a line a picture. Where torchrun or `accelerate
-    launch` started several processes, each takes every n-th of the pictures; the last to finish puts the parts together, in the
-    pictures' order. Pictures and prompts are taken one at a time, so that no figure depends on how the work was shared out.
+    After each image its rows are appended to a file in `<output>.parts`, a line an image. Where torchrun or `accelerate
+    launch` started several processes, each takes every n-th of the images; the last to finish puts the parts together, in the
+    images' order. Images and prompts are taken one at a time, so that no figure depends on how the work was shared out.
 
     Args:
         task: What to evaluate on.
@@ -68,23 +68,23 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
         return result
     parts = output.with_name(f"{output.name}.parts")
     make_folder(parts)
-    pictures = task.pictures()
+    images = task.images()
     done = _read_parts(parts, header)
-    mine = [picture for picture in pictures[rank::processes] if picture not in done]
+    mine = [image for image in images[rank::processes] if image not in done]
     part = parts / f"{rank}.jsonl"
     _drop_cut_line(part)
     if not part.exists():
         _append(part, header)
-    keep_memory()
-    for picture in tqdm(mine, desc=model.name, unit="picture", disable=True if rank else None):
-        _append(part, {"picture": picture, "rows": task.measure(model.predictor, picture)})
+    keep_freed_memory()
+    for image in tqdm(mine, desc=model.name, unit="image", disable=True if rank else None):
+        _append(part, {"image": image, "rows": task.measure(model.predictor, image)})
     try:
         done = _read_parts(parts, header)
     except FileNotFoundError:  # another process finished at the same time and has put the parts together
         return load_result(output)
-    if any(picture not in done for picture in pictures):
+    if any(image not in done for image in images):
         return None
-    result = Result(**header, versions=_versions(), rows=[row for picture in pictures for row in done[picture]])
+    result = Result(**header, versions=_versions(), rows=[row for image in images for row in done[image]])
     if not result.rows:
         raise InvalidInputError(f"nothing in {header['data']['folder']} counts: see the protocol's crowds and least area.")
     result.save(output)
@@ -94,7 +94,7 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
 
 
 def _read_parts(parts: Path, header: dict[str, Any]) -> dict[str, list[Row]]:
-    """Return the rows of the pictures that are done; a line that was cut by a kill does not count."""
+    """Return the rows of the images that are done; a line that was cut by a kill does not count."""
     done: dict[str, list[Row]] = {}
     for part in sorted(parts.glob("*.jsonl")):
         content = part.read_bytes()
@@ -103,11 +103,11 @@ def _read_parts(parts: Path, header: dict[str, Any]) -> dict[str, list[Row]]:
             if lines:
                 _check_same(header, dict(json.loads(first)), parts)
             for entry in map(json.loads, lines[:-1]):
-                done[entry["picture"]] = list(entry["rows"])
+                done[entry["image"]] = list(entry["rows"])
         except (KeyError, TypeError, ValueError) as e:
             if isinstance(e, InvalidInputError):
                 raise
-            raise InvalidInputError(f"{part} is damaged ({e!r}): delete it, and its pictures are done again.") from e
+            raise InvalidInputError(f"{part} is damaged ({e!r}): delete it, and its images are done again.") from e
     return done
 
 

@@ -1,4 +1,4 @@
-"""What a result says in few figures, with intervals; two results compared, picture by picture."""
+"""What a result says in few figures, with intervals; two results compared, image by image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ SIZES = {"all": (0.0, np.inf), "S": (0.0, 32.0**2), "M": (32.0**2, 96.0**2), "L"
 
 @dataclass(frozen=True)
 class Figure:
-    """A value with its 95 % interval, by bootstrap over pictures."""
+    """A value with its 95 % interval, by bootstrap over images."""
 
     value: float
     low: float
@@ -33,28 +33,28 @@ class Figure:
 
 @dataclass(frozen=True)
 class Line:
-    """The figures of one kind of prompt and one size of thing.
+    """The figures of one kind of prompt and one size of instance.
 
     Attributes:
         prompt: The prompt's kind.
-        choose: What chose the mask.
+        mask_selection: What chose the mask.
         size: "all", or COCO's "S", "M" or "L".
         count: The masks.
         iou: Their mean IoU.
         boundary_iou: Their mean boundary IoU.
-        filled_box: The mean IoU of the filled box.
+        box_baseline: The mean IoU of the filled box.
         iou_error: Mean distance of the predicted from the true IoU.
         under_half: Share of masks with an IoU under 0.5.
         share: The share of the reference's gain over the filled box; None without a reference, or where it gains nothing.
     """
 
     prompt: str
-    choose: str
+    mask_selection: str
     size: str
     count: int
     iou: Figure
     boundary_iou: Figure
-    filled_box: Figure
+    box_baseline: Figure
     iou_error: Figure
     under_half: Figure
     share: Figure | None
@@ -69,22 +69,22 @@ class Comparison:
         count: The masks.
         a: A's mean IoU.
         b: B's mean IoU.
-        filled_box: The mean IoU of the filled box.
+        box_baseline: The mean IoU of the filled box.
         difference: Of the mean IoU.
         ratio: B's mean IoU over A's; None if A's is 0.
         share: The share of A's gain over the filled box that B has; None where A gains nothing.
-        pictures: Names and mean differences, the worst first.
+        images: Names and mean differences, the worst first.
     """
 
     prompt: str
     count: int
     a: Figure
     b: Figure
-    filled_box: Figure
+    box_baseline: Figure
     difference: Figure
     ratio: Figure | None
     share: Figure | None
-    pictures: list[tuple[str, float]]
+    images: list[tuple[str, float]]
 
 
 def summarize(result: Result, reference: Result | None = None, seed: int = 0) -> list[Line]:
@@ -113,12 +113,12 @@ def summarize(result: Result, reference: Result | None = None, seed: int = 0) ->
             figures = {
                 "iou": bootstrap.mean(_values(chosen, "iou")),
                 "boundary_iou": bootstrap.mean(_values(chosen, "boundary_iou")),
-                "filled_box": bootstrap.mean(_values(chosen, "filled_box_iou")),
+                "box_baseline": bootstrap.mean(_values(chosen, "box_baseline_iou")),
                 "iou_error": bootstrap.mean(abs(_values(chosen, "predicted_iou") - _values(chosen, "iou"))),
                 "under_half": bootstrap.mean(_values(chosen, "iou") < 0.5),
             }
-            choose = result.protocol["prompts"].get(prompt, "")
-            lines.append(Line(prompt, choose, size, len(chosen), share=share, **figures))
+            mask_selection = result.protocol["prompts"].get(prompt, "")
+            lines.append(Line(prompt, mask_selection, size, len(chosen), share=share, **figures))
     return lines
 
 
@@ -135,18 +135,18 @@ def compare(a: Result, b: Result, seed: int = 0) -> list[Comparison]:
         theirs, bootstrap = _partners(ours, a), _Bootstrap(ours, seed)
         iou_a, iou_b = _values(theirs, "iou"), _values(ours, "iou")
         difference = iou_b - iou_a
-        totals = np.bincount(bootstrap.picture, difference) / np.bincount(bootstrap.picture)
+        totals = np.bincount(bootstrap.image, difference) / np.bincount(bootstrap.image)
         comparisons.append(
             Comparison(
                 prompt=prompt,
                 count=len(ours),
                 a=bootstrap.mean(iou_a),
                 b=bootstrap.mean(iou_b),
-                filled_box=bootstrap.mean(_values(ours, "filled_box_iou")),
+                box_baseline=bootstrap.mean(_values(ours, "box_baseline_iou")),
                 difference=bootstrap.mean(difference),
                 ratio=bootstrap.ratio(iou_b, iou_a),
                 share=_share(bootstrap, theirs, ours),
-                pictures=sorted(zip(bootstrap.names, totals.tolist(), strict=True), key=lambda pair: pair[1]),
+                images=sorted(zip(bootstrap.names, totals.tolist(), strict=True), key=lambda pair: pair[1]),
             )
         )
     return comparisons
@@ -161,7 +161,7 @@ def check_comparable(a: Result, b: Result) -> None:
             raise InvalidInputError(
                 f"the results differ in their {what}, {getattr(a, what)} and {getattr(b, what)}: evaluate both alike."
             )
-    for what in ("sha256", "pictures_sha256", "grid", "confidence", "reference"):
+    for what in ("sha256", "images_sha256", "grid", "confidence", "reference"):
         if a.data.get(what) != b.data.get(what):
             raise InvalidInputError(f"the results are of different data, their {what} differ: evaluate both on the same.")
 
@@ -169,59 +169,59 @@ def check_comparable(a: Result, b: Result) -> None:
 def summary_text(result: Result, reference: Result | None = None) -> str:
     """Return the summary as a table to print."""
     lines = summarize(result, reference)
-    pictures = len({row["picture"] for row in result.rows})
-    head = f"{result_name(result)}: {pictures} pictures, {result.kind}, preset {result.protocol['name']}"
-    if result.kind == "agreement":
+    images = len({row["image"] for row in result.rows})
+    head = f"{result_name(result)}: {images} images, {result.kind}, preset {result.protocol['name']}"
+    if result.kind == "reference":
         head += f", the truth is {result.data['reference']['name']}'s"
     columns = ["prompt", "mask", "size", "masks", "mIoU", "boundary IoU", "IoU error", "under 0.5", "filled box"]
     if reference is not None:
         columns.append(f"share of {result_name(reference)}'s gain")
     table = []
     for line in lines:
-        cells = [line.prompt, line.choose, line.size, str(line.count), str(line.iou), f"{line.boundary_iou.value:.3f}"]
-        cells += [f"{line.iou_error.value:.3f}", f"{line.under_half.value:.3f}", str(line.filled_box)]
+        cells = [line.prompt, line.mask_selection, line.size, str(line.count), str(line.iou), f"{line.boundary_iou.value:.3f}"]
+        cells += [f"{line.iou_error.value:.3f}", f"{line.under_half.value:.3f}", str(line.box_baseline)]
         if reference is not None:
             cells.append("-" if line.share is None else str(line.share))
         table.append(cells)
-    note = "Intervals: 95 %, by bootstrap over pictures. Filled box: what the truth's bounding box itself scores as a mask."
+    note = "Intervals: 95 %, by bootstrap over images. Filled box: what the truth's bounding box itself scores as a mask."
     return "\n".join([head, *aligned([columns, *table]), note])
 
 
-def compare_text(a: Result, b: Result, pictures: int = 5) -> str:
-    """Return a comparison as a table to print, with the pictures in which B loses and gains most."""
-    lines = [f"A is {result_name(a)}, B is {result_name(b)}; paired by mask, intervals of 95 % by bootstrap over pictures"]
+def compare_text(a: Result, b: Result, images: int = 5) -> str:
+    """Return a comparison as a table to print, with the images in which B loses and gains most."""
+    lines = [f"A is {result_name(a)}, B is {result_name(b)}; paired by mask, intervals of 95 % by bootstrap over images"]
     table = [["prompt", "masks", "A", "B", "B - A", "B / A", "filled box", "share of A's gain over the box"]]
     comparisons = compare(a, b)
     for c in comparisons:
-        figures = (c.a, c.b, c.difference, c.ratio, c.filled_box, c.share)
+        figures = (c.a, c.b, c.difference, c.ratio, c.box_baseline, c.share)
         table.append([c.prompt, str(c.count), *("-" if figure is None else str(figure) for figure in figures)])
     lines += aligned(table)
     for c in comparisons:
-        for what, chosen in (("worst", c.pictures[:pictures]), ("best", c.pictures[::-1][:pictures])):
+        for what, chosen in (("worst", c.images[:images]), ("best", c.images[::-1][:images])):
             lines.append(f"{c.prompt}, B's {what}: " + ", ".join(f"{name} {change:+.3f}" for name, change in chosen))
     return "\n".join(lines)
 
 
 class _Bootstrap:
-    """Pictures drawn with replacement. A mean is over masks, those that the drawn pictures bring."""
+    """Images drawn with replacement. A mean is over masks, those that the drawn images bring."""
 
     def __init__(self, rows: Sequence[Row], seed: int) -> None:
         numbers: dict[str, int] = {}
-        self.picture = np.array([numbers.setdefault(row["picture"], len(numbers)) for row in rows])
+        self.image = np.array([numbers.setdefault(row["image"], len(numbers)) for row in rows])
         self.names = list(numbers)
         rng, n = np.random.default_rng(seed), len(numbers)
-        # how often each picture is drawn, DRAWS x pictures
+        # how often each image is drawn, DRAWS x images
         self.drawn = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(DRAWS)])
 
     def mean(self, values: Any) -> Figure:
         """Return the mean of one value a mask."""
-        figure = self.ratio(values, np.ones(len(self.picture)))
+        figure = self.ratio(values, np.ones(len(self.image)))
         assert figure is not None
         return figure
 
     def ratio(self, above: Any, below: Any) -> Figure | None:
         """Return the sum of some values over the sum of others; None if the latter may as well be nothing."""
-        total_above, total_below = np.bincount(self.picture, above), np.bincount(self.picture, below)
+        total_above, total_below = np.bincount(self.image, above), np.bincount(self.image, below)
         drawn_below = self.drawn @ total_below
         if total_below.sum() <= 0 or np.quantile(drawn_below, 0.025) <= 0:
             return None
@@ -231,15 +231,15 @@ class _Bootstrap:
 
 
 def _share(bootstrap: _Bootstrap, reference: Sequence[Row], rows: Sequence[Row]) -> Figure | None:
-    box = _values(rows, "filled_box_iou")
+    box = _values(rows, "box_baseline_iou")
     return bootstrap.ratio(_values(rows, "iou") - box, _values(reference, "iou") - box)
 
 
 def _partners(rows: Sequence[Row], other: Result) -> list[Row]:
     """Return the other result's row for each of these."""
-    found = {(row["picture"], row["id"], row["prompt"]): row for row in other.rows}
+    found = {(row["image"], row["id"], row["prompt"]): row for row in other.rows}
     try:
-        return [found[row["picture"], row["id"], row["prompt"]] for row in rows]
+        return [found[row["image"], row["id"], row["prompt"]] for row in rows]
     except KeyError as e:
         raise InvalidInputError(f"one result has no mask for {e}, which the other has: evaluate both on the same.") from e
 

@@ -1,4 +1,4 @@
-"""From a picture and prompts, or a picture alone, to the things in it."""
+"""From an image and prompts, or an image alone, to the instances in it."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from ..annotations.types import Thing
+from ..annotations.types import Instance
 from ..errors import InvalidInputError
 from ..images import as_rgb
 from ..masks import decode_rle, encode_rle
@@ -21,24 +21,24 @@ from .predictor import Predictor
 
 __all__ = ["everything", "everything_costs", "segment"]
 
-# As many pixels of logits as SamAutomaticMaskGenerator's 64 points at a time have on a picture of 1024 x 1024.
+# As many pixels of logits as SamAutomaticMaskGenerator's 64 points at a time have on an image of 1024 x 1024.
 PIXELS_AT_ONCE = 64 * 1024 * 1024
 
 
-def segment(predictor: Any, image: NDArray[Any], prompts: Sequence[Prompt], category: str = "thing") -> list[Thing]:
+def segment(predictor: Any, image: NDArray[Any], prompts: Sequence[Prompt], category: str = "object") -> list[Instance]:
     """Return what each prompt shows.
 
     One point may mean a part or the whole, so the model is asked for three masks and the best by its own word is taken; more
-    points, or a box, mean one thing.
+    points, or a box, mean one instance.
 
     Args:
         predictor: A `SamPredictor` or a `deploy.Predictor`.
         image: H x W x 3, uint8, RGB; also what else `as_rgb` takes, such as grayscale, H x W.
-        prompts: In the picture's pixels.
+        prompts: In the image's pixels.
         category: The name of what prompts show that have no category of their own.
 
     Raises:
-        InvalidInputError: there is no prompt, or one is outside the picture.
+        InvalidInputError: there is no prompt, or one is outside the image.
     """
     if not prompts:
         raise InvalidInputError("nothing says what to segment: give a prompt.")
@@ -49,45 +49,45 @@ def segment(predictor: Any, image: NDArray[Any], prompts: Sequence[Prompt], cate
     for prompt in prompts:
         prompt.check(size)
     predictor.set_image(image)
-    things = []
+    instances = []
     for prompt in prompts:
         masks, scores, _ = predictor.predict(**prompt.arrays(), multimask_output=prompt.ambiguous)
         best = int(scores.argmax())
         given = {key: value for key, value in prompt.record().items() if key != "category"}
-        things.append(Thing(encode_rle(masks[best]), float(scores[best]), prompt.category or category, given))
-    return things
+        instances.append(Instance(encode_rle(masks[best]), float(scores[best]), prompt.category or category, given))
+    return instances
 
 
 def everything(
     model: Sam | Predictor,
     image: NDArray[Any],
     *,
-    grid: int = 32,
-    least_score: float = 0.88,
-    least_stability: float = 0.95,
-    least_area: int = 0,
-    crop_layers: int = 0,
-    category: str = "thing",
-) -> list[Thing]:
-    """Return all things in a picture, the largest first, by segment-anything's `SamAutomaticMaskGenerator`.
+    points_per_side: int = 32,
+    pred_iou_thresh: float = 0.88,
+    stability_score_thresh: float = 0.95,
+    min_mask_area: int = 0,
+    crop_n_layers: int = 0,
+    category: str = "object",
+) -> list[Instance]:
+    """Return all instances in an image, the largest first, by segment-anything's `SamAutomaticMaskGenerator`.
 
     Args:
         model: A Sam; or a `deploy.Predictor`, whose decoder takes a fraction of the time and whose masks differ by a hair.
         image: H x W x 3, uint8, RGB; also what else `as_rgb` takes, such as grayscale, H x W.
-        grid: Points a side that are asked with.
-        least_score: Masks are left out of which the model expects a lower IoU,
-        least_stability: or that change more when the threshold does,
-        least_area: or that have fewer pixels.
-        crop_layers: How often the picture is cut into four times as many parts, which are searched too.
+        points_per_side: Points a side that are asked with.
+        pred_iou_thresh: Masks are left out of which the model expects a lower IoU,
+        stability_score_thresh: or that change more when the threshold does,
+        min_mask_area: or that have fewer pixels.
+        crop_n_layers: How often the image is cut into four times as many parts, which are searched too.
         category: The name of what is found.
 
     Raises:
-        InvalidInputError: a setting that cannot be used, or the picture is too narrow.
+        InvalidInputError: a setting that cannot be used, or the image is too narrow.
     """
-    everything_costs(grid, crop_layers)
-    if least_area < 0:
-        raise InvalidInputError(f"the least area is {least_area}: give 0 or more pixels.")
-    for name, value in (("score", least_score), ("stability", least_stability)):
+    everything_costs(points_per_side, crop_n_layers)
+    if min_mask_area < 0:
+        raise InvalidInputError(f"the least area is {min_mask_area}: give 0 or more pixels.")
+    for name, value in (("score", pred_iou_thresh), ("stability", stability_score_thresh)):
         if not 0 <= value <= 1:
             raise InvalidInputError(f"the least {name} is {value}: give a number from 0 to 1.")
     image = as_rgb(image)
@@ -96,17 +96,17 @@ def everything(
     check_aspect((height, width), image_size)
     generator = _Generator(
         model,
-        points_per_side=grid,
-        # Its masks are as large as the picture: the memory stays the same, and so does every mask.
+        points_per_side=points_per_side,
+        # Its masks are as large as the image: the memory stays the same, and so does every mask.
         points_per_batch=max(1, min(64, PIXELS_AT_ONCE // (height * width))),
-        pred_iou_thresh=least_score,
-        stability_score_thresh=least_stability,
-        crop_n_layers=crop_layers,
+        pred_iou_thresh=pred_iou_thresh,
+        stability_score_thresh=stability_score_thresh,
+        crop_n_layers=crop_n_layers,
         output_mode="uncompressed_rle",
     )
-    found = [entry for entry in generator.generate(image) if entry["area"] >= max(least_area, 1)]
+    found = [entry for entry in generator.generate(image) if entry["area"] >= max(min_mask_area, 1)]
     return [
-        Thing(
+        Instance(
             encode_rle(decode_rle(entry["segmentation"])),
             float(entry["predicted_iou"]),
             category,
@@ -139,25 +139,27 @@ class _Asked:
 
     def __init__(self, predictor: Predictor) -> None:
         self.set_image, self.reset_image = predictor.set_image, predictor.reset_image
-        self.predict_batch, self.mask_threshold = predictor.predict_batch, predictor.mask_threshold
+        self.predict_prompts, self.mask_threshold = predictor.predict_prompts, predictor.mask_threshold
         self.image_encoder = SimpleNamespace(img_size=predictor.image_size)
         self.model = self.transform = self
 
     def apply_coords(self, points: NDArray[np.float64], _: tuple[int, int]) -> NDArray[np.float64]:
-        """Return points as they are: a Predictor takes the picture's pixels."""
+        """Return points as they are: a Predictor takes the image's pixels."""
         return points
 
     def predict_torch(self, points: Tensor, labels: Tensor, multimask_output: bool, return_logits: bool) -> list[Tensor]:
         """Answer as SamPredictor does."""
-        answer = self.predict_batch(
+        answer = self.predict_prompts(
             points.numpy(), labels.numpy(), multimask_output=multimask_output, return_logits=return_logits
         )
         return [torch.from_numpy(array) for array in answer]
 
 
-def everything_costs(grid: int = 32, crop_layers: int = 0) -> tuple[int, int]:
-    """Return what `everything` asks for a picture: how many passes of the encoder, and how many prompts."""
-    if grid < 1 or crop_layers < 0:
-        raise InvalidInputError(f"the grid is {grid} and crop layers are {crop_layers}: give 1 or more, and 0 or more.")
-    parts = sum(4**layer for layer in range(crop_layers + 1))
-    return parts, parts * grid**2
+def everything_costs(points_per_side: int = 32, crop_n_layers: int = 0) -> tuple[int, int]:
+    """Return what `everything` asks for an image: how many passes of the encoder, and how many prompts."""
+    if points_per_side < 1 or crop_n_layers < 0:
+        raise InvalidInputError(
+            f"points_per_side is {points_per_side} and crop layers are {crop_n_layers}: give 1 or more, and 0 or more."
+        )
+    parts = sum(4**layer for layer in range(crop_n_layers + 1))
+    return parts, parts * points_per_side**2

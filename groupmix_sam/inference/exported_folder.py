@@ -10,7 +10,7 @@ import numpy as np
 from ..encoders.config import check_img_size
 from ..errors import WeightsError, WeightsNotFoundError
 from ..files import sha256
-from .backends.base import Model
+from .backends.base import Backend
 from .backends.onnxruntime import OnnxModel
 from .backends.openvino import OpenvinoModel
 from .backends.tensorrt import TensorrtModel
@@ -24,9 +24,9 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".plan"}
 
 def folder_models(
     folder: Path, config: dict[str, Any], device: str | None, providers: Sequence[str] | None, threads: int | None
-) -> dict[str, Model]:
+) -> dict[str, Backend]:
     """Return the four parts out of an exported folder, in the runtime that it was exported for."""
-    models: dict[str, Model] = {}
+    models: dict[str, Backend] = {}
     for part in PARTS:
         path = folder / f"{part}{SUFFIXES[config['runtime']]}"
         if config["runtime"] == "onnx":

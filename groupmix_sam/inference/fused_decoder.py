@@ -1,9 +1,9 @@
 """SAM's prompt encoder and mask decoder rearranged for inference: the same logits from less work, for many prompts at once.
 
-What depends on the picture alone is computed once a picture (`image`). Image tokens outnumber a prompt's by hundreds to one,
+What depends on the image alone is computed once an image (`image`). Image tokens outnumber a prompt's by hundreds to one,
 so the attention's projections are applied on the prompt's side wherever they can be: image tokens are multiplied by
 8 heads x T prompt tokens, with T about 7, rather than by 128 channels and back. The upscaling is matrix products in token
-order, and only logits are brought into picture order. Nothing depends on shapes as data, so that it can be exported.
+order, and only logits are brought into image order. Nothing depends on shapes as data, so that it can be exported.
 """
 
 import math
@@ -15,14 +15,14 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Decoder", "ImageTokens"]
+__all__ = ["FusedDecoder", "ImageTokens"]
 
 # Prompts that PyTorch decodes at a time on a CPU: beyond that their image tokens, 4 MB each, leave the cache.
 CHUNK = 4
 
 
 class ImageTokens(NamedTuple):
-    """What the decoder needs of a picture, for L = grid x grid tokens.
+    """What the decoder needs of an image, for L = grid x grid tokens.
 
     `tokens` is 1 x L x 256; `keys` and `queries` are 1 x 8 x 16 x L, `values` 1 x 8 x L x 16, of the first layer's attentions.
     """
@@ -33,7 +33,7 @@ class ImageTokens(NamedTuple):
     queries: Tensor
 
 
-class Decoder(nn.Module):
+class FusedDecoder(nn.Module):
     """A Sam's prompt encoder and mask decoder, for one input size."""
 
     frequencies: Tensor
@@ -90,7 +90,7 @@ class Decoder(nn.Module):
         return self.mask_downscaling(masks) - self.no_mask
 
     def image(self, features: Tensor) -> ImageTokens:
-        """Compute what all prompts on a picture share; 1 x 256 x grid x grid."""
+        """Compute what all prompts on an image share; 1 x 256 x grid x grid."""
         tokens = (features + self.no_mask).flatten(2).transpose(1, 2)
         placed = tokens + self.positions
         first = cast(Any, self.layers)[0]
@@ -111,7 +111,7 @@ class Decoder(nn.Module):
 
         Args:
             image: What `image` returned.
-            points: P x N x 2, x before y, in pixels of the resized picture; boxes are two points, their corners.
+            points: P x N x 2, x before y, in pixels of the resized image; boxes are two points, their corners.
             labels: P x N, as floats: 1 foreground, 0 background, 2 a box's left top and 3 its right bottom, -1 padding, of
                 which one follows the points where there is no box.
         """

@@ -28,13 +28,13 @@ from ..encoders.groupmixformer import (
 )
 from ..errors import InvalidInputError
 
-__all__ = ["fuse"]
+__all__ = ["fuse_encoder"]
 
 # Tokens that go through the MLP at a time: of the widest stage, 2.6 MB in fp32.
 CHUNK = 1024
 
 
-def fuse(encoder: nn.Module) -> GroupMixFormer:
+def fuse_encoder(encoder: nn.Module) -> GroupMixFormer:
     """Return a copy of a GroupMixFormer for inference, in eval mode: the same to 1e-4 of the largest output, and faster.
 
     It takes the encoder's place in a Sam. It cannot be trained, and its weights have no names that anything else loads. Of one

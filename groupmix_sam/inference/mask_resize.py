@@ -32,7 +32,7 @@ def resize_blocks(
     """Yield h x w logits resized, in blocks of rows that stay in the cache.
 
     Not as matrix products, though they would do: NumPy's threads spin for a while after one, on the cores that the next
-    picture's encoder needs.
+    image's encoder needs.
     """
     turned = np.ascontiguousarray(low.T)
     wide = turned[columns.first]

@@ -20,14 +20,14 @@ from ..errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFo
 from ..files import checksum, write_beside
 from ..images import as_rgb
 from ..preprocess import check_aspect
-from ..prompts import _prompts, is_ambiguous
+from ..prompts import decoder_prompts, is_ambiguous
 from ..sam import build_sam_groupmix
 from ..weights import is_exported
-from .backends.base import Model
+from .backends.base import Backend
 from .backends.torch import TorchModel
 from .exported_folder import FORMAT_VERSION, folder_models, read_config
-from .fused_decoder import Decoder, ImageTokens
-from .fused_encoder import fuse
+from .fused_decoder import FusedDecoder, ImageTokens
+from .fused_encoder import fuse_encoder
 from .mask_resize import neighbours, resize_blocks
 
 __all__ = ["Predictor", "load_predictor", "model_hash"]
@@ -36,8 +36,8 @@ __all__ = ["Predictor", "load_predictor", "model_hash"]
 class Predictor:
     """Masks from prompts, with SamPredictor's methods and semantics.
 
-    Beside those: several pictures (`set_images`), many prompts at once (`predict_batch`), and embeddings that are kept
-    (`save_embedding`, `load_embedding`). Masks come from one resize of the logits to the picture, where segment-anything
+    Beside those: several images (`set_images`), many prompts at once (`predict_batch`), and embeddings that are kept
+    (`save_embedding`, `load_embedding`). Masks come from one resize of the logits to the image, where segment-anything
     resizes twice: they differ along outlines, by a hair. NumPy arrays go in and come out, whatever the runtime.
 
     Args:
@@ -102,7 +102,7 @@ class Predictor:
         self.reset_image()
 
     def reset_image(self) -> None:
-        """Forget the pictures."""
+        """Forget the images."""
         self._features: list[NDArray[np.float32]] = []
         self._tokens: dict[int, list[NDArray[np.float32]]] = {}
         self._sizes: list[tuple[int, int]] = []
@@ -112,16 +112,16 @@ class Predictor:
         return bool(self._features)
 
     def set_image(self, image: NDArray[Any], image_format: str = "RGB") -> None:
-        """Compute a picture's embedding, for `predict`.
+        """Compute an image's embedding, for `predict`.
 
         Args:
             image: H x W x 3, uint8; also H x W, H x W x 4 or uint16.
             image_format: "RGB" or "BGR".
         """
-        self.set_images([image], image_format)
+        self.set_image_batch([image], image_format)
 
-    def set_images(self, images: Sequence[NDArray[Any]], image_format: str = "RGB", batch_size: int = 4) -> None:
-        """Compute the embeddings of several pictures, of any sizes; `predict(..., index=i)` then is about the i-th.
+    def set_image_batch(self, images: Sequence[NDArray[Any]], image_format: str = "RGB", batch_size: int = 4) -> None:
+        """Compute the embeddings of several images, of any sizes; `predict(..., index=i)` then is about the i-th.
 
         Args:
             images: What `set_image` takes.
@@ -133,19 +133,19 @@ class Predictor:
         if batch_size < 1:
             raise InvalidInputError(f"batch_size is {batch_size}: give 1 or more.")
         if not len(images):
-            raise InvalidInputError("there is no picture: give one or more.")
-        pictures = [as_rgb(image) for image in images]
-        for picture in pictures:
-            check_aspect(picture.shape[:2], self.image_size)
+            raise InvalidInputError("there is no image: give one or more.")
+        arrays = [as_rgb(image) for image in images]
+        for array in arrays:
+            check_aspect(array.shape[:2], self.image_size)
         self.reset_image()
         step = batch_size if self._batches else 1
         embeddings: list[NDArray[np.float32]] = []
-        for start in range(0, len(pictures), step):
-            inputs = [self.preprocess(picture, image_format) for picture in pictures[start : start + step]]
+        for start in range(0, len(arrays), step):
+            inputs = [self.preprocess(array, image_format) for array in arrays[start : start + step]]
             (features,) = self._models["encoder"](np.stack(inputs))
             embeddings += [features[i : i + 1] for i in range(len(features))]
         self._features = embeddings
-        self._sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+        self._sizes = [(array.shape[0], array.shape[1]) for array in arrays]
 
     def predict(
         self,
@@ -161,19 +161,19 @@ class Predictor:
         """Return masks, C x H x W of bool, their predicted IoUs, C, and low-resolution logits, C x S/4 x S/4; C is 3 or 1.
 
         Args:
-            point_coords: N x 2, x before y, in the picture's pixels.
+            point_coords: N x 2, x before y, in the image's pixels.
             point_labels: N, 1 for foreground and 0 for background.
             box: Left, top, right, bottom in pixels.
             mask_input: Logits of an earlier prediction, 1 x S/4 x S/4; with points or a box, or alone.
             multimask_output: Return three masks, for what is ambiguous, and not one.
             return_logits: Return the resized logits and not bools.
-            index: Which of the pictures.
+            index: Which of the images.
 
         Raises:
-            NoImageError: there is no picture yet.
-            InvalidInputError: a prompt that cannot be used, such as a point outside the picture or a reversed box, or none.
+            NoImageError: there is no image yet.
+            InvalidInputError: a prompt that cannot be used, such as a point outside the image or a reversed box, or none.
         """
-        masks, scores, logits = self.predict_batch(
+        masks, scores, logits = self.predict_prompts(
             None if point_coords is None else np.asarray(point_coords)[None],
             None if point_labels is None else np.asarray(point_labels)[None],
             None if box is None else np.asarray(box).reshape(1, -1),
@@ -184,7 +184,7 @@ class Predictor:
         )
         return masks[0], scores[0], logits[0]
 
-    def predict_batch(
+    def predict_prompts(
         self,
         point_coords: NDArray[Any] | None = None,
         point_labels: NDArray[Any] | None = None,
@@ -195,23 +195,23 @@ class Predictor:
         *,
         index: int = 0,
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-        """Do for P prompts on one picture what `predict` does for one: P x C x H x W, P x C and P x C x S/4 x S/4.
+        """Do for P prompts on one image what `predict` does for one: P x C x H x W, P x C and P x C x S/4 x S/4.
 
         Args:
-            point_coords: P x N x 2, x before y, in the picture's pixels.
+            point_coords: P x N x 2, x before y, in the image's pixels.
             point_labels: P x N, 1 for foreground, 0 for background, -1 for none.
             boxes: P x 4: left, top, right, bottom in pixels.
             mask_input: P x 1 x S/4 x S/4.
             multimask_output: Three masks for each prompt, or one.
             return_logits: Return the resized logits and not bools.
-            index: Which of the pictures.
+            index: Which of the images.
         """
         logits, scores, _ = self._ask(index, point_coords, point_labels, boxes, mask_input)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         logits, scores = logits[:, chosen], scores[:, chosen]
-        return self._to_picture(logits, index, return_logits), scores, logits
+        return self._to_image(logits, index, return_logits), scores, logits
 
-    def predict_best(
+    def predict_single_mask(
         self,
         point_coords: NDArray[Any] | None = None,
         point_labels: NDArray[Any] | None = None,
@@ -227,17 +227,17 @@ class Predictor:
         logits, scores, labels = self._ask(index, point_coords, point_labels, boxes)
         three = is_ambiguous((labels >= 0).sum(axis=1), boxes is not None)
         chosen = np.arange(len(scores)), np.where(three, 1 + scores[:, 1:].argmax(axis=1), 0)
-        return self._to_picture(logits[chosen], index), scores[chosen]
+        return self._to_image(logits[chosen], index), scores[chosen]
 
     def get_image_embedding(self, index: int = 0) -> NDArray[np.float32]:
-        """Return a picture's embedding, 1 x 256 x S/16 x S/16."""
+        """Return an image's embedding, 1 x 256 x S/16 x S/16."""
         if not self._features:
             raise NoImageError("an image must be set with set_image() to have an embedding.")
         self._check_index(index)
         return self._features[index]
 
     def save_embedding(self, path: str | PathLike[str]) -> Path:
-        """Write the pictures' embeddings as safetensors, beside and then renamed; return the path.
+        """Write the images' embeddings as safetensors, beside and then renamed; return the path.
 
         Raises:
             SaveError: it cannot be written.
@@ -253,7 +253,7 @@ class Predictor:
         return path
 
     def load_embedding(self, path: str | PathLike[str]) -> None:
-        """Set the pictures whose embeddings `save_embedding` wrote, with these weights in whichever runtime.
+        """Set the images whose embeddings `save_embedding` wrote, with these weights in whichever runtime.
 
         Raises:
             WeightsNotFoundError: there is no such file.
@@ -287,18 +287,18 @@ class Predictor:
 
     def _check_index(self, index: int) -> None:
         if not 0 <= index < len(self._features):
-            raise InvalidInputError(f"index is {index}: there are {len(self._features)} pictures, counted from 0.")
+            raise InvalidInputError(f"index is {index}: there are {len(self._features)} images, counted from 0.")
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         scale = self.image_size / max(height, width)
         return int(height * scale + 0.5), int(width * scale + 0.5)
 
-    def preprocess(self, picture: NDArray[np.uint8], image_format: str = "RGB") -> NDArray[np.float32]:
+    def preprocess(self, image: NDArray[np.uint8], image_format: str = "RGB") -> NDArray[np.float32]:
         """Return the encoder's input: resized, without mean and std, padded at the bottom and the right, 3 x S x S."""
         if image_format == "BGR":
-            picture = np.ascontiguousarray(picture[:, :, ::-1])
-        height, width = self._resized(*picture.shape[:2])
-        resized = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+            image = np.ascontiguousarray(image[:, :, ::-1])
+        height, width = self._resized(*image.shape[:2])
+        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
         out = np.zeros((3, self.image_size, self.image_size), dtype=np.float32)
         pixels = out[:, :height, :width]
         np.subtract(resized.transpose(2, 0, 1), self.mean[:, None, None], out=pixels)
@@ -322,7 +322,7 @@ class Predictor:
             points = np.zeros((*np.shape(mask_input)[:1], 0, 2), dtype=np.float32)  # a mask alone says what is meant
             labels = points[..., 0]
         else:
-            points, labels = _prompts(point_coords, point_labels, boxes, size, self._resized(*size))
+            points, labels = decoder_prompts(point_coords, point_labels, boxes, size, self._resized(*size))
         logits, scores = self._decode(index, mask_input, points, labels)
         return logits, scores, labels
 
@@ -343,14 +343,14 @@ class Predictor:
                 "prediction."
             )
         outputs = []
-        for i in range(len(points)):  # each mask makes another picture of it
+        for i in range(len(points)):  # each mask makes another image of it
             (dense,) = self._models["masks"](masks[i : i + 1])
             tokens = image(self._features[index] + dense)
             outputs.append(decoder(*tokens, points[i : i + 1], labels[i : i + 1]))
         return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
-    def _to_picture(self, logits: NDArray[np.float32], index: int, return_logits: bool = False) -> NDArray[Any]:
-        """Resize P x ... x S/4 x S/4 logits to the picture, P x ... x H x W of bool or as they are, leaving out the padding."""
+    def _to_image(self, logits: NDArray[np.float32], index: int, return_logits: bool = False) -> NDArray[Any]:
+        """Resize P x ... x S/4 x S/4 logits to the image, P x ... x H x W of bool or as they are, leaving out the padding."""
         size = self._sizes[index]
         extents = (new / 4 for new in self._resized(*size))
         out = np.empty((*logits.shape[:-2], *size), dtype=np.float32 if return_logits else bool)
@@ -398,12 +398,12 @@ def model_hash(sam: Sam) -> str:
     return digest.hexdigest()
 
 
-def torch_models(sam: Sam, device: str | None = None, dtype: torch.dtype = torch.float32) -> dict[str, Model]:
+def torch_models(sam: Sam, device: str | None = None, dtype: torch.dtype = torch.float32) -> dict[str, Backend]:
     """Return the four parts of a Sam in PyTorch, the encoder fused if it is a GroupMixFormer."""
     where = sam.device if device is None else torch.device(device)
     encoder = sam.image_encoder
-    encoder = fuse(encoder) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()
-    decoder = Decoder(sam).to(where)
+    encoder = fuse_encoder(encoder) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()
+    decoder = FusedDecoder(sam).to(where)
     return {
         "encoder": TorchModel(encoder.to(where, dtype), where, dtype),
         "masks": TorchModel(decoder.embed_masks, where),

@@ -69,7 +69,7 @@ def stream(predictor: Predictor, frames: Frames, prompts: Prompts | Callable[[in
             if wanted is None:
                 continue
             predictor.set_image(frame, "BGR")
-            masks, scores = predictor.predict_best(wanted.points, wanted.labels, wanted.boxes)
+            masks, scores = predictor.predict_single_mask(wanted.points, wanted.labels, wanted.boxes)
             yield Result(number, frame, masks, scores, time.perf_counter() - start)
     finally:
         frames.close()

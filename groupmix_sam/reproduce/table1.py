@@ -1,4 +1,4 @@
-"""The paper's Table 1: image encoders trained and tested as classifiers of a folder of pictures, all alike.
+"""The paper's Table 1: image encoders trained and tested as classifiers of a folder of images, all alike.
 
 Eleven of the twelve come from vit-pytorch, in sizes of about 5 M parameters; the paper does not say which it took.
 """
@@ -69,9 +69,9 @@ class Settings:
     """What is the same for all encoders.
 
     Attributes:
-        epochs: How often the training pictures are seen.
+        epochs: How often the training images are seen.
         image_size: Side in pixels: 224, or a multiple of 64.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         lr: AdamW's learning rate at its highest, after the first epoch; it then falls to nothing by a cosine.
         weight_decay: AdamW's.
         held_out: Share of each class that is tested on, where the folder has no `val`.
@@ -155,10 +155,10 @@ def train_encoders(names: Sequence[str], data: Path, output: Path, settings: Set
 
     Args:
         names: Of the table or of timm.
-        data: A folder with `train` and `val` (or `test`), each with a folder of pictures a class; or with those alone.
+        data: A folder with `train` and `val` (or `test`), each with a folder of images a class; or with those alone.
         output: Where to write.
         settings: What is the same for all.
-        workers: Processes that read pictures; the figures do not depend on them.
+        workers: Processes that read images; the figures do not depend on them.
 
     Raises:
         InvalidInputError: the data are not like that, or `output` is of other settings or data.
@@ -243,8 +243,8 @@ def plot(log: Sequence[Epoch], path: Path) -> None:
     write_beside(path, lambda part: figure.savefig(part, format="png"))
 
 
-class _Pictures(Dataset[tuple[Tensor, int]]):
-    """Pictures with their classes; augmented, if they are, alike for all encoders: by seed, epoch and number."""
+class _Images(Dataset[tuple[Tensor, int]]):
+    """Images with their classes; augmented, if they are, alike for all encoders: by seed, epoch and number."""
 
     def __init__(self, samples: Sequence[tuple[str, int]], settings: Settings, augment: bool) -> None:
         size = settings.image_size
@@ -264,14 +264,14 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
             return self.transform(image), target
 
 
-def _read_folder(data: Path, settings: Settings) -> tuple[_Pictures, _Pictures, list[str]]:
-    """Return the pictures to train and to test on, and the classes' names."""
+def _read_folder(data: Path, settings: Settings) -> tuple[_Images, _Images, list[str]]:
+    """Return the images to train and to test on, and the classes' names."""
     held_out = next((data / name for name in ("val", "test") if (data / name).is_dir()), None)
     split = (data / "train").is_dir() and held_out is not None
     try:
         folders = [ImageFolder(str(folder)) for folder in ((data / "train", held_out) if split else (data,))]
     except FileNotFoundError as e:
-        raise InvalidInputError(f"{data} is no data set ({e}): give train/CLASS/, val/CLASS/ or CLASS/, with pictures.") from e
+        raise InvalidInputError(f"{data} is no data set ({e}): give train/CLASS/, val/CLASS/ or CLASS/, with images.") from e
     classes = folders[0].classes
     if len(classes) < 2 or folders[-1].classes != classes:
         raise InvalidInputError(
@@ -288,11 +288,11 @@ def _read_folder(data: Path, settings: Settings) -> tuple[_Pictures, _Pictures, 
             val += [samples[i] for i in order[:count]]
             train += [samples[i] for i in order[count:]]
     if len(train) < 2:
-        raise InvalidInputError(f"{data} has {len(train)} pictures to train on: give two or more a class.")
-    return _Pictures(train, settings, True), _Pictures(val, settings, False), classes
+        raise InvalidInputError(f"{data} has {len(train)} images to train on: give two or more a class.")
+    return _Images(train, settings, True), _Images(val, settings, False), classes
 
 
-def _train(name: str, model: nn.Module, train: _Pictures, val: _Pictures, settings: Settings, workers: int) -> Any:
+def _train(name: str, model: nn.Module, train: _Images, val: _Images, settings: Settings, workers: int) -> Any:
     """Yield an Epoch after each epoch."""
     device = next(model.parameters()).device
     order = torch.Generator().manual_seed(settings.seed)
@@ -328,7 +328,7 @@ def _train(name: str, model: nn.Module, train: _Pictures, val: _Pictures, settin
 
 
 class _Mean:
-    """The mean loss and accuracy over pictures."""
+    """The mean loss and accuracy over images."""
 
     def __init__(self) -> None:
         self.loss = self.correct = 0.0

@@ -18,8 +18,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from groupmix_sam.annotations import (
-    AnnotatedPicture,
-    Thing,
+    AnnotatedImage,
+    Instance,
     from_coco,
     from_contours,
     from_labelme,
@@ -59,11 +59,11 @@ def blobs(seed, count=3, size=(120, 160)):
     return [field > field.mean() + 0.4 * field.std() for field in noise]
 
 
-def picture(*found, path=Path("photos/a.jpg"), categories=("nut", "bolt", "nut")):
+def image(*found, path=Path("photos/a.jpg"), categories=("nut", "bolt", "nut")):
     scores = (0.9, 0.75, 0.5)
     prompts = ({"box": [1.0, 2.0, 30.0, 40.0]}, None, {"points": [[3.0, 4.0]], "labels": [1]})
-    things = [Thing(encode_rle(m), *rest) for m, *rest in zip(found, scores, categories, prompts, strict=False)]
-    return AnnotatedPicture(path, found[0].shape, things)
+    instances = [Instance(encode_rle(m), *rest) for m, *rest in zip(found, scores, categories, prompts, strict=False)]
+    return AnnotatedImage(path, found[0].shape, instances)
 
 
 class TestRle:
@@ -180,7 +180,7 @@ class TestPolygons:
 
 class TestCoco:
     def test_as_pycocotools_and_supervision_read_it(self, tmp_path):
-        one, two = picture(*blobs(0), path=tmp_path / "a.png"), picture(*blobs(1, 2, (90, 70)), path=tmp_path / "sub" / "b.png")
+        one, two = image(*blobs(0), path=tmp_path / "a.png"), image(*blobs(1, 2, (90, 70)), path=tmp_path / "sub" / "b.png")
         for annotated in (one, two):
             annotated.path.parent.mkdir(exist_ok=True)
             Image.new("RGB", annotated.size[::-1]).save(annotated.path)
@@ -192,36 +192,36 @@ class TestCoco:
             warnings.simplefilter("ignore", DeprecationWarning)
             coco.createIndex()
             for number, annotated in enumerate((one, two), 1):
-                for entry, thing in zip(coco.imgToAnns[number], annotated.things, strict=True):
-                    rle = {**thing.mask, "counts": thing.mask["counts"].encode()}
-                    assert np.array_equal(coco.annToMask(entry), decode_rle(thing.mask))
+                for entry, instance in zip(coco.imgToAnns[number], annotated.instances, strict=True):
+                    rle = {**instance.mask, "counts": instance.mask["counts"].encode()}
+                    assert np.array_equal(coco.annToMask(entry), decode_rle(instance.mask))
                     assert entry["area"] == coco_mask.area(rle)
                     assert entry["bbox"] == coco_mask.toBbox(rle).tolist()
-                    assert coco.cats[entry["category_id"]]["name"] == thing.category
+                    assert coco.cats[entry["category_id"]]["name"] == instance.category
         loaded = sv.DetectionDataset.from_coco(str(tmp_path), str(file), force_masks=True)
         assert loaded.classes == ["bolt", "nut"]
         for path, _, found in loaded:
             annotated = {"a.png": one, "b.png": two}[Path(path).name]
             assert np.array_equal(found.mask, np.stack(annotated.masks()))
-            assert [loaded.classes[i] for i in found.class_id] == [thing.category for thing in annotated.things]
+            assert [loaded.classes[i] for i in found.class_id] == [instance.category for instance in annotated.instances]
 
     @given(st.lists(masks, min_size=1, max_size=3))
     @settings(deadline=None)
     def test_comes_back(self, found):
-        pictures = [picture(mask, path=Path(f"{i}.jpg")) for i, mask in enumerate(found)]
-        pictures.append(AnnotatedPicture(Path("empty.jpg"), (4, 5), []))
-        assert from_coco(json.loads(json.dumps(to_coco(pictures)))) == pictures
+        images = [image(mask, path=Path(f"{i}.jpg")) for i, mask in enumerate(found)]
+        images.append(AnnotatedImage(Path("empty.jpg"), (4, 5), []))
+        assert from_coco(json.loads(json.dumps(to_coco(images)))) == images
 
     def test_polygons_are_read_as_supervision_reads_them(self):
         polygon = [10.0, 5.0, 30.2, 5.4, 30.0, 25.0, 10.0, 20.0]
-        content = to_coco([picture(np.zeros((40, 50), bool))])
+        content = to_coco([image(np.zeros((40, 50), bool))])
         content["annotations"][0]["segmentation"] = [polygon]
         (read,) = from_coco(content)
         expected = sv.polygon_to_mask(np.round(np.reshape(polygon, (-1, 2))).astype(int), (50, 40))
         assert np.array_equal(read.masks()[0], expected)
 
     def test_names_of_files(self, tmp_path, monkeypatch):
-        annotated = picture(np.ones((2, 2), bool), path=tmp_path / "photos" / "a.jpg")
+        annotated = image(np.ones((2, 2), bool), path=tmp_path / "photos" / "a.jpg")
         assert to_coco([annotated], tmp_path)["images"][0]["file_name"] == "photos/a.jpg"
         assert to_coco([annotated], tmp_path / "out")["images"][0]["file_name"] == "../photos/a.jpg"
         monkeypatch.chdir(tmp_path)
@@ -234,15 +234,15 @@ class TestCoco:
         assert to_coco([annotated])["images"][0]["file_name"] == (tmp_path / "photos" / "a.jpg").as_posix()
 
     def test_given_categories(self):
-        content = to_coco([picture(np.ones((2, 2), bool))], categories=["bolt", "screw", "nut"])
+        content = to_coco([image(np.ones((2, 2), bool))], categories=["bolt", "screw", "nut"])
         assert content["annotations"][0]["category_id"] == 3
         with pytest.raises(UnknownNameError, match="did you mean nuts"):
-            to_coco([picture(np.ones((2, 2), bool))], categories=["nuts"])
+            to_coco([image(np.ones((2, 2), bool))], categories=["nuts"])
 
 
 class TestLabelme:
     def test_as_supervision_reads_it(self, tmp_path):
-        annotated = picture(*blobs(2), path=tmp_path / "a.png")
+        annotated = image(*blobs(2), path=tmp_path / "a.png")
         Image.new("RGB", annotated.size[::-1]).save(annotated.path)
         (tmp_path / "a.json").write_text(json.dumps(to_labelme(annotated, tmp_path, 0)))
         loaded = sv.DetectionDataset.from_labelme(str(tmp_path), str(tmp_path), force_masks=True)
@@ -255,7 +255,7 @@ class TestLabelme:
         """labelme.utils.shape_to_mask draws a polygon so, outline and inside, by Pillow."""
         mask = blobs(3, 1)[0]
         drawn = np.zeros_like(mask)
-        for shape in to_labelme(picture(mask), None, 0)["shapes"]:
+        for shape in to_labelme(image(mask), None, 0)["shapes"]:
             canvas = Image.new("L", mask.shape[::-1])
             ImageDraw.Draw(canvas).polygon([tuple(point) for point in shape["points"]], outline=1, fill=1)
             drawn |= np.asarray(canvas).astype(bool)
@@ -264,13 +264,13 @@ class TestLabelme:
     @given(masks)
     @settings(deadline=None)
     def test_comes_back(self, mask):
-        annotated = picture(mask, np.ones_like(mask))
+        annotated = image(mask, np.ones_like(mask))
         content = json.loads(json.dumps(to_labelme(annotated, Path("out"), 0)))
         assert content["imagePath"] == "../photos/a.jpg"
         read = from_labelme(content, Path("out"))
         assert (read.path, read.size) == (Path("out/../photos/a.jpg"), annotated.size)
-        wanted = [thing for thing in annotated.things if decode_rle(thing.mask).any()]
-        assert [(t.category, t.score) for t in read.things] == [(t.category, t.score) for t in wanted]
+        wanted = [instance for instance in annotated.instances if decode_rle(instance.mask).any()]
+        assert [(t.category, t.score) for t in read.instances] == [(t.category, t.score) for t in wanted]
         assert iou(read.masks()[-1], np.ones_like(mask)) == 1
         if mask.any():
             assert (read.masks()[0] >= mask).all()
@@ -286,7 +286,7 @@ class TestLabelme:
         content = {"shapes": shapes, "imagePath": "..\\photos\\a.jpg", "imageHeight": 10, "imageWidth": 12}
         read = from_labelme(content, Path("x"))
         tray, nut = read.masks()
-        assert (read.path, [thing.category for thing in read.things]) == (Path("x/../photos/a.jpg"), ["tray", "nut"])
+        assert (read.path, [instance.category for instance in read.instances]) == (Path("x/../photos/a.jpg"), ["tray", "nut"])
         assert np.argwhere(tray).min(0).tolist() == [1, 2]
         assert np.argwhere(tray).max(0).tolist() == [4, 9]
         assert (tray.sum(), nut.sum()) == (4 * 8, 8)
@@ -299,7 +299,7 @@ class TestLabelme:
 
 class TestYolo:
     def test_as_supervision_reads_it(self, tmp_path):
-        annotated = picture(*blobs(4), path=tmp_path / "a.png")
+        annotated = image(*blobs(4), path=tmp_path / "a.png")
         Image.new("RGB", annotated.size[::-1]).save(annotated.path)
         (tmp_path / "a.txt").write_text(to_yolo(annotated, ["nut", "bolt"], 0))
         (tmp_path / "data.yaml").write_text("names: [nut, bolt]\n")
@@ -311,16 +311,16 @@ class TestYolo:
 
     @pytest.mark.parametrize("seed", range(5))
     def test_comes_back(self, seed):
-        annotated = picture(*blobs(seed))
+        annotated = image(*blobs(seed))
         read = from_yolo(to_yolo(annotated, ["bolt", "nut"]), annotated.path, annotated.size, ["bolt", "nut"])
-        assert [thing.category for thing in read.things] == [thing.category for thing in annotated.things]
+        assert [instance.category for instance in read.instances] == [instance.category for instance in annotated.instances]
         for again, mask in zip(read.masks(), annotated.masks(), strict=True):
             assert iou(again, mask) > 0.9
 
     def test_a_hole_stays_open(self):
         mask = np.ones((50, 60), bool)
         mask[10:30, 20:40] = False
-        (read,) = from_yolo(to_yolo(picture(mask), ["nut"], 0), Path("a.jpg"), (50, 60), ["nut"]).masks()
+        (read,) = from_yolo(to_yolo(image(mask), ["nut"], 0), Path("a.jpg"), (50, 60), ["nut"]).masks()
         assert np.array_equal(read, mask)
 
     @pytest.mark.parametrize("line", ["0 0.5 0.5 0.2 0.2", "-1 0 0 1 0 1 1", "0"])
@@ -328,17 +328,17 @@ class TestYolo:
         """A box, which is what YOLO's files for detection have; a class that does not count from 0."""
         with pytest.raises(InvalidInputError, match="YOLO file"):
             from_yolo(f"0 0 0 1 0 1 1\n\n{line}\n", Path("a.jpg"), (50, 60), ["nut"])
-        assert len(from_yolo("0 0 0 1 0 1 1\n\n", Path("a.jpg"), (50, 60), ["nut"]).things) == 1
+        assert len(from_yolo("0 0 0 1 0 1 1\n\n", Path("a.jpg"), (50, 60), ["nut"]).instances) == 1
 
     def test_an_empty_mask_has_no_line(self):
-        assert to_yolo(picture(np.zeros((5, 5), bool)), ["nut"]) == ""
+        assert to_yolo(image(np.zeros((5, 5), bool)), ["nut"]) == ""
 
 
 class TestContours:
     @given(masks)
     @settings(deadline=None)
     def test_comes_back(self, mask):
-        annotated = picture(mask, ~mask)
+        annotated = image(mask, ~mask)
         assert from_contours(json.loads(json.dumps(to_contours(annotated, None, 0)))) == annotated
 
 
@@ -347,28 +347,28 @@ class TestMask:
         """The small one is seen where they overlap."""
         large, small = np.zeros((2, 20, 30), bool)
         large[2:18, 2:20], small[5:9, 15:25] = True, True
-        to_mask(picture(small, large)).save(tmp_path / "a.png")
-        with Image.open(tmp_path / "a.png") as image:
-            assert np.array_equal(np.asarray(image), np.where(small, 1, np.where(large, 2, 0)))
-            assert np.asarray(image.convert("RGB"))[6, 16].tolist() == [0, 158, 115]
-            for read, seen in zip(from_mask(image, Path("a.jpg")).masks(), (small, large & ~small), strict=True):
+        to_mask(image(small, large)).save(tmp_path / "a.png")
+        with Image.open(tmp_path / "a.png") as opened:
+            assert np.array_equal(np.asarray(opened), np.where(small, 1, np.where(large, 2, 0)))
+            assert np.asarray(opened.convert("RGB"))[6, 16].tolist() == [0, 158, 115]
+            for read, seen in zip(from_mask(opened, Path("a.jpg")).masks(), (small, large & ~small), strict=True):
                 assert np.array_equal(read, seen)
 
-    def test_more_things_than_a_byte_has(self, tmp_path):
+    def test_more_instances_than_a_byte_has(self, tmp_path):
         found = np.eye(300, dtype=bool)[:, None]  # each one pixel of a row
-        things = [Thing(encode_rle(mask)) for mask in found]
-        to_mask(AnnotatedPicture(Path("a.jpg"), (1, 300), things)).save(tmp_path / "a.png")
+        instances = [Instance(encode_rle(mask)) for mask in found]
+        to_mask(AnnotatedImage(Path("a.jpg"), (1, 300), instances)).save(tmp_path / "a.png")
         with Image.open(tmp_path / "a.png") as image:
             assert np.asarray(image).tolist() == [list(range(1, 301))]
 
     def test_no_numbers(self):
-        with pytest.raises(InvalidInputError, match="picture of numbers"):
+        with pytest.raises(InvalidInputError, match="image of numbers"):
             from_mask(Image.new("RGB", (3, 4)), Path("a.png"))
 
 
 class TestSupervision:
     def test_detections(self):
-        annotated = picture(*blobs(6))
+        annotated = image(*blobs(6))
         found = to_detections(annotated)
         assert np.array_equal(found.mask, np.stack(annotated.masks()))
         assert found.confidence.tolist() == pytest.approx([0.9, 0.75, 0.5])
@@ -380,12 +380,12 @@ class TestSupervision:
         sv.MaskAnnotator().annotate(np.zeros((*annotated.size, 3), np.uint8), found)
 
     def test_nothing(self):
-        assert len(to_detections(AnnotatedPicture(Path("a.jpg"), (3, 4), []))) == 0
+        assert len(to_detections(AnnotatedImage(Path("a.jpg"), (3, 4), []))) == 0
 
     def test_without_it(self, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "supervision", None)
         with pytest.raises(MissingExtraError, match=r"groupmix-sam\[supervision\]"):
-            to_detections(picture(np.ones((3, 3), bool)))
+            to_detections(image(np.ones((3, 3), bool)))
 
 
 json_values = st.recursive(
@@ -403,7 +403,7 @@ json_values = st.recursive(
 @settings(deadline=None, max_examples=60)
 def test_damaged_content_is_read_or_refused(write, read, data):
     """Any value anywhere in a good file is replaced by any other."""
-    content = json.loads(json.dumps(write(picture(np.ones((6, 7), bool), np.eye(6, 7, dtype=bool)))))
+    content = json.loads(json.dumps(write(image(np.ones((6, 7), bool), np.eye(6, 7, dtype=bool)))))
     at = content
     while isinstance(at, (dict, list)) and at:
         key = data.draw(st.sampled_from(list(at) if isinstance(at, dict) else range(len(at))))

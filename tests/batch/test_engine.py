@@ -66,24 +66,24 @@ def weights(sam, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Pictures that differ, of two sizes, and a file that is none."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """Images that differ, of two sizes, and a file that is none."""
+    folder = tmp_path_factory.mktemp("images")
     (folder / "below").mkdir()
     for i in range(COUNT):
         image = draw(90 + i % 2, 120)
         image[: 10 + i] = 3 * i
         Image.fromarray(image).save(folder / ("below" if i % 3 else ".") / f"{i:02}.png")
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     return folder
 
 
 @pytest.fixture(scope="module")
-def prompts(pictures, tmp_path_factory):
-    """Two prompts a picture, one that is outside, and a picture that is not there."""
+def prompts(images, tmp_path_factory):
+    """Two prompts an image, one that is outside, and an image that is not there."""
     path = tmp_path_factory.mktemp("prompts") / "prompts.csv"
-    lines = ["picture,left,top,right,bottom,x,y", "broken.jpg,1,2,30,40,,", "nowhere.png,,,,,5,6", "00.png,,,,,500,6"]
-    for name in sorted(Folder(str(pictures)).names() - {"broken.jpg"}):
+    lines = ["image,left,top,right,bottom,x,y", "broken.jpg,1,2,30,40,,", "nowhere.png,,,,,5,6", "00.png,,,,,500,6"]
+    for name in sorted(Folder(str(images)).names() - {"broken.jpg"}):
         lines += [f"{name},30,22,60,45,,", f"{name},,,,,45,30"]
     path.write_text("\n".join(lines))
     return path
@@ -93,14 +93,14 @@ def masks_of(output):
     return parquet.read_table(output / "masks", schema=MASKS).to_pylist()
 
 
-def expected(weights, pictures, prompts):
-    """Return the masks by picture and prompt, of one predictor in this process."""
+def expected(weights, images, prompts):
+    """Return the masks by image and prompt, of one predictor in this process."""
     predictor = Predictor(build_sam_groupmix(**weights))
     found = {}
     for name in read_prompt_table(prompts):
-        if not name.endswith(".png") or not (pictures / name).is_file():
+        if not name.endswith(".png") or not (images / name).is_file():
             continue
-        predictor.set_image(read_image(pictures / name))
+        predictor.set_image(read_image(images / name))
         first = 1 if name == "00.png" else 0
         box, score, _ = predictor.predict(box=np.array([30, 22, 60, 45]), multimask_output=False)
         found[name, first] = box[0], float(score[0])
@@ -111,17 +111,17 @@ def expected(weights, pictures, prompts):
 
 def check(rows, found):
     """Every mask is there once and is the one that was expected, and every error is."""
-    assert len(rows) == len({(row["picture"], row["prompt"]) for row in rows}) == len(found) + 3
-    errors = {row["picture"]: row["error"] for row in rows if row["error"]}
-    assert "cannot be read as a picture" in errors["broken.jpg"]
-    assert "there is no picture nowhere.png" in errors["nowhere.png"]
-    assert "the point (500, 6) is outside the picture of 120 x 90" in errors["00.png"]
+    assert len(rows) == len({(row["image"], row["prompt"]) for row in rows}) == len(found) + 3
+    errors = {row["image"]: row["error"] for row in rows if row["error"]}
+    assert "cannot be read as an image" in errors["broken.jpg"]
+    assert "there is no image nowhere.png" in errors["nowhere.png"]
+    assert "the point (500, 6) is outside the image of 120 x 90" in errors["00.png"]
     for row in rows:
         if not row["error"]:
-            mask, score = found[row["picture"], row["prompt"]]
+            mask, score = found[row["image"], row["prompt"]]
             assert np.array_equal(decode_rle(row), mask)
             assert row["score"] == pytest.approx(score)
-    assert len({row["counts"] for row in rows}) > COUNT  # the pictures' masks do differ
+    assert len({row["counts"] for row in rows}) > COUNT  # the images' masks do differ
 
 
 def parts(output):
@@ -141,18 +141,18 @@ def kill_a_worker(output, killed):
     killed.append(parts(output))
 
 
-def test_a_killed_worker_loses_nothing_and_masks_are_those_of_one_process(ray, weights, pictures, prompts, tmp_path):
+def test_a_killed_worker_loses_nothing_and_masks_are_those_of_one_process(ray, weights, images, prompts, tmp_path):
     killed = []
     watcher = threading.Thread(target=kill_a_worker, args=(tmp_path, killed))
     watcher.start()
-    totals = batch(pictures, tmp_path, prompts, batch_size=1, workers=1, **weights)
+    totals = batch(images, tmp_path, prompts, batch_size=1, workers=1, **weights)
     watcher.join()
     assert 0 < killed[0] < COUNT + 2
-    found = expected(weights, pictures, prompts)
+    found = expected(weights, images, prompts)
     check(masks_of(tmp_path), found)
     assert totals == Totals(COUNT + 2, 2 * COUNT, 3, 0)
     assert len(list((tmp_path / "masks").iterdir())) == COUNT + 2  # nothing half written
-    again = batch(pictures, tmp_path, prompts, batch_size=1, workers=1, **weights)
+    again = batch(images, tmp_path, prompts, batch_size=1, workers=1, **weights)
     assert again == Totals(before=COUNT + 2)
 
 
@@ -166,9 +166,9 @@ def each(processes, action):
     return found
 
 
-def test_a_killed_command_goes_on(ray, weights, pictures, prompts, tmp_path):
+def test_a_killed_command_goes_on(ray, weights, images, prompts, tmp_path):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in weights.items()]
-    command = [sys.executable, "-m", "groupmix_sam", "batch", str(pictures), "--output", str(tmp_path), "--workers", "1"]
+    command = [sys.executable, "-m", "groupmix_sam", "batch", str(images), "--output", str(tmp_path), "--workers", "1"]
     command += ["--prompts", str(prompts), "--batch-size", "1", *options]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | dict([NOT_NICE])
     temporary = tempfile.mkdtemp(prefix="t-")  # a short name, as the names of sockets may not be long
@@ -190,39 +190,39 @@ def test_a_killed_command_goes_on(ray, weights, pictures, prompts, tmp_path):
     psutil.wait_procs(each(agents, psutil.Process.kill))
     shutil.rmtree(temporary)
     before = parts(tmp_path)
-    totals = batch(pictures, tmp_path, prompts, batch_size=1, workers=1, **weights)
+    totals = batch(images, tmp_path, prompts, batch_size=1, workers=1, **weights)
     assert totals.before == before
-    assert totals.pictures == COUNT + 2 - before
-    check(masks_of(tmp_path), expected(weights, pictures, prompts))
+    assert totals.images == COUNT + 2 - before
+    check(masks_of(tmp_path), expected(weights, images, prompts))
     assert len(list((tmp_path / "masks").iterdir())) == COUNT + 2
 
 
-def job(pictures, output, weights, **others):
-    values = {"grid": 4, "least_score": 0.0, "least_stability": 0.0, "batch_size": 2, "threads": 1}
-    return Job(**({"source": str(pictures), "output": str(output), "everything": True} | weights | values | others))
+def job(images, output, weights, **others):
+    values = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "batch_size": 2, "threads": 1}
+    return Job(**({"source": str(images), "output": str(output), "everything": True} | weights | values | others))
 
 
 def table(*names):
-    return pa.table({"picture": names, "prompts": [None] * len(names), "part": [0] * len(names)})
+    return pa.table({"image": names, "prompts": [None] * len(names), "part": [0] * len(names)})
 
 
 def test_everything_is_what_one_process_finds(weights, tmp_path):
-    """And a picture too narrow for the model is an error, and one without a mask is a row without one."""
+    """And an image too narrow for the model is an error, and one without a mask is a row without one."""
     (tmp_path / "in").mkdir()
     Image.fromarray(draw()).save(tmp_path / "in" / "a.png")
     Image.new("RGB", (4000, 1)).save(tmp_path / "in" / "line.png")
     done = Segmenter(job(tmp_path / "in", tmp_path, weights))(table("a.png", "line.png")).to_pylist()
     *rows, error = masks_of(tmp_path)
     predictor = Predictor(build_sam_groupmix(**weights))
-    things = everything(predictor, draw(), grid=4, least_score=0.0, least_stability=0.0)
-    assert done == [{"pictures": 2, "masks": len(things), "errors": 1}]
-    assert things
-    for row, thing in zip(rows, things, strict=True):
-        assert row["counts"] == thing.mask["counts"]
-        assert row["score"] == pytest.approx(thing.score)
+    instances = everything(predictor, draw(), points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    assert done == [{"images": 2, "masks": len(instances), "errors": 1}]
+    assert instances
+    for row, instance in zip(rows, instances, strict=True):
+        assert row["counts"] == instance.mask["counts"]
+        assert row["score"] == pytest.approx(instance.score)
     assert "too narrow" in error["error"]
-    nothing = Segmenter(job(tmp_path / "in", tmp_path, weights, least_score=1.0)).segment("a.png", [])
-    assert nothing == [{"picture": "a.png", "size": [90, 120]}]
+    nothing = Segmenter(job(tmp_path / "in", tmp_path, weights, pred_iou_thresh=1.0)).segment("a.png", [])
+    assert nothing == [{"image": "a.png", "size": [90, 120]}]
 
 
 def test_default_is_never_a_folder(tmp_path, monkeypatch):
@@ -236,31 +236,31 @@ def test_default_is_never_a_folder(tmp_path, monkeypatch):
     assert [(job.checkpoint, job.exported) for job in jobs] == [("default", False), (str(tmp_path / "default"), True)]
 
 
-def test_a_part_that_kills_its_workers_is_given_up(weights, pictures, tmp_path):
-    worker = Segmenter(job(pictures, tmp_path, weights))
+def test_a_part_that_kills_its_workers_is_given_up(weights, images, tmp_path):
+    worker = Segmenter(job(images, tmp_path, weights))
     for number in range(TRIES):
         Folder(str(tmp_path)).write(f"masks/.part-00000000.parquet.{number}", b"")
-    assert worker(table("00.png")).to_pylist() == [{"pictures": 1, "masks": 0, "errors": 1}]
+    assert worker(table("00.png")).to_pylist() == [{"images": 1, "masks": 0, "errors": 1}]
     assert [row["error"][:19] for row in masks_of(tmp_path)] == ["a worker died 3 tim"]
     assert [path.name for path in (tmp_path / "masks").iterdir()] == ["part-00000000.parquet"]
 
 
-def test_a_uri_is_as_good_as_a_path(weights, pictures, prompts, tmp_path):
-    worker = Segmenter(job(f"fsspec+file://{pictures}", f"fsspec+file://{tmp_path}/out", weights, everything=False))
+def test_a_uri_is_as_good_as_a_path(weights, images, prompts, tmp_path):
+    worker = Segmenter(job(f"fsspec+file://{images}", f"fsspec+file://{tmp_path}/out", weights, everything=False))
     worker(table("00.png").set_column(1, "prompts", [[read_prompt_table(f"fsspec+file://{prompts}")["00.png"][1:2]]]))
     (row,) = masks_of(tmp_path / "out")
-    assert np.array_equal(decode_rle(row), expected(weights, pictures, prompts)["00.png", 1][0])
+    assert np.array_equal(decode_rle(row), expected(weights, images, prompts)["00.png", 1][0])
 
 
 def test_prompts_of_a_parquet_file_are_those_of_a_csv(tmp_path):
-    (tmp_path / "a.csv").write_text("picture,x,y,left,top,right,bottom\n01,1,2,,,,\n01,,,1,2,3,4\n02,5,6,7,8,9,10\n")
+    (tmp_path / "a.csv").write_text("image,x,y,left,top,right,bottom\n01,1,2,,,,\n01,,,1,2,3,4\n02,5,6,7,8,9,10\n")
     rows = [
-        {"picture": "01", "points": [[1, 2]], "labels": [1], "box": None},
-        {"picture": "01", "points": [], "labels": [], "box": [1, 2, 3, 4]},
-        {"picture": "02", "points": [[5, 6]], "labels": None, "box": [7, 8, 9, 10]},
+        {"image": "01", "points": [[1, 2]], "labels": [1], "box": None},
+        {"image": "01", "points": [], "labels": [], "box": [1, 2, 3, 4]},
+        {"image": "02", "points": [[5, 6]], "labels": None, "box": [7, 8, 9, 10]},
     ]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    (tmp_path / "named.csv").write_text("picture,x,y,category\n01,1,2,nut\n")
+    (tmp_path / "named.csv").write_text("image,x,y,category\n01,1,2,nut\n")
     assert read_prompt_table(tmp_path / "named.csv")["01"] == [{"points": [[1.0, 2.0]], "labels": [1], "box": None}]
     from_csv = read_prompt_table(tmp_path / "a.csv")
     assert from_csv == read_prompt_table(tmp_path / "a.parquet")
@@ -272,15 +272,15 @@ def test_prompts_of_a_parquet_file_are_those_of_a_csv(tmp_path):
     ("content", "match"),
     [
         ("", "cannot be read"),
-        ("picture,x,y\n", "has no prompt"),
+        ("image,x,y\n", "has no prompt"),
         ("path,x,y\na,1,2\n", "mean nothing here, 'path'"),
-        ("picture,x,y,label\na,1,2,0\n", "nothing here, 'label': .* known are picture, x, y, left"),
-        ("x,y\n1,2\n", "prompt 1 of .*: give picture"),
-        ("picture,x,y\na,1,\n", "prompt 1"),
-        ("picture,left,top\na,1,2\n", "prompt 1"),
-        ("picture,x,y\na,1,2\na,b,3\n", "prompt"),
-        ("picture\na\n", "prompt 1"),
-        ("picture,x,y\na,1\n", "cannot be read"),
+        ("image,x,y,label\na,1,2,0\n", "nothing here, 'label': .* known are image, x, y, left"),
+        ("x,y\n1,2\n", "prompt 1 of .*: give image"),
+        ("image,x,y\na,1,\n", "prompt 1"),
+        ("image,left,top\na,1,2\n", "prompt 1"),
+        ("image,x,y\na,1,2\na,b,3\n", "prompt"),
+        ("image\na\n", "prompt 1"),
+        ("image,x,y\na,1\n", "cannot be read"),
     ],
 )
 def test_tables_refused(tmp_path, content, match):
@@ -289,47 +289,47 @@ def test_tables_refused(tmp_path, content, match):
         read_prompt_table(tmp_path / "a.csv")
 
 
-def test_what_cannot_be_run(weights, pictures, prompts, tmp_path, monkeypatch):
+def test_what_cannot_be_run(weights, images, prompts, tmp_path, monkeypatch):
     with pytest.raises(InvalidInputError, match="threads is 0"):
-        batch(pictures, tmp_path, threads=0, **weights)
+        batch(images, tmp_path, threads=0, **weights)
     with pytest.raises(InvalidInputError, match="least_score is 88: give a number from 0 to 1"):
-        batch(pictures, tmp_path, least_score=88, **weights)
+        batch(images, tmp_path, pred_iou_thresh=88, **weights)
     with pytest.raises(InvalidInputError, match="workers is 0"):
-        batch(pictures, tmp_path, workers=0, **weights)
+        batch(images, tmp_path, workers=0, **weights)
     with pytest.raises(WeightsError, match="there is no weights file"):
-        batch(pictures, tmp_path, checkpoint="none.safetensors")
-    with pytest.raises(InvalidInputError, match="has no picture in it"):
+        batch(images, tmp_path, checkpoint="none.safetensors")
+    with pytest.raises(InvalidInputError, match="has no image in it"):
         batch(tmp_path / "none", tmp_path, **weights)
     with pytest.raises(InvalidInputError, match="gopher://x cannot be opened"):
         batch("gopher://x", tmp_path, **weights)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(WeightsNotFoundError, match=r"there is no weights file .*model\.safetensors"):
-        batch(pictures, tmp_path / "out", prompts, checkpoint=str(pictures))
+        batch(images, tmp_path / "out", prompts, checkpoint=str(images))
     (tmp_path / "config.json").touch()
     with pytest.raises(InvalidInputError, match="was exported, with its own encoder and size"):
-        batch(pictures, tmp_path / "out", prompts, checkpoint=str(tmp_path), image_size=512)
+        batch(images, tmp_path / "out", prompts, checkpoint=str(tmp_path), image_size=512)
     with pytest.raises(SaveError, match="could not be written"):
         Folder(str(tmp_path / "file")).write("a", b"")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"groupmix-sam\[ray\]"):
-        batch(pictures, tmp_path / "out", prompts, **weights)
+        batch(images, tmp_path / "out", prompts, **weights)
     with pytest.raises(InvalidInputError, match="is of another run, whose prompts, everything differ"):
-        batch(pictures, tmp_path / "out", **weights)
-    (tmp_path / "out" / "pictures.parquet").write_bytes(b"PAR1")
+        batch(images, tmp_path / "out", **weights)
+    (tmp_path / "out" / "images.parquet").write_bytes(b"PAR1")
     with pytest.raises(InvalidInputError, match="cannot be read"):
-        batch(pictures, tmp_path / "out", prompts, **weights)
+        batch(images, tmp_path / "out", prompts, **weights)
     (tmp_path / "out" / "run.json").write_bytes(b"{")
     with pytest.raises(InvalidInputError, match="cannot be read"):
-        batch(pictures, tmp_path / "out", prompts, **weights)
+        batch(images, tmp_path / "out", prompts, **weights)
 
 
 def test_errors_are_told_by_the_exit_code(monkeypatch):
     monkeypatch.setattr("groupmix_sam.batch.engine.batch", lambda *_, **__: Totals(3, 4, errors=2, before=1))
-    with pytest.raises(ImageReadError, match="2 pictures or prompts could not be used: the column error in out/masks"):
+    with pytest.raises(ImageReadError, match="2 images or prompts could not be used: the column error in out/masks"):
         CliRunner().invoke(app, ["batch", "photos", "--output", "out"], catch_exceptions=False)
     monkeypatch.setattr("groupmix_sam.batch.engine.batch", lambda *_, **__: Totals(3, 4))
     assert CliRunner().invoke(app, ["batch", "photos", "--output", "out"]).stdout == (
-        "3 pictures: 4 masks and 0 errors in out/masks\n"
+        "3 images: 4 masks and 0 errors in out/masks\n"
     )
 
 

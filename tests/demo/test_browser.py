@@ -1,6 +1,6 @@
 """The page in a real browser: Debian's Chromium, without a window, against `groupmix-sam demo` in a process of its own.
 
-With GROUPMIX_SAM_SCREENSHOTS=docs/images the pictures of the docs are written.
+With GROUPMIX_SAM_SCREENSHOTS=docs/images the images of the docs are written.
 """
 
 import os
@@ -40,7 +40,7 @@ SPOON = (365, 290)
 BOX = (170, 16, 420, 312)
 SHOWN = (1024, 683)
 MOBILE_SAM = SHARED / "weights" / "mobile_sam.safetensors"
-PATIENCE = 180_000  # milliseconds that a model may take on a machine that does other things, too
+PATIENCE = 180_000  # milliseconds that a model may take on a machine that does other instances, too
 sync_api.expect.set_options(timeout=PATIENCE)
 
 
@@ -103,13 +103,13 @@ class Visitor:
         self.page.set_default_timeout(PATIENCE)
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(url)
-        self.says("Start with a picture")
+        self.says("Start with an image")
 
     def says(self, text):
         sync_api.expect(self.page.locator("#hint")).to_contain_text(text)
 
     def covers(self, mask):
-        """Wait until the page says that the mask covers as much of the picture as this one."""
+        """Wait until the page says that the mask covers as much of the image as this one."""
         script = """share => {
             const found = document.querySelector("#hint").innerText.match(/covers ([0-9.]+) %/);
             return found && Math.abs(found[1] - share) < 0.25;
@@ -117,17 +117,17 @@ class Visitor:
         self.page.wait_for_function(script, arg=100 * mask.mean())
 
     def give(self, path):
-        self.page.set_input_files("#picture input[type=file]", path)
+        self.page.set_input_files("#image input[type=file]", path)
 
     def sets(self, kind):
         self.page.locator("#kind").get_by_text(kind).click()
 
     def click(self, x, y):
         """Click on a pixel of the coffee, wherever it is on the screen."""
-        # The page's own picture, which may come some time after the words about it.
-        script = "shown => [...document.querySelectorAll('#picture img')].some(image => image.naturalWidth == shown)"
+        # The page's own image, which may come some time after the words about it.
+        script = "shown => [...document.querySelectorAll('#image img')].some(image => image.naturalWidth == shown)"
         self.page.wait_for_function(script, arg=SHOWN[0])
-        image = self.page.locator("#picture img").first
+        image = self.page.locator("#image img").first
         box = image.bounding_box()
         natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
         assert tuple(natural) == SHOWN
@@ -135,8 +135,8 @@ class Visitor:
         left, top = box["x"] + (box["width"] - SHOWN[0] * scale) / 2, box["y"] + (box["height"] - SHOWN[1] * scale) / 2
         self.page.mouse.click(left + (x + 0.5) / 600 * SHOWN[0] * scale, top + (y + 0.5) / 400 * SHOWN[1] * scale)
 
-    def shown(self, name="picture"):
-        """Return the picture that the browser has, as floats."""
+    def shown(self, name="image"):
+        """Return the image that the browser has, as floats."""
         source = self.page.locator(f"#{name} img").first.get_attribute("src")
         return np.asarray(Image.open(BytesIO(self.page.request.get(source).body())), dtype=np.float32)
 
@@ -232,7 +232,7 @@ def test_a_click_shows_what_sam_predictor_says(visitor, expected):
     overlay = draw_masks(read_image(COFFEE), [saved == 255], points=np.array([SPOON]))
     assert np.abs(visitor.saved("save-overlay") - np.asarray(overlay, dtype=np.float32)).mean() < 0.5
     times = visitor.page.locator("#times").inner_text()
-    assert re.search(r"default: PyTorch fp32, 1024 px\s+encoder \d+ ms once a picture, decoder \d+ ms each click", times)
+    assert re.search(r"default: PyTorch fp32, 1024 px\s+encoder \d+ ms once an image, decoder \d+ ms each click", times)
     visitor.screenshot("demo_point")
     # Another of the three masks.
     worst = int(scores.argmin())
@@ -256,9 +256,9 @@ def test_a_click_shows_what_sam_predictor_says(visitor, expected):
     sync_api.expect(visitor.page.locator("#masks")).to_have_count(0)
     sync_api.expect(visitor.page.locator("#save-mask")).to_be_disabled()
     visitor.until(lambda: drawn_mask(visitor.shown())[0].mean() <= 0.005)
-    # The picture is taken away.
-    visitor.page.locator("#picture").get_by_label("Remove Image").click()
-    visitor.says("Start with a picture")
+    # The image is taken away.
+    visitor.page.locator("#image").get_by_label("Remove Image").click()
+    visitor.says("Start with an image")
 
 
 def test_a_phone_has_room_for_it(browser, url, expected):
@@ -318,14 +318,14 @@ def test_mobile_sam_is_beside(visitor, expected):
     visitor.screenshot("demo_compare")
 
 
-def test_broken_and_huge_pictures_are_told_of(visitor, tmp_path):
+def test_broken_and_huge_images_are_told_of(visitor, tmp_path):
     (tmp_path / "cut.jpg").write_bytes(COFFEE.read_bytes()[:20_000])
-    (tmp_path / "text.jpg").write_bytes(b"no picture")
+    (tmp_path / "text.jpg").write_bytes(b"no image")
     Image.new("L", (6000, 5000)).save(tmp_path / "huge.png")
     (tmp_path / "heavy.png").write_bytes(bytes(41 * 1024 * 1024))
     messages = {
-        "cut.jpg": "cut.jpg cannot be read as a picture",
-        "text.jpg": "text.jpg cannot be read as a picture: convert it to PNG or JPEG.",
+        "cut.jpg": "cut.jpg cannot be read as an image",
+        "text.jpg": "text.jpg cannot be read as an image: convert it to PNG or JPEG.",
         "huge.png": "huge.png has 6000 x 5000 pixels, more than 25 million: scale it down first.",
         "heavy.png": "maximum allowed size of 40",
     }
@@ -333,8 +333,8 @@ def test_broken_and_huge_pictures_are_told_of(visitor, tmp_path):
         visitor.give(tmp_path / name)
         toast = visitor.page.get_by_test_id("toast-body").filter(has_text=message)
         sync_api.expect(toast).to_be_visible(timeout=PATIENCE)
-        visitor.says("Start with a picture")
-        sync_api.expect(visitor.page.locator("#picture img")).to_have_count(0)
+        visitor.says("Start with an image")
+        sync_api.expect(visitor.page.locator("#image img")).to_have_count(0)
     visitor.give(COFFEE)  # nothing of it lasts
     visitor.says("600 x 400 pixels")
 
@@ -356,10 +356,10 @@ def test_two_visitors_at_once_have_prompts_of_their_own(browser, url, expected):
         visitor.close()
 
 
-def test_the_camera_gives_a_picture(visitor):
-    visitor.page.locator("#picture").get_by_label("Capture from camera").click()
+def test_the_camera_gives_a_image(visitor):
+    visitor.page.locator("#image").get_by_label("Capture from camera").click()
     visitor.page.get_by_text("Click to Access Webcam").click()
     # Gradio's button does nothing, and says nothing, before the first frame.
-    visitor.page.wait_for_function("() => document.querySelector('#picture video')?.videoWidth > 0")
-    visitor.page.locator("#picture").get_by_label("capture photo").click()
+    visitor.page.wait_for_function("() => document.querySelector('#image video')?.videoWidth > 0")
+    visitor.page.locator("#image").get_by_label("capture photo").click()
     visitor.says("pixels. Click on what you want.")

@@ -16,7 +16,7 @@ from groupmix_sam.weights import save_weights
 
 
 def session(**changes):
-    picture = np.zeros((40, 60, 3), dtype=np.uint8)
+    image = np.zeros((40, 60, 3), dtype=np.uint8)
     masks = np.zeros((3, 40, 60), dtype=bool)
     masks[1, :10] = True
     other = np.zeros_like(masks)
@@ -24,11 +24,11 @@ def session(**changes):
     answers = {"a<b": Answer(masks, np.array([0.5, 0.987, 0.1]), 0.0204), REFERENCE: Answer(other, np.zeros(3), 0.03)}
     embeddings = {"a<b": Embedding(None, 0.5), REFERENCE: Embedding(None, 1.25)}
     values = {"clicks": (Click(1, 1),), "embeddings": embeddings, "answers": answers, "model": "a<b", "chosen": 1}
-    return Session(picture, picture, **{**values, **changes})
+    return Session(image, image, **{**values, **changes})
 
 
 def test_what_there_is_and_what_to_do_is_said():
-    assert "Start with a picture" in page.hint_text(Session(), False)
+    assert "Start with an image" in page.hint_text(Session(), False)
     assert page.hint_text(session(clicks=(), answers={}), False) == "60 x 40 pixels. Click on what you want."
     assert "Corner at 3, 4:" in page.hint_text(session(clicks=(Click(3, 4, "corner"),), answers={}), False)
     assert page.hint_text(session(), False) == "The mask covers 25.0 % of 60 x 40 pixels."
@@ -37,8 +37,8 @@ def test_what_there_is_and_what_to_do_is_said():
 
 def test_times_are_in_milliseconds():
     text = page.times_list(session())
-    assert "<dt>a&lt;b</dt><dd>encoder 500 ms once a picture, decoder 20 ms each click</dd>" in text
-    assert "<dt>MobileSAM</dt><dd>encoder 1250 ms once a picture, decoder 30 ms each click</dd>" in text
+    assert "<dt>a&lt;b</dt><dd>encoder 500 ms once an image, decoder 20 ms each click</dd>" in text
+    assert "<dt>MobileSAM</dt><dd>encoder 1250 ms once an image, decoder 30 ms each click</dd>" in text
     assert "decoder" not in page.times_list(session(answers={}))
 
 
@@ -54,10 +54,10 @@ def test_scores_and_buttons_come_with_the_masks():
 
 
 def test_the_mask_is_saved_as_black_and_white():
-    saved = np.asarray(page.mask_picture(session()))
+    saved = np.asarray(page.mask_image(session()))
     assert (saved[:10] == 255).all()
     assert not saved[10:].any()
-    assert page.mask_picture(Session()) is None
+    assert page.mask_image(Session()) is None
 
 
 def test_the_next_free_port_is_taken():

@@ -25,8 +25,8 @@ class Stub:
         self.masks, self.scores = masks, np.array(scores, dtype=np.float32)
         self.embedded, self.asked = [], []
 
-    def set_image(self, picture):
-        self.embedded.append(picture)
+    def set_image(self, image):
+        self.embedded.append(image)
 
     def predict(self, coords, labels, box):
         self.asked.append((coords, labels, box))
@@ -58,8 +58,8 @@ def small():
 
 
 def at(session, x, y, kind="foreground"):
-    """Click on the middle of a picture's pixel."""
-    height, width = session.picture.shape[:2]
+    """Click on the middle of an image's pixel."""
+    height, width = session.image.shape[:2]
     shown_height, shown_width = session.shown.shape[:2]
     return session.click((x + 0.5) * shown_width / width - 0.5, (y + 0.5) * shown_height / height - 0.5, kind)
 
@@ -86,12 +86,12 @@ def test_a_third_corner_opens_another_box_and_undo_brings_the_first_back(small):
     assert small.undo().clicks == ()
 
 
-def test_a_click_on_the_border_stays_in_the_picture(small):
+def test_a_click_on_the_border_stays_in_the_image(small):
     assert (small.click(-1, 2000, "foreground").clicks[0].x, small.click(-1, 2000, "foreground").clicks[0].y) == (0, 3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20000, 50), (3000, 2000), (60, 40)])
-def test_pictures_of_every_size_are_shown_alike(size):
+def test_images_of_every_size_are_shown_alike(size):
     session = Session.of(np.zeros((size[1], size[0], 3), dtype=np.uint8))
     assert max(session.shown.shape[:2]) == 1024
     click = at(session, size[0] // 2, size[1] // 2).clicks[0]
@@ -117,7 +117,7 @@ def test_the_agreement_is_that_of_the_masks_of_the_same_number(demo, small):
     assert np.array_equal(session.mask(REFERENCE), rows(1, 2))
 
 
-def test_a_model_sees_a_picture_once(demo, stubs, small):
+def test_a_model_sees_a_image_once(demo, stubs, small):
     session = demo.predict(small, "ours", compare=False)
     for x in range(3):
         session = demo.predict(at(session, x, 0), "ours", compare=True)
@@ -132,8 +132,8 @@ def test_a_model_sees_a_picture_once(demo, stubs, small):
 def test_what_is_drawn_is_the_mask_and_the_prompt_at_both_sizes(small):
     mask = rows(0, 1)
     session = at(small, 1, 2)
-    session = Session(small.picture, small.shown, session.clicks, answers={"m": Answer(mask[None], np.ones(1), 0)}, model="m")
-    expected = draw_masks(small.picture, [mask], points=np.array([[1.0, 2]]), labels=np.array([1]))
+    session = Session(small.image, small.shown, session.clicks, answers={"m": Answer(mask[None], np.ones(1), 0)}, model="m")
+    expected = draw_masks(small.image, [mask], points=np.array([[1.0, 2]]), labels=np.array([1]))
     assert np.array_equal(np.asarray(session.draw(full=True)), np.asarray(expected))
     large = np.full((1024, 1024, 3), 100, dtype=np.uint8)
     expected = draw_masks(large, [mask.repeat(256, 0).repeat(256, 1)], points=np.array([[383.5, 639.5]]), labels=np.array([1]))
@@ -158,29 +158,29 @@ def test_what_cannot_be_is_refused(demo, small, tmp_path):
     with pytest.raises(ImageReadError, match=r"^none\.jpg cannot be read \(No such file or directory\): check the path"):
         demo.open(tmp_path / "none.jpg")
     (tmp_path / "cut.jpg").write_bytes(COFFEE.read_bytes()[:9000])
-    with pytest.raises(ImageReadError, match=r"^cut\.jpg cannot be read as a picture"):
+    with pytest.raises(ImageReadError, match=r"^cut\.jpg cannot be read as an image"):
         demo.open(tmp_path / "cut.jpg")
     Image.new("L", (6000, 5000)).save(tmp_path / "huge.png")
     with pytest.raises(ImageReadError, match=r"^huge\.png has 6000 x 5000 pixels, more than 25 million"):
         demo.open(tmp_path / "huge.png")
 
 
-def test_visitors_at_once_get_what_sam_predictor_says_of_their_own_picture(sam):
-    pictures = [draw(), draw()[:, ::-1].copy(), draw(60, 80), draw(120, 90)]
+def test_visitors_at_once_get_what_sam_predictor_says_of_their_own_image(sam):
+    images = [draw(), draw()[:, ::-1].copy(), draw(60, 80), draw(120, 90)]
     demo = Demo({"tiny": Predictor(sam)})
 
-    def visit(picture):
-        session, scores = Session.of(picture), []
+    def visit(image):
+        session, scores = Session.of(image), []
         for x in range(10, 60, 10):
             session = demo.predict(at(session.clear(), x, 30), "tiny", compare=False)
             scores.append(session.answer.scores)
         return scores, session.answer.masks
 
     with ThreadPoolExecutor(4) as pool:
-        visits = list(pool.map(visit, pictures))
+        visits = list(pool.map(visit, images))
     predictor = SamPredictor(sam)
-    for picture, (scores, masks) in zip(pictures, visits, strict=True):
-        predictor.set_image(picture)
+    for image, (scores, masks) in zip(images, visits, strict=True):
+        predictor.set_image(image)
         for x, found in zip(range(10, 60, 10), scores, strict=True):
             expected, truth, _ = predictor.predict(np.array([[x, 30.0]]), np.array([1]))
             assert found == pytest.approx(truth, abs=1e-3)

@@ -1,4 +1,4 @@
-"""Small pictures, a teacher that can be worked out by hand, and what it says of them."""
+"""Small images, a teacher that can be worked out by hand, and what it says of them."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.distill import cache_features, find_pictures
+from groupmix_sam.distill import cache_features, find_images
 
 SIZE = 128
 
@@ -46,7 +46,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cached(photos, tmp_path_factory):
-    files, skipped = cache_features(find_pictures(photos), PlainTeacher(), tmp_path_factory.mktemp("cache"), SIZE)
+    files, skipped = cache_features(find_images(photos), PlainTeacher(), tmp_path_factory.mktemp("cache"), SIZE)
     assert skipped == []
     return files
 

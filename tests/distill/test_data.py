@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from groupmix_sam.distill import Phase, Recipe, find_pictures
-from groupmix_sam.distill.data import Samples, Share, sample_loader, whole_pictures
+from groupmix_sam.distill import Phase, Recipe, find_images
+from groupmix_sam.distill.data import Samples, Share, sample_loader, whole_images
 from groupmix_sam.distill.teacher import teach
 from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.preprocess import normalize, resize
@@ -45,37 +45,37 @@ def test_a_worker_outlives_one_stop_but_not_for_ever(args, code):
     assert (done.stdout, done.returncode) == ("lives\n", code)
 
 
-def test_find_pictures_in_a_folder(photos, tmp_path):
-    assert [p.path.name for p in find_pictures(photos)] == ["0.png", "2.png", "4.png", "1.png", "3.png", "5.png"]
-    with pytest.raises(InvalidInputError, match="has no picture in it"):
-        find_pictures(tmp_path)
+def test_find_images_in_a_folder(photos, tmp_path):
+    assert [p.path.name for p in find_images(photos)] == ["0.png", "2.png", "4.png", "1.png", "3.png", "5.png"]
+    with pytest.raises(InvalidInputError, match="has no image in it"):
+        find_images(tmp_path)
     with pytest.raises(InvalidInputError, match="there is no folder"):
-        find_pictures(tmp_path / "nothing")
+        find_images(tmp_path / "nothing")
 
 
-def test_find_pictures_in_a_list(photos, tmp_path):
+def test_find_images_in_a_list(photos, tmp_path):
     path = photos / "list.txt"
     path.write_text("below/3.png\n\n 0.png \n")
-    assert [p.path.name for p in find_pictures(path)] == ["3.png", "0.png"]
+    assert [p.path.name for p in find_images(path)] == ["3.png", "0.png"]
     path.unlink()
 
 
-def test_find_pictures_in_a_tar(photos, tmp_path):
-    """As SA-1B's: pictures and their JSON side by side, in a tar without compression; in a folder beside pictures, too."""
+def test_find_images_in_a_tar(photos, tmp_path):
+    """As SA-1B's: images and their JSON side by side, in a tar without compression; in a folder beside images, too."""
     with tarfile.open(tmp_path / "sa_000000.tar", "w") as tar:
         for name in ("0.png", "below/1.png"):
             tar.add(photos / name, arcname=f"./{name}")
             tar.addfile(tarfile.TarInfo(f"./{name}.json"), io.BytesIO(b""))
     paint(tmp_path / "loose.png", 64, 64, 0)
-    loose, first, second = find_pictures(tmp_path)
+    loose, first, second = find_images(tmp_path)
     assert str(first) == f"{tmp_path / 'sa_000000.tar'}:./0.png"
-    for picture, path in ((loose, tmp_path / "loose.png"), (first, photos / "0.png"), (second, photos / "below" / "1.png")):
-        assert picture.read_bytes() == path.read_bytes()
-        assert np.array_equal(picture.decode(), np.asarray(Image.open(path)))
-    assert find_pictures(tmp_path / "sa_000000.tar") == [first, second]
+    for image, path in ((loose, tmp_path / "loose.png"), (first, photos / "0.png"), (second, photos / "below" / "1.png")):
+        assert image.read_bytes() == path.read_bytes()
+        assert np.array_equal(image.decode(), np.asarray(Image.open(path)))
+    assert find_images(tmp_path / "sa_000000.tar") == [first, second]
     (tmp_path / "bad.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(InvalidInputError, match="uncompressed tar"):
-        find_pictures(tmp_path / "bad.tar")
+        find_images(tmp_path / "bad.tar")
 
 
 def test_resize_as_sam_predictor(photos):
@@ -91,9 +91,9 @@ def test_resize_as_sam_predictor(photos):
 def test_crops_come_with_their_features(cached, photos, crops):
     """Whatever is cut, the teacher says the same of it as is written beside it, from the cache or asked anew."""
     teacher = PlainTeacher()
-    recipe = plain(64, crops_per_picture=crops)
-    for pictures in (cached, find_pictures(photos)):
-        samples = Samples(pictures, recipe, 0, SIZE)
+    recipe = plain(64, crops_per_image=crops)
+    for images in (cached, find_images(photos)):
+        samples = Samples(images, recipe, 0, SIZE)
         for i in range(3):
             batch = teach(samples[i], teacher)
             assert batch["input"].shape == (crops, 3, 64, 64)
@@ -102,7 +102,7 @@ def test_crops_come_with_their_features(cached, photos, crops):
                 torch.testing.assert_close(batch[name].float(), expected.permute(0, 2, 3, 1), rtol=5e-3, atol=5e-3)
 
 
-def test_every_picture_comes_once_before_any_comes_again(cached):
+def test_every_image_comes_once_before_any_comes_again(cached):
     samples = Samples(cached, plain(0, 1), 0, SIZE)
     for epoch in range(2):
         firsts = [tuple(samples[epoch * len(cached) + i]["input"][0, :, 0, 0].tolist()) for i in range(len(cached))]
@@ -119,8 +119,8 @@ def test_a_sample_depends_on_its_number_alone(cached):
     assert any(not torch.equal(other[i]["input"], sample["input"]) for i, sample in zip((0, 5, 9), expected, strict=True))
 
 
-def test_crops_larger_than_the_picture_are_padded(cached):
-    """The pictures, 128 on the long side, have 6 x 16 pixels on the short one or less."""
+def test_crops_larger_than_the_image_are_padded(cached):
+    """The images, 128 on the long side, have 6 x 16 pixels on the short one or less."""
     sample = Samples(cached, plain(128), 0, SIZE)[0]
     rows = int(sample["valid"][0, :, 0].sum())
     assert 0 < rows < 8
@@ -131,7 +131,7 @@ def test_crops_larger_than_the_picture_are_padded(cached):
     assert not sample["features"][0, rows:].any()
 
 
-def test_whole_pictures_are_as_at_inference(photos, cached):
+def test_whole_images_are_as_at_inference(photos, cached):
     from segment_anything import SamPredictor
 
     from groupmix_sam import build_sam_groupmix
@@ -139,15 +139,15 @@ def test_whole_pictures_are_as_at_inference(photos, cached):
     seen = []
     sam = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=SIZE)
     sam.image_encoder.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-    pictures = {p["input"].sum().item(): p["input"] for p in whole_pictures(cached, SIZE)}
-    for path in find_pictures(photos):
+    images = {p["input"].sum().item(): p["input"] for p in whole_images(cached, SIZE)}
+    for path in find_images(photos):
         SamPredictor(sam).set_image(path.decode())
-        nearest = min(pictures.values(), key=lambda p: (p - seen[-1]).abs().sum().item())
+        nearest = min(images.values(), key=lambda p: (p - seen[-1]).abs().sum().item())
         torch.testing.assert_close(nearest, seen[-1], rtol=0, atol=1e-5)
 
 
 def test_resized_crops_are_seeded_and_seen_by_the_teacher(photos):
-    samples = Samples(find_pictures(photos), plain(0, 1, augmentation="resized_crop"), 0, SIZE)
+    samples = Samples(find_images(photos), plain(0, 1, augmentation="resized_crop"), 0, SIZE)
     state = torch.get_rng_state()
     first, again, other = samples[0], samples[0], samples[6]
     assert torch.equal(torch.get_rng_state(), state)
@@ -158,16 +158,16 @@ def test_resized_crops_are_seeded_and_seen_by_the_teacher(photos):
     torch.testing.assert_close(teach(first, teacher)["features"].permute(0, 3, 1, 2), teacher(first["input"])["features"])
 
 
-def test_the_next_picture_stands_in_for_one_that_cannot_be_read(tmp_path):
+def test_the_next_image_stands_in_for_one_that_cannot_be_read(tmp_path):
     for i in range(3):
         paint(tmp_path / f"{i}.png", 64, 64, i)
     (tmp_path / "1.png").write_bytes(b"broken")
-    samples = Samples(find_pictures(tmp_path), plain(0, 1), 0, 64)
+    samples = Samples(find_images(tmp_path), plain(0, 1), 0, 64)
     skipped = torch.cat([samples[i]["skipped"] for i in range(3)])
     assert skipped.tolist() == [1]
     for i in (0, 2):
         (tmp_path / f"{i}.png").write_bytes(b"broken")
-    with pytest.raises(InvalidInputError, match="none of the 3 pictures"):
+    with pytest.raises(InvalidInputError, match="none of the 3 images"):
         samples[0]
 
 

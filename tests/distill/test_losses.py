@@ -4,8 +4,8 @@ import torch
 from segment_anything import SamPredictor
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.distill.decoder import Decoded, Decoder
-from groupmix_sam.distill.losses import boxes_of, draw_points, mask_agreement, mask_losses
+from groupmix_sam.distill.decoder import Decoded, FrozenDecoder
+from groupmix_sam.distill.losses import boxes_of, draw_points, mask_losses, teacher_mask_iou
 
 SIZE = 256
 
@@ -18,7 +18,7 @@ def sam():
 
 @pytest.mark.parametrize("kind", ["points", "boxes"])
 def test_decoder_says_what_sam_predictor_says(sam, kind):
-    """On a square picture no resizing comes between the prompts and the decoder."""
+    """On a square image no resizing comes between the prompts and the decoder."""
     predictor = SamPredictor(sam)
     image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     predictor.set_image(image)
@@ -27,7 +27,7 @@ def test_decoder_says_what_sam_predictor_says(sam, kind):
         torch.tensor([[10.0, 20.0, 90.0, 200.0], [5.0, 5.0, 60.0, 50.0]]),
     )
     with torch.no_grad():
-        decoded = Decoder(sam)(predictor.features, **{kind: {"points": points, "boxes": boxes}[kind]})
+        decoded = FrozenDecoder(sam)(predictor.features, **{kind: {"points": points, "boxes": boxes}[kind]})
         if kind == "points":
             _, scores, logits = predictor.predict_torch(points[:, None], torch.ones(2, 1), multimask_output=True)
             torch.testing.assert_close((decoded.logits[:, 1:], decoded.scores[:, 1:]), (logits, scores))
@@ -46,7 +46,7 @@ def test_boxes_by_hand():
     assert boxes_of(Decoded(logits[1:], scores[1:])).shape == (0, 4)
 
 
-def test_points_lie_where_the_picture_is():
+def test_points_lie_where_the_image_is():
     valid = torch.zeros(8, 8, dtype=torch.bool)
     valid[:3, :5] = True
     points = draw_points(valid, 500, torch.Generator().manual_seed(0))
@@ -71,13 +71,13 @@ def test_losses_by_hand():
 
 
 def test_agreement(sam):
-    decoder = Decoder(sam)
+    decoder = FrozenDecoder(sam)
     features = torch.randn(1, 256, 16, 16)
     valid = torch.ones(16, 16, dtype=torch.bool)
     points = draw_points(valid, 5, torch.Generator().manual_seed(0))
-    assert mask_agreement(features, features, valid, decoder, points).tolist() == [1.0] * 5
+    assert teacher_mask_iou(features, features, valid, decoder, points).tolist() == [1.0] * 5
     other = torch.randn(1, 256, 16, 16)
-    found = mask_agreement(other, features, valid, decoder, points)
+    found = teacher_mask_iou(other, features, valid, decoder, points)
     with torch.no_grad():
         a, b = (decoder(f, points) for f in (other, features))
     for i in range(5):

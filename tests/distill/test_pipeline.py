@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.cli import app
-from groupmix_sam.distill import ADAPT, Phase, Recipe, RunOptions, distill, find_pictures
+from groupmix_sam.distill import ADAPT, Phase, Recipe, RunOptions, distill, find_images
 from groupmix_sam.distill import adaptation as adapt
 from groupmix_sam.distill import trainer as training
-from groupmix_sam.distill.adaptation import summary, tell
+from groupmix_sam.distill.adaptation import format_interval, summary
 from groupmix_sam.distill.pipeline import hold_out
 from groupmix_sam.errors import InvalidInputError, RunStoppedError
 from groupmix_sam.weights import save_weights
@@ -36,26 +36,26 @@ def run(*args):
 
 
 def test_hold_out(photos):
-    pictures = find_pictures(photos)
-    measured, others = hold_out(pictures)
+    images = find_images(photos)
+    measured, others = hold_out(images)
     assert len(measured) == 1
-    assert sorted(map(str, measured + others)) == sorted(map(str, pictures))
-    many = pictures * 100
+    assert sorted(map(str, measured + others)) == sorted(map(str, images))
+    many = images * 100
     assert [len(part) for part in hold_out(many)] == [24, 576]
-    with pytest.raises(InvalidInputError, match="only one picture"):
-        hold_out(pictures[:1])
+    with pytest.raises(InvalidInputError, match="only one image"):
+        hold_out(images[:1])
 
 
 def test_distill(mobile_sam, photos, tmp_path, capsys):
-    """Pictures in, weights out that the builder loads, with the teacher's own decoder and the record in their header."""
+    """Images in, weights out that the builder loads, with the teacher's own decoder and the record in their header."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(4):
         paint(folder / f"{i}.png", 160, 120, i)
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"no image")
     distill(folder, mobile_sam, tmp_path / "run", SHORT, encoder="gmf_sam_test", image_size=SIZE)
     said = capsys.readouterr()
-    assert "5 pictures; what the teacher says of them goes to" in said.out
+    assert "5 images; what the teacher says of them goes to" in said.out
     assert f"skipped, it cannot be read or is too narrow: {folder / 'broken.jpg'}" in said.err
     weights = tmp_path / "run" / "weights"
     assert f"wrote {weights}" in said.out
@@ -72,7 +72,7 @@ def test_distill(mobile_sam, photos, tmp_path, capsys):
     assert (tmp_path / "run" / "loss.png").is_file()
 
 
-def test_a_run_that_was_stopped_is_resumed_from_its_pictures(mobile_sam, photos, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_is_resumed_from_its_images(mobile_sam, photos, tmp_path, monkeypatch):
     """Nothing but the seed says what the untrained encoder was, so the second call must come to the same one."""
     kwargs = {"encoder": "gmf_sam_test", "image_size": SIZE, "cache": tmp_path / "cache"}
     distill(photos, mobile_sam, tmp_path / "whole", SHORT, **kwargs)
@@ -103,11 +103,11 @@ def test_command_from_the_start_of_a_timm_backbone(mobile_sam, photos, tmp_path)
         "--encoder", "timm/resnet10t", "--no-cache",
     )  # fmt: skip
     assert done.exit_code == 0
-    assert "3 pictures; no cache" in done.stdout
+    assert "3 images; no cache" in done.stdout
     sam = build_sam_groupmix(out / "weights", encoder="timm/resnet10t")
     trained = load_file(out / "encoder.safetensors")
     assert torch.equal(sam.image_encoder.neck.proj.weight, trained["neck.proj.weight"])
-    assert len(list((out / "cache").glob("*.safetensors"))) == 1, "but for the picture that is held out"
+    assert len(list((out / "cache").glob("*.safetensors"))) == 1, "but for the image that is held out"
 
 
 def test_epochs_take_the_place_of_a_recipes_minutes(monkeypatch, photos, mobile_sam, tmp_path):
@@ -126,7 +126,7 @@ def test_command_in_two_processes(photos, mobile_sam, tmp_path):
     What either process cannot read is named once.
     """
     folder = shutil.copytree(photos, tmp_path / "photos")
-    (folder / "z.png").write_bytes(b"no picture")
+    (folder / "z.png").write_bytes(b"no image")
     (tmp_path / "short.yaml").write_text(
         "phases: [{crop: 64, batch_size: 3}, {crop: 0, batch_size: 1}]\nridge_finish: false\nepochs: 1\n"
     )
@@ -150,10 +150,10 @@ def test_command_refuses_before_the_teacher_is_asked(photos, mobile_sam, tmp_pat
     for args, match in (
         (["--minutes", "1", "--epochs", "1"], "give one"),
         (["--recipe", "papers"], "did you mean paper"),
-        (["--recipe", "continue"], "give --start"),
+        (["--recipe", "continue"], "give --init-checkpoint"),
         (["--precision", "fp8"], "precision is 'fp8'"),
         (["--grad-checkpointing", "--encoder", "timm/hrnet_w18_small"], "timm/hrnet_w18_small has no gradient checkpointing"),
-        (["--encoder", "timm/vit_tiny_patch16_224"], "takes no picture of 256 x 256 .*choose one that takes any size"),
+        (["--encoder", "timm/vit_tiny_patch16_224"], "takes no image of 256 x 256 .*choose one that takes any size"),
     ):
         with pytest.raises((InvalidInputError, KeyError), match=match):
             run("distill", photos, "--teacher", mobile_sam, "--output", tmp_path / "run", *args)
@@ -171,25 +171,36 @@ def test_a_teacher_of_one_size_is_asked_about_no_other(photos, tmp_path, monkeyp
 
 def test_adapt(mobile_sam, tmp_path, capsys):
     """From weights that are trained already, with some of a general set; agreement is told before and after."""
-    line, general = tmp_path / "line", tmp_path / "general"
-    for folder, seed in ((line, 0), (general, 10)):
+    line, replay_images = tmp_path / "line", tmp_path / "replay_images"
+    for folder, seed in ((line, 0), (replay_images, 10)):
         folder.mkdir()
         for i in range(7):
             paint(folder / f"{i}.png", 160, 120, seed + i)
-    start = save_weights(build_sam_groupmix(None, encoder="gmf_sam_test", image_size=SIZE), tmp_path / "start.safetensors")
+    init_checkpoint = save_weights(
+        build_sam_groupmix(None, encoder="gmf_sam_test", image_size=SIZE), tmp_path / "start.safetensors"
+    )
     recipe = Recipe(epochs=2, phases=(Phase(0.5, 64, 2), Phase(0.5, 0, 1)), ridge_finish=False)
     out = tmp_path / "run"
-    record = adapt(line, mobile_sam, out, recipe, checkpoint=start, encoder="gmf_sam_test", general=general, image_size=SIZE)
-    assert record["pictures"] == 6 + 2
+    record = adapt(
+        line,
+        mobile_sam,
+        out,
+        recipe,
+        checkpoint=init_checkpoint,
+        encoder="gmf_sam_test",
+        replay_images=replay_images,
+        image_size=SIZE,
+    )
+    assert record["images"] == 6 + 2
     assert record["recipe"]["ridge_start"] is False
-    told = json.loads((out / "agreement.json").read_text())
+    told = json.loads((out / "teacher_iou.json").read_text())
     said = capsys.readouterr().out
-    assert f"9 pictures; what the teacher says of them goes to {out / 'cache'}" in said
+    assert f"9 images; what the teacher says of them goes to {out / 'cache'}" in said
     for name in ("before", "after"):
         ious = np.array(told[f"ious_{name}"])
         assert ious.shape == (1, 16)
         assert told[name][0] == pytest.approx(ious.mean())
-        assert f"agreement with the teacher {name}: mask IoU {ious.mean():.3f}\n" in said
+        assert f"IoU with the teacher {name}: {ious.mean():.3f}\n" in said
     difference = np.array(told["ious_after"]).mean() - np.array(told["ious_before"]).mean()
     assert told["difference"] == [pytest.approx(difference)]
     assert f"difference, frame by frame: {difference:+.3f}\n" in said
@@ -204,7 +215,7 @@ def test_adapting_to_nothing_new_keeps_agreement(mobile_sam, tmp_path):
     recipe = Recipe(epochs=1, phases=(Phase(1.0, 0, 1),), lr=1e-12)
     mobile = {"checkpoint": mobile_sam, "encoder": "sam_tiny_vit_5m"}
     record = adapt(tmp_path, mobile_sam, tmp_path / "run", recipe, **mobile, image_size=SIZE)
-    before, after = (record["agreement"][name][0] for name in ("before", "after"))
+    before, after = (record["teacher_iou"][name][0] for name in ("before", "after"))
     assert before > 0.8
     assert after == pytest.approx(before, abs=0.05)
 
@@ -230,7 +241,7 @@ def test_summary_by_hand():
 
 @pytest.mark.parametrize(("figure", "text"), [([0.0349, 0.01, -0.06], "+0.035 (+0.010 to -0.060)"), ([-0.2], "-0.200")])
 def test_figures_are_told(figure, text):
-    assert tell(figure, "+") == text
+    assert format_interval(figure, "+") == text
 
 
 def test_python_dash_m(tmp_path):

@@ -3,23 +3,23 @@ import pytest
 import torch
 from PIL import Image
 
-from groupmix_sam.distill.plots import TILE, draw_features, plot_log, stack_pictures
+from groupmix_sam.distill.plots import TILE, draw_features, plot_log, stack_images
 
 
 def tile(row, i):
-    """Return the i-th picture of a row, without its label."""
+    """Return the i-th image of a row, without its label."""
     left = i * (TILE + 4)
     return np.asarray(row)[16:, left : left + TILE].astype(int)
 
 
 def test_equal_features_are_drawn_equal_and_others_not():
     torch.manual_seed(0)
-    picture, features = torch.zeros(3, 64, 64), torch.randn(4, 4, 256)
-    row = draw_features(picture, features, features, "step 1")
+    image, features = torch.zeros(3, 64, 64), torch.randn(4, 4, 256)
+    row = draw_features(image, features, features, "step 1")
     assert row.size == (9 * (TILE + 4), TILE + 16)
     for i in (1, 3, 5, 7):
         assert np.array_equal(tile(row, i), tile(row, i + 1))
-    other = draw_features(picture, features, torch.randn(4, 4, 256), "step 1")
+    other = draw_features(image, features, torch.randn(4, 4, 256), "step 1")
     for i in (1, 3, 5, 7):
         assert np.array_equal(tile(other, i), tile(row, i))
         assert not np.array_equal(tile(other, i + 1), tile(row, i + 1))
@@ -40,7 +40,7 @@ def test_stack(tmp_path):
     for i, size in enumerate(((4, 2), (6, 3))):
         paths.append(tmp_path / f"{i}.png")
         Image.new("RGB", size, (100 * (i + 1), 0, 0)).save(paths[-1])
-    stack_pictures(paths, tmp_path / "out.png")
+    stack_images(paths, tmp_path / "out.png")
     with Image.open(tmp_path / "out.png") as image:
         out = np.asarray(image)
     assert out.shape == (5, 6, 3)

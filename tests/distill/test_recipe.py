@@ -31,7 +31,7 @@ def test_the_papers_recipe():
 
 
 def test_going_on_begins_with_what_is_there():
-    """Whole pictures as at inference, and no start that would undo what was learnt."""
+    """Whole images as at inference, and no start that would undo what was learnt."""
     more = PRESETS["continue"]
     assert [(phase.crop, phase.batch_size) for phase in more.phases] == [(0, 1)]
     assert more == more.continued()
@@ -84,14 +84,14 @@ def test_unknown_preset():
         ({"seed": -1}, "seed is -1"),
         ({"ridge_start": 1}, "ridge_start is 1"),
         ({"loss": "l1"}, "loss is 'l1': use 'mse' or 'huber'"),
-        ({"crops_per_picture": 0}, "crops_per_picture is 0"),
-        ({"augmentation": "resized_crop", "crops_per_picture": 2}, "a resized crop is one a picture"),
+        ({"crops_per_image": 0}, "crops_per_image is 0"),
+        ({"augmentation": "resized_crop", "crops_per_image": 2}, "a resized crop is one an image"),
         ({"phases": ()}, "no phase"),
         ({"phases": (Phase(0.0, 64, 1),)}, "share"),
         ({"phases": (Phase(1.0, 8, 1),)}, "multiple of 16"),
         ({"phases": (Phase(1.0, 64, 0),)}, "one or more"),
-        ({"phases": (Phase(1.0, 64, 6),), "crops_per_picture": 4}, "no multiple of crops_per_picture, 4"),
-        ({"phases": (Phase(), Phase(1.0, 64, 1, "masks"))}, "masks need whole pictures"),
+        ({"phases": (Phase(1.0, 64, 6),), "crops_per_image": 4}, "no multiple of crops_per_image, 4"),
+        ({"phases": (Phase(), Phase(1.0, 64, 1, "masks"))}, "masks need whole images"),
         ({"phases": (Phase(1.0, 0, 1, "boxes"),)}, "target is 'boxes'"),
     ],
 )

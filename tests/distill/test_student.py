@@ -5,7 +5,7 @@ import torch
 
 from groupmix_sam import encoders
 from groupmix_sam.distill import Phase, Recipe, check_student, load_teacher
-from groupmix_sam.distill.data import Samples, whole_pictures
+from groupmix_sam.distill.data import Samples, whole_images
 from groupmix_sam.distill.student import Student, fit_neck, scale_neck, start_from_teacher
 from groupmix_sam.encoders import SamBackbone
 from groupmix_sam.errors import InvalidInputError
@@ -105,8 +105,8 @@ def test_neck_is_fitted_by_least_squares(cached):
 def test_fitting_the_neck_leaves_out_the_padding(cached):
     """What the features are in the padding makes no difference."""
     encoder = timm.create_model("gmf_sam_test").eval()
-    picture = next(whole_pictures(cached, SIZE))
-    rows = int(picture["valid"][0, :, 0].sum())
+    image = next(whole_images(cached, SIZE))
+    rows = int(image["valid"][0, :, 0].sum())
     assert rows < SIZE // 16
     fitted = []
     for padding in (0.0, 1e3):
@@ -116,7 +116,7 @@ def test_fitting_the_neck_leaves_out_the_padding(cached):
             return (torch.cat([args[0][:, :, :rows], padded], dim=2),)
 
         handle = encoder.neck.proj.register_forward_pre_hook(fill)
-        fit_neck(encoder, [picture], ridge=1e-3)
+        fit_neck(encoder, [image], ridge=1e-3)
         handle.remove()
         fitted.append(encoder.neck.proj.weight.detach().clone())
     torch.testing.assert_close(*fitted)
@@ -125,7 +125,7 @@ def test_fitting_the_neck_leaves_out_the_padding(cached):
 @torch.no_grad()
 def test_sams_neck_starts_at_the_teachers_mean_and_deviation(cached):
     encoder = timm.create_model("gmf_sam_test", neck="sam").eval()
-    batches = list(whole_pictures(cached, SIZE))
+    batches = list(whole_images(cached, SIZE))
     assert scale_neck(encoder, batches)
     ours = torch.cat([encoder(b["input"]).permute(0, 2, 3, 1)[b["valid"]] for b in batches])
     theirs = torch.cat([b["features"][b["valid"]] for b in batches]).float()

@@ -28,7 +28,7 @@ def test_mobile_sam(mobile_sam):
     assert "mask_decoder.iou_token.weight" in weights
 
 
-def test_a_cpu_sees_one_picture_at_a_time(mobile_sam):
+def test_a_cpu_sees_one_image_at_a_time(mobile_sam):
     """And the maps are those of the batch."""
     teacher, _ = load_teacher(mobile_sam)
     x = torch.randn(3, 3, 64, 64)
@@ -91,7 +91,7 @@ def onnx_file(tmp_path_factory):
 
 
 def test_onnx(onnx_file):
-    """A batch goes through a file for one picture, and comes out as by torch's convolution."""
+    """A batch goes through a file for one image, and comes out as by torch's convolution."""
     path, kernel = onnx_file
     teacher, weights = load_teacher(path)
     assert weights == {}

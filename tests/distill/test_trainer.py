@@ -22,10 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tqdm import tqdm
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.distill import Decoder, Phase, Recipe, RunOptions, find_pictures, load_recipe, r2_score, train_student
+from groupmix_sam.distill import FrozenDecoder, Phase, Recipe, RunOptions, find_images, load_recipe, r2_score, train_student
 from groupmix_sam.distill import trainer as training
 from groupmix_sam.distill.checkpoint import Progress, load_checkpoint, save_checkpoint
-from groupmix_sam.distill.data import Samples, whole_pictures
+from groupmix_sam.distill.data import Samples, whole_images
 from groupmix_sam.distill.student import Student
 from groupmix_sam.errors import InvalidInputError, RunStoppedError, SaveError, WeightsError
 
@@ -51,7 +51,7 @@ def run(cached, folder, recipe=TINY, options=RunOptions(), **kwargs):  # noqa: B
 
 def test_r2_by_hand(cached):
     """The teacher's own maps score 1, its channels' means score 0."""
-    maps = [p["features"][p["valid"]] for p in whole_pictures(cached, SIZE)]
+    maps = [p["features"][p["valid"]] for p in whole_images(cached, SIZE)]
     mean = torch.cat(maps).double().mean(0).float()
     perfect = lambda x: PlainTeacher()(x)["features"]  # noqa: E731
     flat = lambda x: mean[None, :, None, None].expand(1, 256, SIZE // 16, SIZE // 16)  # noqa: E731
@@ -92,7 +92,7 @@ def test_average():
 def test_losses_by_hand(cached, loss):
     """Features over the teacher's variance, hints fading, and padding that does not count whatever the student says of it."""
     recipe = Recipe(loss=loss, hint_weight=0.5)
-    batch = next(whole_pictures(cached, SIZE))
+    batch = next(whole_images(cached, SIZE))
     rows = int(batch["valid"][0, :, 0].sum())
     assert rows < SIZE // 16
     outputs = {name: torch.randn_like(batch[name], dtype=torch.float32) for name in ("features", "hint_in", "hint_out")}
@@ -109,7 +109,7 @@ def test_losses_by_hand(cached, loss):
 
 
 def test_plan_by_hand(cached, tmp_path):
-    """Four passes over four pictures, in units of 128 x 128 pixels: 80 % by steps of 4 x 1/4, 20 % by steps of 1."""
+    """Four passes over four images, in units of 128 x 128 pixels: 80 % by steps of 4 x 1/4, 20 % by steps of 1."""
     _, record = run(cached, tmp_path / "run")
     assert record["steps"] == [round(4 * 4 * 0.8 / 1), round(4 * 4 * 0.2)]
     last = rows_of(tmp_path / "run")[-1]
@@ -117,7 +117,7 @@ def test_plan_by_hand(cached, tmp_path):
 
 
 def test_distilling_learns_the_teacher(cached, tmp_path):
-    """The student gets near to pictures that it was not trained on, and everything that is promised is written."""
+    """The student gets near to images that it was not trained on, and everything that is promised is written."""
     folder = tmp_path / "run"
     encoder, record = run(cached, folder, Recipe(epochs=24, phases=(Phase(0.8, 64, 4), Phase(0.2, 0, 1))))
     score = r2_score(encoder, cached[:2], SIZE)
@@ -131,8 +131,8 @@ def test_distilling_learns_the_teacher(cached, tmp_path):
     assert len(checks) == 24, "one an epoch"
     assert float(rows[0]["features"]) > 2 * float(rows[-2]["features"])
     assert len(list((folder / "features").glob("*.png"))) == 24
-    with Image.open(folder / "features.png") as picture:
-        assert picture.height > 24 * 100
+    with Image.open(folder / "features.png") as image:
+        assert image.height > 24 * 100
     assert yaml.safe_load((folder / "run.yaml").read_text())["recipe"]["epochs"] == 24
 
 
@@ -198,14 +198,14 @@ def test_minutes_set_the_epochs(cached, tmp_path):
 
 def test_without_a_cache_the_teacher_is_asked(photos, cached, tmp_path):
     """The same steps, up to the cache's half precision."""
-    pictures = {p.path.name: p for p in find_pictures(photos)}
+    images = {p.path.name: p for p in find_images(photos)}
     curves = []
-    for source, name in ((list(pictures.values())[:3], "asked"), (None, "cached")):
+    for source, name in ((list(images.values())[:3], "asked"), (None, "cached")):
         if source is None:
             from groupmix_sam.distill import cache_features
 
-            by_picture = [cache_features([p], PlainTeacher(), tmp_path / "c", SIZE)[0][0] for p in list(pictures.values())[:3]]
-            source = by_picture
+            by_image = [cache_features([p], PlainTeacher(), tmp_path / "c", SIZE)[0][0] for p in list(images.values())[:3]]
+            source = by_image
         recipe = Recipe(epochs=2, phases=(Phase(1.0, 64, 2),), ridge_start=False, ridge_finish=False)
         train_student(tiny_student(), PlainTeacher(), source, cached[:1], tmp_path / name, recipe, image_size=SIZE)
         curves.append([float(r["features"]) for r in rows_of(tmp_path / name) if r["features"]])
@@ -217,7 +217,7 @@ def test_through_the_mask_decoder(cached, tmp_path):
     sam = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=SIZE)
     before = {k: v.clone() for k, v in sam.mask_decoder.state_dict().items()}
     recipe = Recipe(epochs=12, phases=(Phase(0.2, 64, 4), Phase(0.8, 0, 1, "masks")), lr=1e-3)
-    run(cached, tmp_path / "run", recipe, decoder=Decoder(sam))
+    run(cached, tmp_path / "run", recipe, decoder=FrozenDecoder(sam))
     losses = [float(row["masks"]) for row in rows_of(tmp_path / "run") if row["masks"]]
     assert losses[-1] < 0.8 * losses[0]
     assert all(torch.equal(v, sam.mask_decoder.state_dict()[k]) for k, v in before.items())
@@ -228,7 +228,7 @@ def test_through_the_mask_decoder(cached, tmp_path):
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from groupmix_sam.distill import CachedPicture, Decoder, RunOptions, train_student
+from groupmix_sam.distill import CachedImage, Decoder, RunOptions, train_student
 from groupmix_sam.distill import train as training
 from tests.distill.test_trainer import CROPS, LONG, PlainTeacher, SIZE, tiny_student
 import torch
@@ -236,7 +236,7 @@ import torch
 torch.set_num_threads(1)
 cache, folder, accumulate, hold = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 recipe = CROPS if accumulate == 2 or "WORLD_SIZE" in os.environ else LONG
-cached = [CachedPicture(p) for p in sorted(cache.glob("*.safetensors"))]
+cached = [CachedImage(p) for p in sorted(cache.glob("*.safetensors"))]
 update = training.update_average
 
 
@@ -296,7 +296,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(cached, whole_run, tmp
         process = start(cached, folder, hold=at + 1)
         reached = lambda at=at: (folder / "checkpoint.safetensors").is_file() and _step(folder) >= at  # noqa: E731
         wait_for(reached, process)
-        os.killpg(process.pid, how)  # to those that read pictures too, as schedulers do
+        os.killpg(process.pid, how)  # to those that read images too, as schedulers do
         (tmp_path / f"go{at + 1}").touch()
         out, _ = process.communicate(timeout=300)
         assert process.returncode != 0
@@ -333,26 +333,26 @@ def test_two_processes_give_one_process_losses(cached, tmp_path):
 SHARED = """
 import json, sys
 from pathlib import Path
-from groupmix_sam.distill import cache_features, find_pictures, r2_score
+from groupmix_sam.distill import cache_features, find_images, r2_score
 from groupmix_sam.distill.run import start_accelerator
 from tests.distill.conftest import SIZE, PlainTeacher
 from tests.distill.test_trainer import tiny_student
 
 accelerator, teacher = start_accelerator(), PlainTeacher()
-cached, skipped = cache_features(find_pictures(sys.argv[1]), teacher, sys.argv[2], SIZE)
+cached, skipped = cache_features(find_images(sys.argv[1]), teacher, sys.argv[2], SIZE)
 score = r2_score(tiny_student().eval(), cached, SIZE, accelerator)
-found = [teacher.calls, [str(picture.path.name) for picture in cached], [str(picture) for picture in skipped], score]
+found = [teacher.calls, [str(image.path.name) for image in cached], [str(image) for image in skipped], score]
 Path(sys.argv[2], f"{accelerator.process_index}.json").write_text(json.dumps(found))
 """
 
 
 def test_two_processes_share_the_cache_and_r2(photos, cached, tmp_path):
-    """Each asks the teacher for its half of the pictures; both come to what one process comes to."""
-    pictures = shutil.copytree(photos, tmp_path / "photos")
-    (pictures / "below" / "broken.png").write_bytes(b"no picture")
+    """Each asks the teacher for its half of the images; both come to what one process comes to."""
+    images = shutil.copytree(photos, tmp_path / "photos")
+    (images / "below" / "broken.png").write_bytes(b"no image")
     (tmp_path / "script.py").write_text(SHARED)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(pictures), str(tmp_path / "c")]
+    command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(images), str(tmp_path / "c")]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     subprocess.run(command, env=env, cwd=ROOT, check=True, timeout=300)
     found = [json.loads((tmp_path / "c" / f"{i}.json").read_text()) for i in range(2)]
@@ -360,8 +360,8 @@ def test_two_processes_share_the_cache_and_r2(photos, cached, tmp_path):
     assert min(found[0][0], found[1][0]) >= 2
     assert found[0][1:] == found[1][1:]
     _, names, skipped, score = found[0]
-    assert names == [picture.path.name for picture in cached]
-    assert skipped == [str(pictures / "below" / "broken.png")]
+    assert names == [image.path.name for image in cached]
+    assert skipped == [str(images / "below" / "broken.png")]
     assert score == pytest.approx(r2_score(tiny_student().eval(), cached, SIZE), abs=1e-5)
 
 
@@ -378,7 +378,7 @@ def test_another_run_is_not_resumed(cached, tmp_path):
     other = Recipe(epochs=5, phases=TINY.phases)
     with pytest.raises(InvalidInputError, match=r"(?s)cannot be resumed:.*recipe\.epochs: 4 there, 5 asked for"):
         run(cached, folder, other, RunOptions(resume=True))
-    with pytest.raises(InvalidInputError, match=r"pictures: 4 there, 3 asked for"):
+    with pytest.raises(InvalidInputError, match=r"images: 4 there, 3 asked for"):
         train_student(
             tiny_student(), PlainTeacher(), cached[3:], cached[:2], folder, TINY, RunOptions(resume=True), image_size=SIZE
         )
@@ -449,7 +449,7 @@ def test_checkpointing_activations_changes_no_loss(cached, tmp_path):
 
 
 @pytest.mark.parametrize(("phase", "moved"), [(Phase(1.0, 0, 1), False), (Phase(1.0, 64, 2), True)])
-def test_a_part_of_one_picture_leaves_batch_norm_alone(cached, tmp_path, phase, moved):
+def test_a_part_of_one_image_leaves_batch_norm_alone(cached, tmp_path, phase, moved):
     encoder, _ = run(cached, tmp_path / "run", Recipe(epochs=1, phases=(phase,), ridge_start=False, ridge_finish=False))
     means = [m.running_mean for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert len(means) > 3
@@ -471,9 +471,9 @@ def test_resized_crops_cannot_come_from_the_cache(cached, tmp_path):
     recipe = Recipe(augmentation="resized_crop", phases=(Phase(1.0, 0, 1),))
     with pytest.raises(InvalidInputError, match="cannot come from the cache"):
         run(cached, tmp_path / "run", recipe)
-    with pytest.raises(InvalidInputError, match="no picture to train on"):
+    with pytest.raises(InvalidInputError, match="no image to train on"):
         train_student(tiny_student(), PlainTeacher(), [], cached, tmp_path / "run", TINY, image_size=SIZE)
-    with pytest.raises(InvalidInputError, match="no picture is held out"):
+    with pytest.raises(InvalidInputError, match="no image is held out"):
         train_student(tiny_student(), PlainTeacher(), cached, [], tmp_path / "run", TINY, image_size=SIZE)
     assert not (tmp_path / "run").exists()
 

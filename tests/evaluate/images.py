@@ -1,4 +1,4 @@
-"""Drawn pictures with COCO-format masks, and a predictor whose masks can be worked out by hand."""
+"""Drawn images with COCO-format masks, and a predictor whose masks can be worked out by hand."""
 
 import json
 
@@ -6,11 +6,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 
-def draw_dataset(folder, pictures=3, width=96, height=64):
-    """Write images/ and annotations.json: each picture has a disc, a square, and a crowd in a corner."""
+def draw_dataset(folder, count=3, width=96, height=64):
+    """Write images/ and annotations.json: each image has a disc, a square, and a crowd in a corner."""
     (folder / "images").mkdir(parents=True)
     images, annotations = [], []
-    for i in range(pictures):
+    for i in range(count):
         image = Image.new("RGB", (width, height), (30, 60, 40 + 10 * i))
         draw = ImageDraw.Draw(image)
         left = 8 + 4 * i
@@ -28,7 +28,7 @@ def draw_dataset(folder, pictures=3, width=96, height=64):
             box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
             annotation = {"id": 100 * i + number + 1, "image_id": 10 + i, "category_id": 1, "iscrowd": crowd, "bbox": box}
             annotations.append({**annotation, "area": box[2] * box[3], "segmentation": [polygon]})
-    coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
     (folder / "annotations.json").write_text(json.dumps(coco))
     return folder
 
@@ -37,11 +37,11 @@ class PlainPredictor:
     """Of a box, its upper half; of points, three rectangles about the first, of which it thinks the second best."""
 
     def __init__(self):
-        self.pictures = 0
+        self.images = 0
 
     def set_image(self, image):
         self.size = image.shape[:2]
-        self.pictures += 1
+        self.images += 1
 
     def predict(self, point_coords, point_labels, box, mask_input=None, multimask_output=True, return_logits=False):
         masks = np.zeros((3 if multimask_output else 1, *self.size), dtype=bool)

@@ -14,7 +14,7 @@ from .images import draw_dataset
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("cli") / "drawn", pictures=2)
+    return draw_dataset(tmp_path_factory.mktemp("cli") / "drawn", images=2)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_labels_elsewhere_a_reference_and_a_comparison(data, weights, tmp_path):
 
 
 def test_agreement(data, weights, tmp_path):
-    (tmp_path / "hands.csv").write_text("picture,x,y\n0.png,20,20\n1.png,64,30\n1.png,24,20\n")
+    (tmp_path / "hands.csv").write_text("image,x,y\n0.png,20,20\n1.png,64,30\n1.png,24,20\n")
     args = ["evaluate", data / "images", "--checkpoint", weights / "a.safetensors", "--reference", weights / "a.safetensors"]
     run(*args, "--prompts", tmp_path / "hands.csv", "--output", tmp_path / "r.json")
     result = load_result(tmp_path / "r.json")
@@ -72,10 +72,10 @@ def test_agreement(data, weights, tmp_path):
     [
         ([], "there is no folder None"),
         (["nowhere"], "there is no folder nowhere"),
-        (["DATA/images"], "images has no labels, there is no annotations.json in it: add --reference and --grid"),
+        (["DATA/images"], "images has no labels, there is no annotations.json in it: add --reference and --points-per-side"),
         (["DATA/images", "--annotations", "nowhere.json"], "nowhere.json cannot be read as JSON"),
-        (["DATA/images", "--grid", "3"], "without labels a reference is needed"),
-        (["DATA/images", "--grid", "3", "--prompts", "p.csv"], "both say what is asked"),
+        (["DATA/images", "--points-per-side", "3"], "without labels a reference is needed"),
+        (["DATA/images", "--points-per-side", "3", "--prompts", "p.csv"], "both say what is asked"),
         (["DATA", "--prompt-kind", "circle"], "the prompt is 'circle'"),
     ],
 )
@@ -88,5 +88,5 @@ def test_result_is_plain_json(data, weights, tmp_path):
     args = ["--checkpoint", weights / "a.safetensors", "--image-size", 256, "--limit", 1]
     run("evaluate", data, *args, "--output", tmp_path / "r.json")
     content = json.loads((tmp_path / "r.json").read_text())
-    assert content["data"]["pictures"] == 1
-    assert content["rows"][0].keys() >= {"picture", "id", "prompt", "given", "iou", "boundary_iou", "predicted_iou", "mask"}
+    assert content["data"]["images"] == 1
+    assert content["rows"][0].keys() >= {"image", "id", "prompt", "given", "iou", "boundary_iou", "predicted_iou", "mask"}

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from groupmix_sam.errors import InvalidInputError
-from groupmix_sam.evaluate import Labelled, Model, Protocol, evaluate
+from groupmix_sam.evaluate import LabelledDataset, Model, Protocol, evaluate
 from groupmix_sam.evaluate.dataset import decode, encode, load_coco
 
 from .images import PlainPredictor, draw_dataset
@@ -17,7 +17,7 @@ def data(tmp_path):
 
 
 def task(data, limit=None, **protocol):
-    return Labelled(data / "annotations.json", data / "images", Protocol(**protocol), limit)
+    return LabelledDataset(data / "annotations.json", data / "images", Protocol(**protocol), limit)
 
 
 def run(data, tmp_path, **protocol):
@@ -28,7 +28,7 @@ def test_boxes_by_hand(data, tmp_path):
     """The upper half of a square is half of it; its filled box is all of it."""
     rows = [row for row in run(data, tmp_path, prompts=("box",)).rows if row["id"] % 100 == 2]
     assert [row["iou"] for row in rows] == [0.5, 0.5, 0.5]
-    assert [row["filled_box_iou"] for row in rows] == [1, 1, 1]
+    assert [row["box_baseline_iou"] for row in rows] == [1, 1, 1]
     assert [row["predicted_iou"] for row in rows] == [0.8, 0.8, 0.8]
     assert rows[0]["given"] == {"box": [60.0, 20.0, 68.0, 40.0]}
     assert [row["area"] for row in rows] == [160, 240, 320]
@@ -46,9 +46,9 @@ def test_points_by_hand(data, tmp_path):
     assert row["iou"] == pytest.approx((mask & truth).sum() / (mask | truth).sum())
 
 
-@pytest.mark.parametrize(("options", "count"), [({}, 6), ({"crowds": True}, 9), ({"least_area": 300}, 4)])
+@pytest.mark.parametrize(("options", "count"), [({}, 6), ({"crowds": True}, 9), ({"min_mask_area": 300}, 4)])
 def test_what_counts(data, tmp_path, options, count):
-    """Two things and a crowd on each of three pictures; the squares have 160, 240 and 320 pixels."""
+    """Two instances and a crowd on each of three images; the squares have 160, 240 and 320 pixels."""
     assert len(run(data, tmp_path, prompts=("box",), **options).rows) == count
 
 
@@ -58,14 +58,14 @@ def test_clicks_keep_every_step(data, tmp_path):
     assert all(row["iou"] == row["ious"][-1] for row in rows)
 
 
-def test_a_picture_without_annotations_costs_nothing(data, tmp_path):
+def test_a_image_without_annotations_costs_nothing(data, tmp_path):
     file = data / "annotations.json"
     coco = json.loads(file.read_text())
     coco["annotations"] = [a for a in coco["annotations"] if a["image_id"] != 11]
     file.write_text(json.dumps(coco))
     model = Model(PlainPredictor(), "plain")
-    assert {row["picture"] for row in evaluate(task(data), model, tmp_path / "r.json").rows} == {"0.png", "2.png"}
-    assert model.predictor.pictures == 2
+    assert {row["image"] for row in evaluate(task(data), model, tmp_path / "r.json").rows} == {"0.png", "2.png"}
+    assert model.predictor.images == 2
 
 
 @pytest.mark.parametrize("bbox", [None, [60, 20, 0, 20]])
@@ -89,20 +89,20 @@ def test_a_mask_that_cannot_be_read_is_told(data):
         task(data).measure(PlainPredictor(), "0.png")
 
 
-def test_a_turned_picture_is_told(data):
+def test_a_turned_image_is_told(data):
     Image.new("RGB", (64, 96)).save(data / "images" / "0.png")
     with pytest.raises(InvalidInputError, match=r"0.png has 64 x 96 pixels, its masks 96 x 64"):
         task(data).measure(PlainPredictor(), "0.png")
 
 
-def test_a_missing_picture_is_told_at_once(data):
+def test_a_missing_image_is_told_at_once(data):
     (data / "images" / "2.png").unlink()
     with pytest.raises(InvalidInputError, match=r"2\.png, which .* names, is not there"):
         task(data)
-    assert task(data, limit=2).pictures() == ["0.png", "1.png"]
+    assert task(data, limit=2).images() == ["0.png", "1.png"]
 
 
-def test_a_picture_that_comes_twice_is_told(data):
+def test_a_image_that_comes_twice_is_told(data):
     """Else the annotations of all its entries but one would not count."""
     file = data / "annotations.json"
     coco = json.loads(file.read_text())

@@ -12,7 +12,7 @@ from groupmix_sam import build_sam_groupmix
 from groupmix_sam.cli import app
 from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.evaluate import Model, Protocol, evaluate, load_result
-from groupmix_sam.evaluate.detections import Detections, average_precision
+from groupmix_sam.evaluate.detections import DetectionDataset, average_precision
 from groupmix_sam.files import sha256
 from groupmix_sam.masks import decode_rle
 from groupmix_sam.weights import save_weights
@@ -22,26 +22,26 @@ from .images import PlainPredictor, draw_dataset
 
 @pytest.fixture
 def data(tmp_path):
-    """Each thing's box, some of them moved, doubled or of another picture's class."""
-    folder = draw_dataset(tmp_path / "data", pictures=4)
+    """Each instance's box, some of them moved, doubled or of another image's class."""
+    folder = draw_dataset(tmp_path / "data", images=4)
     rng, found = np.random.default_rng(0), []
     for a in json.loads((folder / "annotations.json").read_text())["annotations"]:
         left, top, width, height = a["bbox"]
         for _ in range(rng.integers(0, 3)):
             # SAM's stand-in takes the upper half, so that boxes of twice the height give the whole
-            box = [left + rng.integers(0, 3), top, width, height * rng.choice([1, 2])]
+            box = [left + rng.integers(0, 3), top, width, height * rng.selection_for([1, 2])]
             found.append({"image_id": a["image_id"], "category_id": 1, "bbox": list(map(float, box)), "score": rng.random()})
     (folder / "found.json").write_text(json.dumps(found))
     return folder
 
 
 def task(data, limit=None):
-    return Detections(data / "found.json", data / "annotations.json", data / "images", Protocol(), limit)
+    return DetectionDataset(data / "found.json", data / "annotations.json", data / "images", Protocol(), limit)
 
 
 @pytest.mark.parametrize(("limit", "ids"), [(None, [10, 11, 12, 13]), (2, [10, 11, 12, 13]), (2, [13, 11, 12, 10])])
 def test_ap_is_pycocotools(data, tmp_path, limit, ids):
-    """Of the first pictures in the order of the file, whatever their ids."""
+    """Of the first images in the order of the file, whatever their ids."""
     labels = json.loads((data / "annotations.json").read_text())
     labels["images"].sort(key=lambda image: ids.index(image["id"]))
     (data / "annotations.json").write_text(json.dumps(labels))
@@ -60,14 +60,14 @@ def test_ap_is_pycocotools(data, tmp_path, limit, ids):
 
 
 def test_a_box_that_shows_nothing_has_an_empty_mask(data):
-    """Whatever the model would have made of it: without an area, or outside the picture."""
+    """Whatever the model would have made of it: without an area, or outside the image."""
     found = [
         {"image_id": 10, "category_id": 1, "bbox": box, "score": 0.5}
         for box in ([5, 5, 0, 10], [5, 5, 10, 0], [9000, 5, 10, 10], [5, 5, 10, 10])
     ]
     (data / "found.json").write_text(json.dumps(found))
     ours = task(data)
-    rows = ours.measure(PlainPredictor(), ours.pictures()[0])
+    rows = ours.measure(PlainPredictor(), ours.images()[0])
     areas = [int(decode_rle(rle(row)).sum()) for row in rows]
     assert areas[:3] == [0, 0, 0]
     assert areas[3] > 0

@@ -15,11 +15,11 @@ masks = st.tuples(st.integers(1, 24), st.integers(1, 24)).flatmap(lambda size: a
 
 
 def eroded(mask, times):
-    """Erode by 3 x 3 again and again; what lies outside the picture is no mask."""
-    picture = Image.fromarray(np.pad(mask, times + 1).astype(np.uint8))
+    """Erode by 3 x 3 again and again; what lies outside the image is no mask."""
+    image = Image.fromarray(np.pad(mask, times + 1).astype(np.uint8))
     for _ in range(times):
-        picture = picture.filter(ImageFilter.MinFilter(3))
-    return np.asarray(picture, dtype=bool)[times + 1 : -times - 1, times + 1 : -times - 1]
+        image = image.filter(ImageFilter.MinFilter(3))
+    return np.asarray(image, dtype=bool)[times + 1 : -times - 1, times + 1 : -times - 1]
 
 
 @given(st.data())
@@ -37,7 +37,7 @@ def test_boundary_is_what_erosion_takes_away(mask, width):
 
 
 def test_boundary_iou_by_hand():
-    """Squares of 40 and of 30 in a picture of 60 x 80: the diagonal is 100, rims of 2 are 304 and 224 pixels."""
+    """Squares of 40 and of 30 in an image of 60 x 80: the diagonal is 100, rims of 2 are 304 and 224 pixels."""
     large, small, moved = (np.zeros((60, 80), dtype=bool) for _ in range(3))
     large[10:50, 10:50] = True
     small[15:45, 15:45] = True
@@ -61,7 +61,7 @@ def test_innermost_pixel_is_in_what_is_left_last(mask):
 
 
 def test_innermost_pixel_by_hand():
-    """The middle of a 7 x 7 square, whatever thin line leaves it, even along the picture's border."""
+    """The middle of a 7 x 7 square, whatever thin line leaves it, even along the image's border."""
     mask = np.zeros((20, 30), dtype=bool)
     mask[5:12, 10:17] = True
     mask[8, :] = True
@@ -84,11 +84,11 @@ def test_filled_and_tight_box():
     """A box of 4 x 3 over a mask of 2 x 3 that lies in it; a box without area is one pixel."""
     mask = np.zeros((6, 8), dtype=bool)
     mask[1:4, 2:4] = True
-    filled = metrics.filled_box((6, 8), np.array([1.6, 1.0, 6.0, 4.2]))
+    filled = metrics.box_baseline((6, 8), np.array([1.6, 1.0, 6.0, 4.2]))
     assert filled.sum() == 12
     assert metrics.iou(mask, filled) == pytest.approx(6 / 12)
-    assert metrics.filled_box((6, 8), np.array([3, 2, 3, 2])).sum() == 1
-    assert metrics.filled_box((6, 8), np.array([-5, -5, 2, 2])).sum() == 4
+    assert metrics.box_baseline((6, 8), np.array([3, 2, 3, 2])).sum() == 1
+    assert metrics.box_baseline((6, 8), np.array([-5, -5, 2, 2])).sum() == 4
     assert metrics.tight_box(mask).tolist() == [2, 1, 4, 4]
     assert metrics.tight_box(np.zeros((6, 8), dtype=bool)).tolist() == [0, 0, 0, 0]
 

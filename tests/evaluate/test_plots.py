@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.cli import app
 from groupmix_sam.errors import InvalidInputError, UnknownNameError
-from groupmix_sam.evaluate import Labelled, Model, Protocol, evaluate
+from groupmix_sam.evaluate import LabelledDataset, Model, Protocol, evaluate
 from groupmix_sam.evaluate.dataset import decode
-from groupmix_sam.evaluate.plots import draw_cells, pick_pictures, predict_results, save_html, save_png
+from groupmix_sam.evaluate.plots import draw_cells, pick_images, predict_results, save_html, save_png
 from groupmix_sam.images import read_image
 from groupmix_sam.visualize import draw_masks
 from groupmix_sam.weights import save_weights
@@ -28,29 +28,29 @@ def data(tmp_path):
 
 @pytest.fixture
 def result(data, tmp_path):
-    task = Labelled(data / "annotations.json", data / "images", Protocol())
+    task = LabelledDataset(data / "annotations.json", data / "images", Protocol())
     return evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "plain.json")
 
 
 def test_pick_by_hand(result):
     ious = {"0.png": 0.5, "1.png": 0.2, "2.png": 0.9}
-    result = replace(result, rows=[row | {"iou": ious[row["picture"]]} for row in result.rows])
-    assert pick_pictures(result, "box", "worst", 2) == ["1.png", "0.png"]
-    assert pick_pictures(result, "point", "best", 9) == ["2.png", "0.png", "1.png"]
-    randoms = {tuple(pick_pictures(result, "box", "random", 2, seed)) for seed in (1, 2, 3, 1)}
+    result = replace(result, rows=[row | {"iou": ious[row["image"]]} for row in result.rows])
+    assert pick_images(result, "box", "worst", 2) == ["1.png", "0.png"]
+    assert pick_images(result, "point", "best", 9) == ["2.png", "0.png", "1.png"]
+    randoms = {tuple(pick_images(result, "box", "random", 2, seed)) for seed in (1, 2, 3, 1)}
     assert len(randoms) > 1
     assert all(len(set(names)) == 2 for names in randoms)
     with pytest.raises(UnknownNameError, match="known are box, point"):
-        pick_pictures(result, "circle")
+        pick_images(result, "circle")
     with pytest.raises(InvalidInputError, match="detections have no truth for each mask"):
-        pick_pictures(replace(result, kind="detections"), "box")
-    with pytest.raises(UnknownNameError, match="no way to pick pictures 'wurst'"):
-        pick_pictures(result, "box", "wurst")
+        pick_images(replace(result, kind="detections"), "box")
+    with pytest.raises(UnknownNameError, match="no way to pick images 'wurst'"):
+        pick_images(result, "box", "wurst")
 
 
 def test_cells_show_prompts_truth_and_masks(result, data):
     heads, ((truth, mask),) = draw_cells([result], ["1.png"], "box")
-    rows = [row for row in result.rows if (row["picture"], row["prompt"]) == ("1.png", "box")]
+    rows = [row for row in result.rows if (row["image"], row["prompt"]) == ("1.png", "box")]
     rows.sort(key=lambda row: row["area"], reverse=True)
     assert heads == ["labels", "plain"]
     for cell, which in ((truth, "truth"), (mask, "mask")):
@@ -81,7 +81,7 @@ def test_png_and_html_hold_every_cell(result, tmp_path):
 
 
 def test_models_on_prompts(data, tmp_path):
-    (tmp_path / "p.csv").write_text("picture,x,y\n1.png,40,30\n")
+    (tmp_path / "p.csv").write_text("image,x,y\n1.png,40,30\n")
     models = [Model(PlainPredictor(), "a"), Model(PlainPredictor(), "b"), Model(PlainPredictor(), "c")]
     results = predict_results(models, data / "images", tmp_path / "p.csv")
     heads, (line,) = draw_cells(results, ["1.png"], "point")
@@ -98,15 +98,15 @@ def run(*args):
 def test_command(result, data, tmp_path):
     out = tmp_path / "c.png"
     done = run("compare", tmp_path / "plain.json", "--prompt-kind", "point", "--rows", "2", "--output", out)
-    names = ", ".join(pick_pictures(result, "point", "worst", 2))
+    names = ", ".join(pick_images(result, "point", "worst", 2))
     assert done.stdout == f"wrote {out} and {out.with_suffix('.html')}: {names}\n"
     save_png(*draw_cells([result], names.split(", "), "point"), tmp_path / "d.png")
     assert out.read_bytes() == (tmp_path / "d.png").read_bytes()
     weights = save_weights(build_sam_groupmix(None, encoder="gmf_sam_test", image_size=256), tmp_path / "a.safetensors")
-    (tmp_path / "p.csv").write_text("picture,x,y\n1.png,24,20\n")
-    arguments = ["--pictures", data / "images", "--prompts", tmp_path / "p.csv", "--output", tmp_path / "e.png"]
+    (tmp_path / "p.csv").write_text("image,x,y\n1.png,24,20\n")
+    arguments = ["--images", data / "images", "--prompts", tmp_path / "p.csv", "--output", tmp_path / "e.png"]
     assert run("compare", weights, weights, *arguments).stdout.endswith(": 1.png\n")
-    with pytest.raises(InvalidInputError, match="models need pictures and prompts"):
+    with pytest.raises(InvalidInputError, match="models need images and prompts"):
         run("compare", weights, weights)
     with pytest.raises(InvalidInputError, match=r"ends in \.png"):
         run("compare", tmp_path / "plain.json", "--output", "a.jpg")

@@ -65,7 +65,7 @@ def test_any_model_of_timms():
 def test_what_is_wrong_is_said():
     with pytest.raises(UnknownNameError, match="did you mean gmf_sam_"):
         measure_costs(["gmf_sam_tset"])
-    with pytest.raises(InvalidInputError, match="vit_tiny_patch16_224 does not take pictures of 100 pixels"):
+    with pytest.raises(InvalidInputError, match="vit_tiny_patch16_224 does not take images of 100 pixels"):
         measure_costs(["vit_tiny_patch16_224"], 100)
     with pytest.raises(RuntimeUnavailableError, match="the device 'nowhere' cannot be used"):
         measure_costs(["gmf_sam_test"], 64, device="nowhere")

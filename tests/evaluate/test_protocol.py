@@ -31,12 +31,12 @@ def square(reach, x=40, y=30):
 
 
 @pytest.mark.parametrize(
-    ("choose", "reach", "predicted"),
+    ("mask_selection", "reach", "predicted"),
     [("single", 4, 0.8), ("best-of-3", 8, 0.9), ("best-of-4", 8, 0.9), ("oracle", 12, 0.7), ("stability", 4, 0.5)],
 )
-def test_choices_by_hand(plain, choose, reach, predicted):
+def test_choices_by_hand(plain, mask_selection, reach, predicted):
     """Of squares of 8, 16 and 24: the second looks best to the model, the third is the truth, the second is unstable."""
-    answer = ask(plain, Prompt([[40, 30]], [1]), choose, square(12))
+    answer = ask(plain, Prompt([[40, 30]], [1]), mask_selection, square(12))
     assert np.array_equal(answer.mask, square(reach))
     assert answer.predicted == predicted
     assert answer.low_res.shape == (1, 256, 256)
@@ -109,15 +109,15 @@ def test_prompts_for_a_mask():
 def test_presets_and_defaults():
     assert preset("sam").record()["prompts"] == {"box": "single", "point": "best-of-3"}
     nanosam = preset("nanosam").record()
-    assert (nanosam["prompts"], nanosam["crowds"], nanosam["least_area"]) == ({"box": "best-of-4"}, True, 0)
-    assert Protocol(prompts=("clicks-3",), choose="oracle").choice("clicks-3") == "oracle"
+    assert (nanosam["prompts"], nanosam["crowds"], nanosam["min_mask_area"]) == ({"box": "best-of-4"}, True, 0)
+    assert Protocol(prompts=("clicks-3",), mask_selection="oracle").selection_for("clicks-3") == "oracle"
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: preset("nanosa"), "did you mean nanosam"),
-        (lambda: Protocol(choose="best-of-5"), "did you mean best-of"),
+        (lambda: Protocol(mask_selection="best-of-5"), "did you mean best-of"),
         (lambda: Protocol(resize="linear"), "no way to resize 'linear'"),
         (lambda: Protocol(prompts=("circle",)), "the prompt is 'circle'"),
         (lambda: Protocol(prompts=("clicks-0",)), "the prompt is 'clicks-0'"),

@@ -5,28 +5,28 @@ import shutil
 import pytest
 
 from groupmix_sam.errors import ImageReadError, InvalidInputError
-from groupmix_sam.evaluate import Labelled, Model, Protocol, evaluate, load_result
+from groupmix_sam.evaluate import LabelledDataset, Model, Protocol, evaluate, load_result
 
 from .images import PlainPredictor, draw_dataset
 
 
 class Killed(PlainPredictor):
-    """Dies at the picture after the n-th."""
+    """Dies at the image after the n-th."""
 
     def __init__(self, after):
         super().__init__()
         self.after = after
 
     def set_image(self, image):
-        if self.pictures == self.after:
+        if self.images == self.after:
             raise KeyboardInterrupt
         super().set_image(image)
 
 
 @pytest.fixture
 def task(tmp_path):
-    data = draw_dataset(tmp_path / "data", pictures=5)
-    return Labelled(data / "annotations.json", data / "images", Protocol())
+    data = draw_dataset(tmp_path / "data", images=5)
+    return LabelledDataset(data / "annotations.json", data / "images", Protocol())
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_resumes_after_a_kill(task, whole, tmp_path, cut):
     part.write_bytes(content[: len(content) - cut])
     again = PlainPredictor()
     assert evaluate(task, Model(again, "plain"), out).rows == whole.rows
-    assert again.pictures == (3 if cut else 2)
+    assert again.images == (3 if cut else 2)
 
 
 def test_a_cut_first_line(task, whole, tmp_path):
@@ -76,7 +76,7 @@ def test_any_number_of_processes_gives_the_same(task, whole, tmp_path, monkeypat
         monkeypatch.setenv("RANK", str(rank))
         model = Model(PlainPredictor(), "plain")
         results.append(evaluate(task, model, tmp_path / "r.json"))
-        assert model.predictor.pictures == len(range(rank, 5, processes))
+        assert model.predictor.images == len(range(rank, 5, processes))
     assert results[:-1] == [None] * (processes - 1)
     assert results[-1] == whole
     assert load_result(tmp_path / "r.json") == whole
@@ -90,11 +90,11 @@ def test_another_number_of_processes_goes_on(task, whole, tmp_path, monkeypatch)
     monkeypatch.delenv("RANK")
     model = Model(PlainPredictor(), "plain")
     assert evaluate(task, model, tmp_path / "r.json") == whole
-    assert model.predictor.pictures == 3
+    assert model.predictor.images == 3
 
 
 def test_another_evaluation_is_not_mixed_in(task, whole, tmp_path):
-    other = Labelled(task.file, task.folder, Protocol(choose="oracle"))
+    other = LabelledDataset(task.file, task.folder, Protocol(mask_selection="oracle"))
     with pytest.raises(InvalidInputError, match=r"whole.json is of another evaluation, its protocol's prompts is"):
         evaluate(other, Model(PlainPredictor(), "plain"), tmp_path / "whole.json")
     with pytest.raises(KeyboardInterrupt):
@@ -103,22 +103,22 @@ def test_another_evaluation_is_not_mixed_in(task, whole, tmp_path):
         evaluate(task, Model(PlainPredictor(), "other"), tmp_path / "r.json")
 
 
-def test_other_pictures_of_the_same_names_are_another_evaluation(task, whole, tmp_path):
+def test_other_images_of_the_same_names_are_another_evaluation(task, whole, tmp_path):
     digests = {f"{i}.png": hashlib.sha256((task.folder / f"{i}.png").read_bytes()).hexdigest() for i in range(5)}
-    assert whole.data["pictures_sha256"] == hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    assert whole.data["images_sha256"] == hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     with pytest.raises(KeyboardInterrupt):
         evaluate(task, Model(Killed(1), "plain"), tmp_path / "r.json")
     shutil.copy(task.folder / "1.png", task.folder / "0.png")
     for name in ("whole.json", "r.json"):
-        with pytest.raises(InvalidInputError, match=rf"{name}.* is of another evaluation, its data's pictures_sha256 is"):
+        with pytest.raises(InvalidInputError, match=rf"{name}.* is of another evaluation, its data's images_sha256 is"):
             evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / name)
     (task.folder / "0.png").unlink()
-    with pytest.raises(ImageReadError, match=r"a picture in .* cannot be read"):
+    with pytest.raises(ImageReadError, match=r"an image in .* cannot be read"):
         task.record()
 
 
 def test_nothing_counts(task, tmp_path):
-    empty = Labelled(task.file, task.folder, Protocol(least_area=10**6))
+    empty = LabelledDataset(task.file, task.folder, Protocol(min_mask_area=10**6))
     with pytest.raises(InvalidInputError, match=r"nothing in .* counts"):
         evaluate(empty, Model(PlainPredictor(), "plain"), tmp_path / "r.json")
 

@@ -10,10 +10,10 @@ AREAS = (100.0, 1024.0, 5000.0, 20000.0)
 
 
 def result(ious, box=0.3, predicted=0.9, name="a"):
-    """A result of one box prompt a mask; `ious` of each picture, areas from small to large again and again."""
+    """A result of one box prompt a mask; `ious` of each image, areas from small to large again and again."""
     rows = [
-        {"picture": f"{p}.png", "id": i, "area": AREAS[i % 4], "prompt": "box", "iou": value}
-        | {"boundary_iou": value / 2, "predicted_iou": predicted, "filled_box_iou": box}
+        {"image": f"{p}.png", "id": i, "area": AREAS[i % 4], "prompt": "box", "iou": value}
+        | {"boundary_iou": value / 2, "predicted_iou": predicted, "box_baseline_iou": box}
         for p, values in enumerate(ious)
         for i, value in enumerate(values)
     ]
@@ -22,17 +22,17 @@ def result(ious, box=0.3, predicted=0.9, name="a"):
     return Result("labelled", protocol, model, {"sha256": "x"}, {}, rows)
 
 
-def random_ious(seed, pictures=12, low=0.2):
+def random_ious(seed, images=12, low=0.2):
     rng = np.random.default_rng(seed)
-    return [rng.uniform(low, 1, rng.integers(1, 9)).tolist() for _ in range(pictures)]
+    return [rng.uniform(low, 1, rng.integers(1, 9)).tolist() for _ in range(images)]
 
 
 def test_means_by_hand():
-    """Over masks, not over pictures; 1024 pixels are small and medium, as COCO has it."""
+    """Over masks, not over images; 1024 pixels are small and medium, as COCO has it."""
     lines = {line.size: line for line in summarize(result([[0.2, 0.4, 0.6, 0.8], [1.0]]))}
     assert lines["all"].iou.value == pytest.approx(0.6)
     assert lines["all"].boundary_iou.value == pytest.approx(0.3)
-    assert lines["all"].filled_box.value == pytest.approx(0.3)
+    assert lines["all"].box_baseline.value == pytest.approx(0.3)
     assert lines["all"].iou_error.value == pytest.approx((0.7 + 0.5 + 0.3 + 0.1 + 0.1) / 5)
     assert lines["all"].under_half.value == pytest.approx(2 / 5)
     assert lines["all"].share is None
@@ -44,8 +44,8 @@ def test_means_by_hand():
     }
 
 
-def test_interval_is_a_bootstrap_over_pictures():
-    """Against another one, picture by picture, with another seed: the ends agree to the resampling's own noise."""
+def test_interval_is_a_bootstrap_over_images():
+    """Against another one, image by image, with another seed: the ends agree to the resampling's own noise."""
     ious = random_ious(0)
     figure = summarize(result(ious))[0].iou
     rng = np.random.default_rng(99)
@@ -54,20 +54,20 @@ def test_interval_is_a_bootstrap_over_pictures():
     assert figure.low < figure.value < figure.high
 
 
-def test_one_picture_has_no_spread():
+def test_one_image_has_no_spread():
     figure = summarize(result([[0.2, 0.6]]))[0].iou
     assert (figure.value, figure.low, figure.high) == pytest.approx((0.4, 0.4, 0.4))
 
 
 def test_share_of_the_gain_by_hand():
-    """From 0.3 the reference comes to 0.7, the model to 0.6: three quarters of the way, in each picture alike."""
+    """From 0.3 the reference comes to 0.7, the model to 0.6: three quarters of the way, in each image alike."""
     line = summarize(result([[0.6, 0.6], [0.6]]), result([[0.7, 0.7], [0.7]], name="b"))[0]
     assert (line.share.value, line.share.low, line.share.high) == pytest.approx((0.75, 0.75, 0.75))
     assert summarize(result([[0.6]]), result([[0.2]]))[0].share is None, "the reference gains nothing over the box"
 
 
 def test_comparison_is_paired():
-    """B is A less 0.1 everywhere: however the pictures differ, the difference has no spread."""
+    """B is A less 0.1 everywhere: however the images differ, the difference has no spread."""
     a = random_ious(1, low=0.4)
     b = [[value - 0.1 for value in values] for values in a]
     (c,) = compare(result(a), result(b))
@@ -77,11 +77,11 @@ def test_comparison_is_paired():
     assert c.share.value == pytest.approx((mean - 0.4) / (mean - 0.3))
 
 
-def test_worst_and_best_pictures():
+def test_worst_and_best_images():
     a, b = result([[0.5, 0.5], [0.5], [0.5]]), result([[0.5, 0.7], [0.2], [0.9]])
     (c,) = compare(a, b)
-    assert c.pictures == [("1.png", pytest.approx(-0.3)), ("0.png", pytest.approx(0.1)), ("2.png", pytest.approx(0.4))]
-    text = compare_text(a, b, pictures=1)
+    assert c.images == [("1.png", pytest.approx(-0.3)), ("0.png", pytest.approx(0.1)), ("2.png", pytest.approx(0.4))]
+    text = compare_text(a, b, images=1)
     assert "box, B's worst: 1.png -0.300\nbox, B's best: 2.png +0.400" in text
 
 
@@ -96,16 +96,16 @@ def test_tables_show_the_filled_box():
 def test_rows_in_another_order_are_paired_all_the_same():
     a, b = result([[0.5, 0.8], [0.4]]), result([[0.6, 0.6], [0.6]])
     shuffled = replace(a, rows=a.rows[::-1])
-    assert compare(shuffled, b)[0].pictures == compare(a, b)[0].pictures
+    assert compare(shuffled, b)[0].images == compare(a, b)[0].images
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "agreement"}, "differ in their kind"),
+        ({"kind": "reference"}, "differ in their kind"),
         ({"protocol": {"name": "nanosam", "prompts": {"box": "best-of-4"}}}, "differ in their protocol"),
         ({"data": {"sha256": "y"}}, "different data, their sha256 differ"),
-        ({"data": {"sha256": "x", "pictures_sha256": "y"}}, "different data, their pictures_sha256 differ"),
+        ({"data": {"sha256": "x", "images_sha256": "y"}}, "different data, their images_sha256 differ"),
         ({"rows": []}, "has no mask for"),
     ],
 )

@@ -22,10 +22,10 @@ from safetensors.torch import load_file
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.batch.prompt_table import read_prompt_table
 from groupmix_sam.batch.storage import Folder
-from groupmix_sam.distill import PRESETS, cache_features, find_pictures, load_recipe
+from groupmix_sam.distill import PRESETS, cache_features, find_images, load_recipe
 from groupmix_sam.distill.checkpoint import Progress, load_checkpoint, save_checkpoint
-from groupmix_sam.evaluate import Labelled, Model, Protocol, Result, evaluate, load_result, summary_text
-from groupmix_sam.evaluate.detections import Detections
+from groupmix_sam.evaluate import LabelledDataset, Model, Protocol, Result, evaluate, load_result, summary_text
+from groupmix_sam.evaluate.detections import DetectionDataset
 from groupmix_sam.files import sha256
 from groupmix_sam.images import decode_image, read_image
 from groupmix_sam.inference import Predictor
@@ -41,16 +41,16 @@ from ..inference.conftest import draw as drawn
 from .damage import JUNK, bounded, damaged, mutated
 
 TINY = {"encoder": "gmf_sam_test", "image_size": 256}
-PICTURE = drawn(24, 32)
+IMAGE = drawn(24, 32)
 
 
 def encoded(form, **options):
     out = io.BytesIO()
-    Image.fromarray(PICTURE).save(out, form, **options)
+    Image.fromarray(IMAGE).save(out, form, **options)
     return out.getvalue()
 
 
-PICTURES = {
+IMAGES = {
     "JPEG": encoded("JPEG"),
     "PNG": encoded("PNG"),
     "TIFF": encoded("TIFF"),
@@ -60,7 +60,7 @@ PICTURES = {
 }
 
 
-def is_picture(image):
+def is_image(image):
     return image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0
 
 
@@ -80,27 +80,27 @@ def predictor(sam):
     return Predictor(sam)
 
 
-@pytest.mark.parametrize("form", PICTURES)
+@pytest.mark.parametrize("form", IMAGES)
 @bounded(80)
 @given(data=st.data())
-def test_pictures(attempt, form, data):
-    content = data.draw(damaged(PICTURES[form]))
+def test_images(attempt, form, data):
+    content = data.draw(damaged(IMAGES[form]))
     image = attempt(form, lambda: decode_image(content, "x"))
-    assert image is None or is_picture(image)
+    assert image is None or is_image(image)
 
 
-@pytest.mark.parametrize("form", PICTURES)
+@pytest.mark.parametrize("form", IMAGES)
 @pytest.mark.parametrize("limit", [500, 300])  # Pillow warns from its limit on and refuses from twice the limit on
 def test_bombs(attempt, form, limit, monkeypatch):
-    """A picture's size is looked at before its pixels are unpacked."""
+    """An image's size is looked at before its pixels are unpacked."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("unpacked"))
-    assert attempt("bombs", lambda: decode_image(PICTURES[form], "bomb")) is None
+    assert attempt("bombs", lambda: decode_image(IMAGES[form], "bomb")) is None
 
 
 def test_a_bomb_of_2700_megabytes(attempt):
     header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    content = PICTURES["PNG"][:12] + header + struct.pack(">I", zlib.crc32(header)) + PICTURES["PNG"][33:]
+    content = IMAGES["PNG"][:12] + header + struct.pack(">I", zlib.crc32(header)) + IMAGES["PNG"][33:]
     assert attempt("bombs", lambda: decode_image(content, "bomb")) is None
 
 
@@ -110,24 +110,24 @@ def test_tars(attempt, folder, data):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name in ("a.png", "b.jpg"):
-            content = PICTURES["PNG" if name == "a.png" else "JPEG"]
+            content = IMAGES["PNG" if name == "a.png" else "JPEG"]
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     (folder / "x.tar").write_bytes(data.draw(damaged(out.getvalue())))
-    for picture in attempt("tars", lambda: find_pictures(folder / "x.tar")) or []:
-        image = attempt("pictures in tars", picture.decode)
-        assert image is None or is_picture(image)
+    for source in attempt("tars", lambda: find_images(folder / "x.tar")) or []:
+        image = attempt("images in tars", source.decode)
+        assert image is None or is_image(image)
 
 
 @bounded(40)
 @given(data=st.data())
 def test_lists(attempt, folder, data):
-    (folder / "good.png").write_bytes(PICTURES["PNG"])
+    (folder / "good.png").write_bytes(IMAGES["PNG"])
     (folder / "x.txt").write_bytes(data.draw(damaged(b"good.png\n\nnone.png\ngood.png\n")))
-    for picture in attempt("lists", lambda: find_pictures(folder / "x.txt")) or []:
-        image = attempt("pictures in lists", picture.decode)
-        assert image is None or np.array_equal(image, PICTURE)
+    for source in attempt("lists", lambda: find_images(folder / "x.txt")) or []:
+        image = attempt("images in lists", source.decode)
+        assert image is None or np.array_equal(image, IMAGE)
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +226,9 @@ def test_configs_of_exported_folders(attempt, exported, data):
     (place / "config.json").write_bytes(data.draw(damaged(json.dumps(config).encode())))
     for found in (predictor, attempt("config.json", lambda: Predictor(place))):
         if found is not None:
-            assert is_picture(PICTURE)
-            assert found.preprocess(PICTURE).shape == (3, found.image_size, found.image_size)
-            assert np.isfinite(found.preprocess(PICTURE)).all()
+            assert is_image(IMAGE)
+            assert found.preprocess(IMAGE).shape == (3, found.image_size, found.image_size)
+            assert np.isfinite(found.preprocess(IMAGE)).all()
 
 
 @bounded(20)
@@ -250,24 +250,24 @@ def test_models_of_exported_folders(attempt, exported, data):
 def test_feature_caches(attempt, folder, data):
     """A damaged file is made anew, to what it was."""
     (folder / "cached").mkdir(exist_ok=True)
-    (folder / "cached" / "a.png").write_bytes(PICTURES["PNG"])
-    pictures = find_pictures(folder / "cached")
-    ((picture,), _) = cache_features(pictures, PlainTeacher(), folder / "cache", SIZE)
-    whole = picture.path.read_bytes()
-    picture.path.write_bytes(data.draw(damaged(whole)))
-    again, skipped = attempt("feature caches", lambda: cache_features(pictures, PlainTeacher(), folder / "cache", SIZE))
-    assert (again, skipped) == ([picture], [])
-    for name, value in load_file(picture.path).items():
-        with safe_open(picture.path, framework="pt") as f:
+    (folder / "cached" / "a.png").write_bytes(IMAGES["PNG"])
+    images = find_images(folder / "cached")
+    ((image,), _) = cache_features(images, PlainTeacher(), folder / "cache", SIZE)
+    whole = image.path.read_bytes()
+    image.path.write_bytes(data.draw(damaged(whole)))
+    again, skipped = attempt("feature caches", lambda: cache_features(images, PlainTeacher(), folder / "cache", SIZE))
+    assert (again, skipped) == ([image], [])
+    for name, value in load_file(image.path).items():
+        with safe_open(image.path, framework="pt") as f:
             assert torch.equal(value, f.get_tensor(name))
-    picture.path.unlink()
+    image.path.unlink()
 
 
 @bounded(40)
 @given(data=st.data())
 def test_embeddings(attempt, folder, predictor, data):
     """What is read is what was saved, to the last bit."""
-    predictor.set_image(PICTURE)
+    predictor.set_image(IMAGE)
     expected = predictor.get_image_embedding()
     whole = predictor.save_embedding(folder / "e.safetensors").read_bytes()
     (folder / "e.safetensors").write_bytes(data.draw(damaged(whole)))
@@ -314,11 +314,11 @@ def test_recipes(attempt, folder, data):
 
 
 PROMPTS = [
-    {"picture": "a.png", "x": 3, "y": 4},
-    {"picture": "a.png", "left": 1, "top": 2, "right": 30, "bottom": 20},
-    {"picture": "b.png", "points": [[1, 2], [3, 4]], "labels": [1, 0], "box": [1, 2, 3, 4]},
+    {"image": "a.png", "x": 3, "y": 4},
+    {"image": "a.png", "left": 1, "top": 2, "right": 30, "bottom": 20},
+    {"image": "b.png", "points": [[1, 2], [3, 4]], "labels": [1, 0], "box": [1, 2, 3, 4]},
 ]
-CSV = b"picture,x,y\na.png,3,4\nb.png,5,6\n"
+CSV = b"image,x,y\na.png,3,4\nb.png,5,6\n"
 
 
 @bounded(150)
@@ -338,10 +338,10 @@ def test_prompts_of_a_stream(attempt, folder, predictor, data):
     (folder / "s.json").write_text(json.dumps(data.draw(mutated(whole))))
     prompts = attempt("prompts of a stream", lambda: Prompts.from_file(folder / "s.json"))
     if prompts is not None:
-        predictor.set_image(PICTURE)
+        predictor.set_image(IMAGE)
         attempt(
             "prompts of a stream, asked",
-            lambda: predictor.predict_batch(prompts.points, prompts.labels, prompts.boxes, multimask_output=False),
+            lambda: predictor.predict_prompts(prompts.points, prompts.labels, prompts.boxes, multimask_output=False),
         )
 
 
@@ -362,7 +362,7 @@ def test_tables_of_prompts(attempt, folder, data):
 
 @pytest.fixture(scope="module")
 def dataset(folder):
-    return draw_dataset(folder / "data", pictures=1)
+    return draw_dataset(folder / "data", images=1)
 
 
 @bounded(120)
@@ -375,8 +375,8 @@ def test_annotations(attempt, dataset, folder, data):
         (folder / "a.json").write_bytes(data.draw(damaged(json.dumps(coco).encode())))
 
     def measure():
-        task = Labelled(folder / "a.json", dataset / "images", Protocol(prompts=("box",)))
-        return [row for name in task.pictures() for row in task.measure(PlainPredictor(), name)]
+        task = LabelledDataset(folder / "a.json", dataset / "images", Protocol(prompts=("box",)))
+        return [row for name in task.images() for row in task.measure(PlainPredictor(), name)]
 
     for row in attempt("annotations", measure) or []:
         assert 0 <= row["iou"] <= 1
@@ -389,15 +389,15 @@ def test_detections(attempt, dataset, folder, data):
     (folder / "d.json").write_text(json.dumps(data.draw(mutated(whole))))
 
     def measure():
-        task = Detections(folder / "d.json", dataset / "annotations.json", dataset / "images", Protocol())
-        return [row for name in task.pictures() for row in task.measure(PlainPredictor(), name)]
+        task = DetectionDataset(folder / "d.json", dataset / "annotations.json", dataset / "images", Protocol())
+        return [row for name in task.images() for row in task.measure(PlainPredictor(), name)]
 
     attempt("detections", measure)
 
 
 @pytest.fixture(scope="module")
 def whole_result(dataset, folder):
-    task = Labelled(dataset / "annotations.json", dataset / "images", Protocol(prompts=("box",)))
+    task = LabelledDataset(dataset / "annotations.json", dataset / "images", Protocol(prompts=("box",)))
     evaluate(task, Model(PlainPredictor(), "plain"), folder / "r.json")
     return json.loads((folder / "r.json").read_text())
 
@@ -419,14 +419,14 @@ def test_results(attempt, whole_result, folder, data):
 @given(data=st.data())
 def test_what_a_killed_evaluation_left(attempt, dataset, folder, data):
     """It is gone on with or refused; a cut last line is what a kill leaves."""
-    task = Labelled(dataset / "annotations.json", dataset / "images", Protocol(prompts=("box",)))
+    task = LabelledDataset(dataset / "annotations.json", dataset / "images", Protocol(prompts=("box",)))
     output, parts = folder / "k.json", folder / "k.json.parts"
     output.unlink(missing_ok=True)
     with pytest.raises(KeyboardInterrupt):
         evaluate(task, Model(Interrupted(), "plain"), output)
     (parts / "0.jsonl").write_bytes(data.draw(damaged((parts / "0.jsonl").read_bytes())))
     result = attempt("killed evaluations", lambda: evaluate(task, Model(PlainPredictor(), "plain"), output))
-    assert result is None or {row["picture"] for row in result.rows} == {"0.png"}
+    assert result is None or {row["image"] for row in result.rows} == {"0.png"}
     shutil.rmtree(parts, ignore_errors=True)
 
 
@@ -438,7 +438,7 @@ class Interrupted(PlainPredictor):
 @bounded(200)
 @given(data=st.data())
 def test_run_lengths(attempt, data):
-    mask = PICTURE[:, :, 0] > 100
+    mask = IMAGE[:, :, 0] > 100
     whole = encode_rle(mask)
     rle = data.draw(mutated(dict(whole)))
     if isinstance(rle, dict) and isinstance(rle.get("counts"), str) and data.draw(st.booleans()):

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from groupmix_sam import build_sam_groupmix, save_pretrained
 from groupmix_sam.batch.engine import Job, Segmenter
 from groupmix_sam.batch.storage import Folder
-from groupmix_sam.distill import cache_features, find_pictures
+from groupmix_sam.distill import cache_features, find_images
 from groupmix_sam.distill.checkpoint import Progress, save_checkpoint
 from groupmix_sam.errors import SaveError, WeightsNotFoundError
-from groupmix_sam.evaluate import Labelled, Model, Protocol, Result, evaluate
+from groupmix_sam.evaluate import LabelledDataset, Model, Protocol, Result, evaluate
 from groupmix_sam.inference import Predictor
 from groupmix_sam.live.loop import Result as Stream
 from groupmix_sam.live.sinks import MaskFile
@@ -77,11 +77,11 @@ def test_a_full_disk_keeps_the_cache_and_the_parts(count, tmp_path):
     (tmp_path / "in").mkdir()
     for i in range(2):
         paint(tmp_path / "in" / f"{i}.png", 64, 64, i)
-    pictures = find_pictures(tmp_path / "in")
-    (done,), _ = cache_features(pictures[:1], PlainTeacher(), tmp_path / "cache", SIZE)
+    images = find_images(tmp_path / "in")
+    (done,), _ = cache_features(images[:1], PlainTeacher(), tmp_path / "cache", SIZE)
     whole = done.path.read_bytes()
     with full_disk(), pytest.raises(SaveError):
-        cache_features(pictures, PlainTeacher(), tmp_path / "cache", SIZE)
+        cache_features(images, PlainTeacher(), tmp_path / "cache", SIZE)
     assert [path.read_bytes() for path in (tmp_path / "cache").iterdir()] == [whole]
     count("full disk")
 
@@ -101,7 +101,7 @@ def test_a_full_disk_keeps_what_a_stream_has_seen(count, tmp_path):
 def test_a_full_disk_keeps_what_is_evaluated(count, tmp_path):
     """And the next start goes on to what would have come of one."""
     data = draw_dataset(tmp_path / "data")
-    task = Labelled(data / "annotations.json", data / "images", Protocol(prompts=("box",)))
+    task = LabelledDataset(data / "annotations.json", data / "images", Protocol(prompts=("box",)))
     whole = evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "whole.json")
     with full_disk(2000), pytest.raises(SaveError, match="what is done is kept"):
         evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "again.json")
@@ -115,7 +115,7 @@ def test_places_that_cannot_be_written_to(count, tmp_path, where):
     paint(tmp_path / "0.png", 64, 64, 0)
     place = tmp_path / where  # an absolute one replaces what is before it
     with pytest.raises(SaveError):
-        cache_features(find_pictures(tmp_path), PlainTeacher(), place, SIZE)
+        cache_features(find_images(tmp_path), PlainTeacher(), place, SIZE)
     with pytest.raises(SaveError):
         Folder(str(place)).write("a", b"x")
     with pytest.raises(SaveError):
@@ -125,10 +125,10 @@ def test_places_that_cannot_be_written_to(count, tmp_path, where):
 
 def test_a_cache_that_is_whole_needs_no_writing(attempt, tmp_path, monkeypatch):
     paint(tmp_path / "0.png", 64, 64, 0)
-    pictures = find_pictures(tmp_path)
-    first = cache_features(pictures, PlainTeacher(), tmp_path / "cache", SIZE)
+    images = find_images(tmp_path)
+    first = cache_features(images, PlainTeacher(), tmp_path / "cache", SIZE)
     with full_disk(0):
-        assert attempt("read-only cache", lambda: cache_features(pictures, PlainTeacher(), tmp_path / "cache", SIZE)) == first
+        assert attempt("read-only cache", lambda: cache_features(images, PlainTeacher(), tmp_path / "cache", SIZE)) == first
 
 
 def test_no_network(count, attempt, monkeypatch, tmp_path):
@@ -152,13 +152,13 @@ def test_no_network(count, attempt, monkeypatch, tmp_path):
 SHARE = """
 import sys
 from pathlib import Path
-from groupmix_sam.distill import cache_features, find_pictures
+from groupmix_sam.distill import cache_features, find_images
 from tests.distill.conftest import SIZE, PlainTeacher
-ready, pictures, cache = map(Path, sys.argv[1:])
+ready, images, cache = map(Path, sys.argv[1:])
 ready.touch()
 while len(list(ready.parent.iterdir())) < 2:  # both begin at once
     pass
-found, skipped = cache_features(find_pictures(pictures), PlainTeacher(), cache, SIZE)
+found, skipped = cache_features(find_images(images), PlainTeacher(), cache, SIZE)
 print(len(found), len(skipped))
 """
 
@@ -172,7 +172,7 @@ def test_two_processes_share_a_cache(count, tmp_path):
     arguments = [[str(tmp_path / "ready" / str(i)), str(tmp_path / "in"), str(tmp_path / "cache")] for i in range(2)]
     both = [subprocess.Popen([sys.executable, "-c", SHARE, *a], stdout=subprocess.PIPE, text=True) for a in arguments]
     assert [process.communicate(timeout=120)[0].split() for process in both] == [["40", "0"]] * 2
-    cache_features(find_pictures(tmp_path / "in"), PlainTeacher(), tmp_path / "alone", SIZE)
+    cache_features(find_images(tmp_path / "in"), PlainTeacher(), tmp_path / "alone", SIZE)
     names = sorted(path.name for path in (tmp_path / "alone").iterdir())
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == names
     for name in names:
@@ -190,13 +190,13 @@ def test_a_worker_on_a_full_disk_leaves_no_half_part(count, tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(draw()).save(tmp_path / "in" / "a.png")
     weights = save_weights(build_sam_groupmix(None, **TINY), tmp_path / "w.safetensors")
-    values = {"grid": 2, "least_score": 0.0, "least_stability": 0.0, "batch_size": 1, "threads": 1}
+    values = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "batch_size": 1, "threads": 1}
     job = Job(
         source=str(tmp_path / "in"), output=str(tmp_path / "out"), everything=False, checkpoint=str(weights), **TINY, **values
     )
     worker = Segmenter(job)
     prompts = [[{"points": [], "labels": [], "box": [30.0, 22.0, 60.0, 45.0]}]]
-    table = pa.table({"picture": ["a.png"], "prompts": prompts, "part": [0]})
+    table = pa.table({"image": ["a.png"], "prompts": prompts, "part": [0]})
     with full_disk(), pytest.raises(SaveError):
         worker(table)
     assert not list((tmp_path / "out" / "masks").glob("part-*"))

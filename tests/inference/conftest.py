@@ -1,4 +1,4 @@
-"""A tiny Sam and a drawn picture, for every test of deployment."""
+"""A tiny Sam and a drawn image, for every test of deployment."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def draw(height=90, width=120):
 
 @pytest.fixture(scope="session")
 def sam():
-    """Untrained; its features are scaled up, so that the masks depend on the picture and the prompt."""
+    """Untrained; its features are scaled up, so that the masks depend on the image and the prompt."""
     torch.manual_seed(0)
     sam = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=256)
     sam.image_encoder.neck.proj.weight.data *= 30

@@ -1,4 +1,4 @@
-"""Things in pictures, judged by segment-anything's own predictor and generator."""
+"""Things in images, judged by segment-anything's own predictor and generator."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def sam():
     sam = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=256)
-    sam.image_encoder.neck.proj.weight.data *= 30  # so that the masks depend on the picture
+    sam.image_encoder.neck.proj.weight.data *= 30  # so that the masks depend on the image
     return sam.requires_grad_(False)
 
 
@@ -40,13 +40,13 @@ def test_is_sam_predictor_and_ours(sam, coffee):
     found = segment(SamPredictor(sam), coffee, PROMPTS)
     judge = SamPredictor(sam)
     judge.set_image(coffee)
-    for thing, prompt, three in zip(found, PROMPTS, (True, False, False), strict=True):
+    for instance, prompt, three in zip(found, PROMPTS, (True, False, False), strict=True):
         masks, scores, _ = judge.predict(
             np.array(prompt.points), np.array(prompt.labels), prompt.box and np.array(prompt.box), multimask_output=three
         )
-        assert np.array_equal(decode_rle(thing.mask), masks[scores.argmax()])
-        assert thing.score == scores.max()
-    assert [thing.category for thing in found] == ["thing", "thing", "cup"]
+        assert np.array_equal(decode_rle(instance.mask), masks[scores.argmax()])
+        assert instance.score == scores.max()
+    assert [instance.category for instance in found] == ["object", "object", "cup"]
     assert found[2].prompt == {"points": [[275.0, 130.0]], "labels": [1], "box": [170.0, 16.0, 420.0, 312.0]}
     for ours, theirs in zip(segment(Predictor(sam), coffee, PROMPTS), found, strict=True):
         assert (decode_rle(ours.mask) == decode_rle(theirs.mask)).mean() > 0.98
@@ -57,13 +57,13 @@ def test_other_arrays_are_what_as_rgb_makes_of_them(sam, coffee, kind):
     """Grayscale and RGBA of 16 bits, for either predictor and its model."""
     for image in (coffee[:, :, 0], np.dstack([coffee, coffee[:, :, :1]]).astype(np.uint16) * 257):
         assert segment(kind(sam), image, PROMPTS) == segment(kind(sam), as_rgb(image), PROMPTS)
-        settings = {"grid": 2, "least_score": 0.0, "least_stability": 0.0}
+        settings = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
         model = sam if kind is SamPredictor else kind(sam)
         assert everything(model, image, **settings) == everything(model, as_rgb(image), **settings) != []
 
 
 def test_prompts_are_checked_before_the_work(coffee):
-    with pytest.raises(InvalidInputError, match="outside the picture of 600 x 400"):
+    with pytest.raises(InvalidInputError, match="outside the image of 600 x 400"):
         segment(None, coffee, [*PROMPTS, Prompt([[700.0, 1.0]], [1])])
     with pytest.raises(InvalidInputError, match="nothing says what to segment"):
         segment(None, coffee, [])
@@ -74,16 +74,22 @@ def test_everything_is_the_generator(coffee, monkeypatch):
     sam, coffee = build_sam_groupmix(image_size=256), coffee[::2, ::2]  # an untrained model's masks are too much alike
     judge = SamAutomaticMaskGenerator(sam, points_per_side=3, pred_iou_thresh=0.6, stability_score_thresh=0.6, crop_n_layers=1)
     expected = [entry for entry in judge.generate(coffee) if entry["area"] >= 500]
-    settings = {"grid": 3, "least_score": 0.6, "least_stability": 0.6, "least_area": 500, "crop_layers": 1}
+    settings = {
+        "points_per_side": 3,
+        "pred_iou_thresh": 0.6,
+        "stability_score_thresh": 0.6,
+        "min_mask_area": 500,
+        "crop_n_layers": 1,
+    }
     found = everything(sam, coffee, **settings)
     assert len(found) > 3
-    areas = [int(coco_mask.area({**thing.mask, "counts": thing.mask["counts"].encode()})) for thing in found]
+    areas = [int(coco_mask.area({**instance.mask, "counts": instance.mask["counts"].encode()})) for instance in found]
     assert areas == sorted((entry["area"] for entry in expected), reverse=True)
     by_point = {(*entry["point_coords"][0], entry["area"]): entry for entry in expected}
-    for thing, area in zip(found, areas, strict=True):
-        entry = by_point[(*thing.prompt["points"][0], area)]
-        assert np.array_equal(decode_rle(thing.mask), entry["segmentation"])
-        assert thing.score == pytest.approx(entry["predicted_iou"])
+    for instance, area in zip(found, areas, strict=True):
+        entry = by_point[(*instance.prompt["points"][0], area)]
+        assert np.array_equal(decode_rle(instance.mask), entry["segmentation"])
+        assert instance.score == pytest.approx(entry["predicted_iou"])
     monkeypatch.setattr("groupmix_sam.inference.automatic.PIXELS_AT_ONCE", 2 * coffee.shape[0] * coffee.shape[1])
     again = everything(sam, coffee, **settings)
     assert len(again) == len(found)
@@ -92,11 +98,11 @@ def test_everything_is_the_generator(coffee, monkeypatch):
 
 
 def test_everything_by_our_predictor(coffee):
-    """The same things as by SamPredictor, within a hair, in another order where areas are alike."""
+    """The same instances as by SamPredictor, within a hair, in another order where areas are alike."""
     sam, coffee = build_sam_groupmix(image_size=256), coffee[::2, ::2]
-    settings = {"grid": 3, "least_score": 0.6, "least_stability": 0.6, "crop_layers": 1}
-    found = [decode_rle(thing.mask) for thing in everything(Predictor(sam), coffee, **settings)]
-    expected = [decode_rle(thing.mask) for thing in everything(sam, coffee, **settings)]
+    settings = {"points_per_side": 3, "pred_iou_thresh": 0.6, "stability_score_thresh": 0.6, "crop_n_layers": 1}
+    found = [decode_rle(instance.mask) for instance in everything(Predictor(sam), coffee, **settings)]
+    expected = [decode_rle(instance.mask) for instance in everything(sam, coffee, **settings)]
     assert abs(len(found) - len(expected)) <= 1
     near = [max((a & b).sum() / (a | b).sum() for b in found) for a in expected]
     assert np.median(near) > 0.97
@@ -106,11 +112,11 @@ def test_everything_by_our_predictor(coffee):
 @pytest.mark.parametrize("kind", [lambda sam: sam, Predictor])
 def test_nothing_found(sam, coffee, kind):
     for layers in (0, 1):
-        assert everything(kind(sam), coffee, grid=2, least_score=1.0, crop_layers=layers) == []
+        assert everything(kind(sam), coffee, points_per_side=2, pred_iou_thresh=1.0, crop_n_layers=layers) == []
 
 
 @pytest.mark.parametrize(("grid", "layers"), [(32, 0), (3, 1), (2, 2)])
-def test_costs_are_those_of_the_generator(sam, grid, layers):
+def test_costs_are_those_of_the_generator(sam, points_per_side, layers):
     passes = prompts = 0
 
     class Counted(SamAutomaticMaskGenerator):
@@ -119,23 +125,23 @@ def test_costs_are_those_of_the_generator(sam, grid, layers):
             passes, prompts = passes + 1, prompts + len(self.point_grids[layer])
             raise StopIteration
 
-    counted = Counted(sam, points_per_side=grid, crop_n_layers=layers)
+    counted = Counted(sam, points_per_side=points_per_side, crop_n_layers=layers)
     from segment_anything.utils.amg import generate_crop_boxes
 
     for box, layer in zip(*generate_crop_boxes((400, 600), layers, 512 / 1500), strict=True):
         with pytest.raises(StopIteration):
             counted._process_crop(None, box, layer, (400, 600))
-    assert everything_costs(grid, layers) == (passes, prompts)
+    assert everything_costs(points_per_side, layers) == (passes, prompts)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"grid": 0}, "the grid is 0"),
-        ({"crop_layers": -1}, "crop layers are -1"),
-        ({"least_score": 1.5}, "least score is 1.5"),
-        ({"least_stability": -0.1}, "least stability is -0.1"),
-        ({"least_area": -4}, "least area is -4"),
+        ({"points_per_side": 0}, "the grid is 0"),
+        ({"crop_n_layers": -1}, "crop layers are -1"),
+        ({"pred_iou_thresh": 1.5}, "least score is 1.5"),
+        ({"stability_score_thresh": -0.1}, "least stability is -0.1"),
+        ({"min_mask_area": -4}, "least area is -4"),
     ],
 )
 def test_settings_refused(settings, message):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.inference.fused_decoder import CHUNK, Decoder
+from groupmix_sam.inference.fused_decoder import CHUNK, FusedDecoder
 
 
 def stock(sam, features, points=None, boxes=None, masks=None):
@@ -20,7 +20,7 @@ def same(got, expected):
 
 @pytest.fixture(scope="module")
 def decoder(sam):
-    return Decoder(sam)
+    return FusedDecoder(sam)
 
 
 def features(batch=1, size=16):
@@ -56,7 +56,7 @@ def test_masks_of_an_earlier_round(sam, decoder):
 @torch.inference_mode()
 def test_shipped_weights_at_another_size():
     sam = build_sam_groupmix(image_size=512)
-    decoder = Decoder(sam)
+    decoder = FusedDecoder(sam)
     x = sam.image_encoder(torch.rand(1, 3, 512, 512))
     boxes = torch.tensor([[100.0, 50, 300, 400]])
     expected = stock(sam, x, boxes=boxes)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from groupmix_sam import build_sam_groupmix, save_pretrained
 from groupmix_sam.errors import InvalidInputError
-from groupmix_sam.inference import fused_encoder as fuse
+from groupmix_sam.inference import fused_encoder as fuse_encoder
 
 GMF = ("gmf_sam_2282", "gmf_sam_2264", "gmf_sam_33124", "gmf_sam_3312", "gmf_sam_3344", "groupmixformer_mobile", "gmf_sam_test")
 
@@ -47,7 +47,7 @@ def test_same_as_the_encoder(name):
     x = torch.randn(2, 3, 64, 96)
     expected = model(x)
     assert expected.std() > 1e-3
-    fused = fuse(model)
+    fused = fuse_encoder(model)
     assert error(fused(x), expected) < 1e-4
     # A mere copy would be the same, too.
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.stages.modules())
@@ -59,7 +59,7 @@ def test_shipped_weights_on_tokens_of_more_than_one_chunk():
     x = torch.randn(1, 3, 208, 256)
     expected = model(x)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    fused = fuse(model)
+    fused = fuse_encoder(model)
     assert error(fused(x), expected) < 1e-4
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert fused.img_size == model.img_size
@@ -73,7 +73,7 @@ def test_any_size(batch, rows, columns, seed):
     model = randomize(timm.create_model("gmf_sam_test"))
     x = torch.randn(batch, 3, 16 * rows, 16 * columns)
     with torch.inference_mode():
-        assert error(fuse(model)(x), model(x)) < 1e-4
+        assert error(fuse_encoder(model)(x), model(x)) < 1e-4
 
 
 @pytest.mark.parametrize("kwargs", [{"neck": "sam"}, {"qkv_bias": False}, {"num_heads": 4}])
@@ -81,13 +81,13 @@ def test_any_size(batch, rows, columns, seed):
 def test_options(kwargs):
     model = randomize(timm.create_model("gmf_sam_test", **kwargs))
     x = torch.randn(1, 3, 48, 64)
-    assert error(fuse(model)(x), model(x)) < 1e-4
+    assert error(fuse_encoder(model)(x), model(x)) < 1e-4
 
 
 @torch.inference_mode()
 def test_traced_as_eager():
     """What is exported has no loop over chunks of tokens, and gives the same."""
-    model = fuse(randomize(timm.create_model("gmf_sam_test")))
+    model = fuse_encoder(randomize(timm.create_model("gmf_sam_test")))
     x = torch.randn(1, 3, 256, 256)
     program = torch.export.export(model, (x,))
     assert error(program.module()(x), model(x)) < 1e-5
@@ -108,26 +108,26 @@ def test_folded_where_there_is_fp64(monkeypatch):
     model = randomize(timm.create_model("gmf_sam_test"))
     x = torch.randn(1, 3, 64, 64)
     moves.clear()
-    fused = fuse(model)
+    fused = fuse_encoder(model)
     assert moves == [("cpu",), ("double",), ("to", torch.device("cpu"), torch.float32)]
     assert error(fused(x), model(x)) < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    assert half_error(fuse, dtype) < 1.2
+    assert half_error(fuse_encoder, dtype) < 1.2
 
 
 @pytest.mark.parametrize("name", ["sam_resnet18", "resnet18"])
 def test_other_encoders_are_refused(name):
     with pytest.raises(InvalidInputError, match="give one of the gmf_sam_ encoders"):
-        fuse(timm.create_model(name))
+        fuse_encoder(timm.create_model(name))
 
 
 def test_fused_again_is_a_copy():
     """So that a Sam with a fused encoder can be given to a Predictor, which fuses."""
-    encoder = fuse(timm.create_model("gmf_sam_test"))
-    again = fuse(encoder)
+    encoder = fuse_encoder(timm.create_model("gmf_sam_test"))
+    again = fuse_encoder(encoder)
     x = torch.rand(1, 3, 64, 96)
     assert again is not encoder
     assert torch.equal(again(x), encoder(x))
@@ -135,7 +135,7 @@ def test_fused_again_is_a_copy():
 
 def test_weights_that_nothing_loads_are_not_written(tmp_path):
     sam = build_sam_groupmix(None, encoder="gmf_sam_test")
-    sam.image_encoder = fuse(sam.image_encoder)
+    sam.image_encoder = fuse_encoder(sam.image_encoder)
     with pytest.raises(InvalidInputError, match="save the Sam that it was fused from"):
         save_pretrained(sam, tmp_path / "weights")
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -144,4 +144,4 @@ def test_weights_that_nothing_loads_are_not_written(tmp_path):
 def test_heads_across_segments_are_refused():
     model = timm.create_model("gmf_sam_test", embed_dims=(30, 30, 30, 30), num_heads=6)
     with pytest.raises(InvalidInputError, match="multiple of 4"):
-        fuse(model)
+        fuse_encoder(model)

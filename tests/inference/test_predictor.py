@@ -100,7 +100,7 @@ def test_shipped_weights_hold_their_masks():
 
 @pytest.mark.parametrize("side", [40, 64, 333, 1100])
 def test_the_resize_is_pytorchs(predictor, side):
-    """Of square pictures, whose logits have no padding; the larger ones go in several blocks."""
+    """Of square images, whose logits have no padding; the larger ones go in several blocks."""
     predictor.set_image(draw(side, side))
     resized, _, logits = predictor.predict(box=np.array([5, 4, 30, 35]), return_logits=True)
     expected = F.interpolate(torch.from_numpy(logits)[None], (side, side), mode="bilinear", align_corners=False)[0].numpy()
@@ -113,11 +113,11 @@ def test_best_of_three_for_one_point_alone(predictor):
     predictor.set_image(draw())
     points, labels = np.array([[[60, 45], [0, 0]], [[30, 30], [90, 70]]]), np.array([[1, -1], [1, 0]])
     for boxes in (None, np.array([[20, 10, 100, 80], [0, 0, 60, 60]])):
-        masks, scores = predictor.predict_best(points, labels, boxes)
-        expected, expected_scores, _ = predictor.predict_batch(points, labels, boxes, multimask_output=False)
+        masks, scores = predictor.predict_single_mask(points, labels, boxes)
+        expected, expected_scores, _ = predictor.predict_prompts(points, labels, boxes, multimask_output=False)
         expected, expected_scores = expected[:, 0], expected_scores[:, 0]
         if boxes is None:
-            three, three_scores, _ = predictor.predict_batch(points, labels)
+            three, three_scores, _ = predictor.predict_prompts(points, labels)
             best = three_scores[0].argmax()
             expected[0], expected_scores[0] = three[0, best], three_scores[0, best]
         assert np.array_equal(masks, expected)
@@ -129,7 +129,7 @@ def test_many_prompts_as_one_by_one(predictor, with_masks):
     predictor.set_image(draw())
     boxes = np.array([[20, 10, 100, 80], [0, 0, 60, 60], [1, 50, 110, 85], [7, 7, 9, 9], [30, 20, 60, 50]])
     earlier = [None] * 5 if not with_masks else np.random.default_rng(0).normal(0, 5, (5, 1, 64, 64))
-    masks, scores, logits = predictor.predict_batch(boxes=boxes, mask_input=earlier if with_masks else None)
+    masks, scores, logits = predictor.predict_prompts(boxes=boxes, mask_input=earlier if with_masks else None)
     assert masks.shape == (5, 3, 90, 120)
     for i, box in enumerate(boxes):
         one, score, low = predictor.predict(box=box, mask_input=earlier[i])
@@ -142,21 +142,21 @@ def test_memory_of_many_prompts(predictor):
     """Masks are those of all the logits, of which there never are more than one prompt's."""
     predictor.set_image(draw(600, 800))
     boxes = np.array([20, 10, 500, 400]) + np.arange(32)[:, None]
-    expected = predictor.predict_batch(boxes=boxes, return_logits=True)[0] > 0
+    expected = predictor.predict_prompts(boxes=boxes, return_logits=True)[0] > 0
     tracemalloc.start()
-    masks = predictor.predict_batch(boxes=boxes)[0]
+    masks = predictor.predict_prompts(boxes=boxes)[0]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert np.array_equal(masks, expected)
     assert peak < 1.5 * masks.nbytes
 
 
-def test_several_pictures_as_one_by_one(predictor):
-    pictures = [draw(), draw(50, 70), draw(200, 61)]
-    predictor.set_images(pictures, batch_size=2)
+def test_several_images_as_one_by_one(predictor):
+    images = [draw(), draw(50, 70), draw(200, 61)]
+    predictor.set_image_batch(images, batch_size=2)
     together = [predictor.predict(**PROMPTS["point"], index=i)[2] for i in range(3)]
-    for picture, logits in zip(pictures, together, strict=True):
-        predictor.set_image(picture)
+    for image, logits in zip(images, together, strict=True):
+        predictor.set_image(image)
         np.testing.assert_allclose(predictor.predict(**PROMPTS["point"])[2], logits, atol=1e-3)
 
 
@@ -194,8 +194,8 @@ def test_other_encoders_run_as_they_are():
 
 
 def test_embeddings_are_kept(predictor, sam, tmp_path):
-    pictures = [draw(), draw(50, 70)]
-    predictor.set_images(pictures)
+    images = [draw(), draw(50, 70)]
+    predictor.set_image_batch(images)
     expected = predictor.predict(**PROMPTS["point"], index=1)
     path = predictor.save_embedding(tmp_path / "a.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
@@ -222,10 +222,10 @@ def test_embeddings_of_others_are_refused(predictor, tmp_path):
     assert np.array_equal(predictor.predict(**PROMPTS["box"])[2], before)
 
 
-def test_no_such_picture(predictor):
+def test_no_such_image(predictor):
     predictor.set_image(draw())
     for call in (lambda: predictor.predict(**PROMPTS["box"], index=1), lambda: predictor.get_image_embedding(1)):
-        with pytest.raises(InvalidInputError, match="index is 1: there are 1 pictures"):
+        with pytest.raises(InvalidInputError, match="index is 1: there are 1 images"):
             call()
 
 
@@ -255,14 +255,14 @@ def test_no_image(predictor):
         ({"point_coords": np.array([[np.nan, 1]]), "point_labels": np.array([1])}, "not finite"),
         (
             {"point_coords": np.array([[5000, -300]]), "point_labels": np.array([1])},
-            r"\(5000, -300\) is outside the picture of 120 x 90",
+            r"\(5000, -300\) is outside the image of 120 x 90",
         ),
-        ({"point_coords": np.array([[0, 90]]), "point_labels": np.array([0])}, "outside the picture"),
+        ({"point_coords": np.array([[0, 90]]), "point_labels": np.array([0])}, "outside the image"),
         ({"box": np.array([150, 100, 20, 10])}, r"\[150.0, 100.0, 20.0, 10.0\] is reversed"),
         ({"box": np.array([20, 10, 20, 80])}, "no area"),
-        ({"box": np.array([120, 10, 130, 80])}, "outside the picture of 120 x 90"),
+        ({"box": np.array([120, 10, 130, 80])}, "outside the image of 120 x 90"),
         ({"box": np.ones(3)}, "left, top, right, bottom"),
-        ({"box": np.ones(4), "index": 1}, "there are 1 pictures"),
+        ({"box": np.ones(4), "index": 1}, "there are 1 images"),
         ({"box": np.array([1, 1, 9, 9]), "mask_input": np.ones((1, 9, 9))}, r"give \(1, 1, 64, 64\)"),
     ],
 )
@@ -276,20 +276,22 @@ def test_one_of_many_prompts_is_bad(predictor):
     predictor.set_image(draw())
     boxes = np.array([[20, 10, 100, 80], [100, 80, 20, 10]])
     with pytest.raises(InvalidInputError, match=r"\[100.0, 80.0, 20.0, 10.0\] is reversed"):
-        predictor.predict_batch(boxes=boxes)
+        predictor.predict_prompts(boxes=boxes)
     points, labels = np.array([[[60, 45], [-9, -9]], [[10, 10], [20, 20]]]), np.array([[1, -1], [1, 0]])
-    expected = predictor.predict_batch(np.maximum(points, 0), labels)[2]
-    np.testing.assert_array_equal(predictor.predict_batch(points, labels)[2], expected, "where -1 says that there is no point")
+    expected = predictor.predict_prompts(np.maximum(points, 0), labels)[2]
+    np.testing.assert_array_equal(
+        predictor.predict_prompts(points, labels)[2], expected, "where -1 says that there is no point"
+    )
     with pytest.raises(InvalidInputError, match=r"\(-9, -9\) is outside"):
-        predictor.predict_batch(points, np.abs(labels))
+        predictor.predict_prompts(points, np.abs(labels))
 
 
-def test_bad_pictures(predictor):
+def test_bad_images(predictor):
     for call, match in (
-        (lambda: predictor.set_images([]), "no picture"),
+        (lambda: predictor.set_image_batch([]), "no image"),
         (lambda: predictor.set_image(draw(), "HSV"), "image_format"),
         (lambda: predictor.set_image(draw().astype(float)), "dtype float64"),
-        (lambda: predictor.set_images([draw()], batch_size=0), "batch_size"),
+        (lambda: predictor.set_image_batch([draw()], batch_size=0), "batch_size"),
         (lambda: predictor.set_image(np.zeros((9000, 1, 3), np.uint8)), "too narrow"),
     ):
         with pytest.raises(InvalidInputError, match=match):

@@ -33,7 +33,7 @@ BOX = Prompts(boxes=np.array([[20.0, 10, 100, 80], [5, 5, 60, 60]]))
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory):
-    """Seven frames of a picture that grows brighter, 25 a second."""
+    """Seven frames of an image that grows brighter, 25 a second."""
     path = tmp_path_factory.mktemp("video") / "line.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (120, 90))
     for i in range(7):
@@ -71,7 +71,7 @@ def test_every_frame_of_a_file(sam, video):
         _, frame = capture.read()
         assert np.array_equal(result.frame, frame)
         predictor.set_image(np.ascontiguousarray(frame[:, :, ::-1]))
-        masks, scores, _ = predictor.predict_batch(boxes=BOX.boxes, multimask_output=False)
+        masks, scores, _ = predictor.predict_prompts(boxes=BOX.boxes, multimask_output=False)
         assert np.array_equal(result.masks, masks[:, 0])
         assert np.array_equal(result.scores, scores[:, 0])
 
@@ -96,14 +96,14 @@ def test_prompts_from_a_function(sam, video):
 def test_the_mask_of_segment(sam, video, prompts, prompt):
     predictor = Predictor(sam)
     result = next(stream(predictor, Frames(str(video)), prompts))
-    (thing,) = segment(predictor, np.ascontiguousarray(result.frame[:, :, ::-1]), [prompt])
-    assert np.array_equal(decode_rle(thing.mask), result.masks[0])
-    assert thing.score == pytest.approx(result.scores[0])
+    (instance,) = segment(predictor, np.ascontiguousarray(result.frame[:, :, ::-1]), [prompt])
+    assert np.array_equal(decode_rle(instance.mask), result.masks[0])
+    assert instance.score == pytest.approx(result.scores[0])
 
 
 def test_prompts_outside_the_frame_end_the_stream(sam, video):
     beside = Prompts(boxes=np.array([[20.0, 10, 100, 80], [130, 10, 150, 80]]))
-    with pytest.raises(InvalidInputError, match=r"\[130.0, 10.0, 150.0, 80.0\] is outside the picture of 120 x 90"):
+    with pytest.raises(InvalidInputError, match=r"\[130.0, 10.0, 150.0, 80.0\] is outside the image of 120 x 90"):
         next(stream(Predictor(sam), Frames(str(video)), beside))
 
 
@@ -150,7 +150,7 @@ class PacedCamera(Camera):
 def a_model(work):
     """Return a predictor that does some work on each frame and finds nothing."""
     found = np.zeros((1, 90, 120), bool), np.zeros(1)
-    return SimpleNamespace(set_image=lambda frame, order: work(), predict_best=lambda *prompts: found)
+    return SimpleNamespace(set_image=lambda frame, order: work(), predict_single_mask=lambda *prompts: found)
 
 
 def test_newest_frame_wins():
@@ -352,7 +352,7 @@ def test_prompt_files(tmp_path):
     assert prompts.boxes.tolist() == [[1, 2, 9, 9], [1, 2, 9, 8]]
     assert prompts.points.tolist() == [[[3, 4], [0, 0]], [[5, 6], [7, 8]]]
     assert prompts.labels.tolist() == [[1, -1], [1, 1]], "-1 is no point"
-    for text in ("no json", "[]", "{}", '{"boxes": [[1], [1, 2]]}', '[{"picture": "a.jpg", "x": 1, "y": 2}]'):
+    for text in ("no json", "[]", "{}", '{"boxes": [[1], [1, 2]]}', '[{"image": "a.jpg", "x": 1, "y": 2}]'):
         path.write_text(text)
         with pytest.raises(InvalidInputError, match=r"a\.json"):
             Prompts.from_file(path)

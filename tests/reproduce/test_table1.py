@@ -17,7 +17,7 @@ SMALL = ["test_resnet", "test_vit"]  # timm's own, tiny
 
 @pytest.fixture
 def data(tmp_path):
-    """Eight pictures a class: a red disc, a blue square."""
+    """Eight images a class: a red disc, a blue square."""
     rng = np.random.default_rng(0)
     for name in ("disc", "square"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -33,7 +33,7 @@ def data(tmp_path):
 
 
 @pytest.mark.parametrize("size", [64, 224])
-def test_the_twelve_encoders_take_pictures(size):
+def test_the_twelve_encoders_take_images(size):
     for name in PAPER:
         model = build_encoder(name, size, 3).eval()
         with torch.inference_mode():
@@ -91,7 +91,7 @@ def test_resumes_encoder_by_encoder(data, tmp_path, monkeypatch):
     assert built[len(SMALL) :] == [SMALL[1]], "all are checked, the second alone is trained"
 
 
-def test_all_see_the_same_pictures(data):
+def test_all_see_the_same_images(data):
     """Augmented by seed, epoch and number alone."""
     torch.manual_seed(1)
     train, _, _ = encoders._read_folder(data, FAST)

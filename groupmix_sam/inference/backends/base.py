@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from ...errors import InvalidInputError
 
-__all__ = ["Model"]
+__all__ = ["Backend"]
 
 Array = NDArray[np.float32]
-Model = Callable[..., list[Array]]
+Backend = Callable[..., list[Array]]
 
 
 def input_refused(inputs: Sequence[Array], why: object) -> InvalidInputError:

@@ -1,4 +1,4 @@
-"""A fused GroupMixFormer as the other runtimes run it fastest: pictures stay B x C x H x W, and every product is a convolution.
+"""A fused GroupMixFormer as the other runtimes run it fastest: images stay B x C x H x W, and every product is a convolution.
 
 These runtimes choose the memory's layout themselves, by the convolutions. Products of tokens between depthwise convolutions, as
 PyTorch wants them, make them transpose and copy: in OpenVINO nearly a third of the time. So what mixes channels is a 1x1

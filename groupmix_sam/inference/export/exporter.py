@@ -39,7 +39,7 @@ LEAST_CALIBRATION = 8
 def export(
     sam: Sam,
     folder: str | PathLike[str],
-    pictures: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
     *,
     runtime: str = "onnx",
     precision: str = "fp32",
@@ -54,13 +54,13 @@ def export(
     Args:
         sam: A model built by `build_sam_groupmix`, on the CPU. Its image size is the exported model's.
         folder: To make; it appears whole or not at all.
-        pictures: H x W x 3, uint8, RGB, on which the masks are compared with those of the Sam in fp32.
+        images: H x W x 3, uint8, RGB, on which the masks are compared with those of the Sam in fp32.
         runtime: "onnx", "openvino" or "tensorrt", which needs the GPU that will run it.
         precision: One of `PRECISIONS[runtime]`: of the encoder, as the decoder stays in fp32. "fp16" in OpenVINO is of the
             file, "bf16" of the arithmetic.
-        dynamic_batch: Whether the encoder takes several pictures at once.
+        dynamic_batch: Whether the encoder takes several images at once.
         thresholds: What the masks' IoU must reach, and of which masks.
-        calibration: Pictures for "int8", 8 or more, and none of `pictures`.
+        calibration: Images for "int8", 8 or more, and none of `images`.
         timing_cache: A file in which TensorRT keeps what it measured, for the next export.
         graphs: A folder in which `write_graphs` has written this Sam in the encoder's precision, which takes a minute or more:
             several exports can share it.
@@ -73,7 +73,7 @@ def export(
         SaveError: the folder cannot be written.
     """
     folder = Path(folder)
-    _check(sam, folder, pictures, runtime, precision, calibration)
+    _check(sam, folder, images, runtime, precision, calibration)
     if runtime == "tensorrt":
         import_tensorrt()  # before minutes of work
     exact = Predictor(sam)
@@ -91,7 +91,7 @@ def export(
         _convert(part, runtime, precision, (exact.preprocess(p)[None] for p in calibration), products_only, timing_cache)
         config = _config(part, sam, exact, runtime, precision, dynamic_batch)
         _write_json(part / "config.json", config)
-        report = measure_parity(exact, Predictor(part), pictures, thresholds.score)
+        report = measure_parity(exact, Predictor(part), images, thresholds.score)
         check_parity(report, thresholds)
         _write_json(part / "parity.json", report)
         _write_json(part / "config.json", {**config, "parity": {k: v for k, v in report.items() if k != "each"}})
@@ -108,7 +108,7 @@ def export(
 def _check(
     sam: Sam,
     folder: Path,
-    pictures: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8]],
     runtime: str,
     precision: str,
     calibration: Sequence[NDArray[np.uint8]],
@@ -122,10 +122,10 @@ def _check(
         raise InvalidInputError(f"{folder} is there already: give a new folder, or remove it.")
     if not folder.parent.is_dir():
         raise InvalidInputError(f"there is no folder {folder.parent}: make it first.")
-    if not len(pictures):
-        raise InvalidInputError("there is no picture to compare masks on: give one or more.")
+    if not len(images):
+        raise InvalidInputError("there is no image to compare masks on: give one or more.")
     if precision == "int8" and len(calibration) < LEAST_CALIBRATION:
-        raise InvalidInputError(f"{len(calibration)} pictures are too few to calibrate on: give {LEAST_CALIBRATION} or more.")
+        raise InvalidInputError(f"{len(calibration)} images are too few to calibrate on: give {LEAST_CALIBRATION} or more.")
 
 
 def _convert(

@@ -1,8 +1,8 @@
 """A Sam as four ONNX graphs that every runtime takes: encoder, image, masks and decoder.
 
-The encoder maps pictures to features, `image` features to what the decoder needs of them, `masks` an earlier prediction's
+The encoder maps images to features, `image` features to what the decoder needs of them, `masks` an earlier prediction's
 logits to what is added to the features, and the decoder prompts to logits and scores. No input is a shape, the number of
-prompts and of points is free, and resizing to the picture is the host's.
+prompts and of points is free, and resizing to the image is the host's.
 """
 
 import math
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from ...encoders.config import EMBED_DIM
 from ...encoders.groupmixformer import GroupMixFormer
 from ...errors import MissingExtraError
-from ..fused_decoder import Decoder, ImageTokens
-from ..fused_encoder import fuse
+from ..fused_decoder import FusedDecoder, ImageTokens
+from ..fused_encoder import fuse_encoder
 from .convolutions import as_convolutions
 
 __all__ = ["quantize", "write_graphs"]
@@ -38,7 +38,7 @@ class _Encoder(nn.Module):
     def __init__(self, sam: Sam, dtype: torch.dtype) -> None:
         super().__init__()
         encoder = sam.image_encoder
-        fused = as_convolutions(fuse(encoder)) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()
+        fused = as_convolutions(fuse_encoder(encoder)) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()
         self.encoder = fused.to(dtype)
         self.dtype = dtype
 
@@ -48,7 +48,7 @@ class _Encoder(nn.Module):
 
 
 class _Image(nn.Module):
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: FusedDecoder) -> None:
         super().__init__()
         self.decoder = decoder
 
@@ -57,7 +57,7 @@ class _Image(nn.Module):
 
 
 class _Masks(nn.Module):
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: FusedDecoder) -> None:
         super().__init__()
         self.decoder = decoder
 
@@ -66,7 +66,7 @@ class _Masks(nn.Module):
 
 
 class _Prompts(nn.Module):
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: FusedDecoder) -> None:
         super().__init__()
         self.decoder = decoder
 
@@ -84,7 +84,7 @@ def write_graphs(sam: Sam, folder: Path, dtype: torch.dtype = torch.float32, dyn
         sam: A model built by `build_sam_groupmix`, on the CPU; the graphs are for its image size.
         folder: Where to write; it exists.
         dtype: Of the encoder, fp32 or fp16; its softmax over the tokens stays in fp32, as do the other graphs.
-        dynamic_batch: Whether the encoder takes any number of pictures, or one.
+        dynamic_batch: Whether the encoder takes any number of images, or one.
 
     Raises:
         MissingExtraError: there is no onnx, onnxscript or onnxslim.
@@ -95,7 +95,7 @@ def write_graphs(sam: Sam, folder: Path, dtype: torch.dtype = torch.float32, dyn
         import onnxslim
     except ImportError as e:
         raise MissingExtraError.of(e.name or "onnx", "onnx") from e
-    decoder = Decoder(sam)
+    decoder = FusedDecoder(sam)
     grid, size = decoder.grid, decoder.input_size
     features, masks = torch.zeros(1, EMBED_DIM, grid, grid), torch.zeros(1, 1, 4 * grid, 4 * grid)
     with torch.no_grad():
@@ -151,7 +151,7 @@ def _gelu(x: Any, approximate: str = "none") -> Any:
     return op.Mul(op.Mul(x, op.Add(step, constant(1.0))), constant(0.5))
 
 
-class _Pictures:
+class _Images:
     """Inputs one by one, as ONNX Runtime's calibration asks for them."""
 
     def __init__(self, name: str, inputs: Iterable[NDArray[np.float32]]) -> None:
@@ -196,7 +196,7 @@ def quantize(
     weights = {tensor.name for tensor in graph.initializer}
 
     def in_int8(node: onnx.NodeProto) -> bool:
-        # Not the attention's products, both of whose factors depend on the picture.
+        # Not the attention's products, both of whose factors depend on the image.
         if node.op_type not in {"Gemm", "MatMul", "Conv"} or not weights & {*node.input}:
             return False
         if node.op_type != "Conv" or not products_only:
@@ -208,14 +208,14 @@ def quantize(
     quantize_static(
         str(path),
         str(path),
-        _Pictures(graph.input[0].name, calibration),
+        _Images(graph.input[0].name, calibration),
         quant_format=QuantFormat.QDQ,
         nodes_to_quantize=nodes,
         per_channel=True,
         activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,  # with signed weights, what VNNI multiplies
         weight_type=QuantType.QInt8,
         extra_options={
-            "CalibMovingAverage": True,  # the mean of the pictures' ranges: one picture's extreme makes all steps coarse
+            "CalibMovingAverage": True,  # the mean of the images' ranges: one image's extreme makes all steps coarse
             "ActivationSymmetric": symmetric,
             "QuantizeBias": not symmetric,
         },

@@ -25,42 +25,40 @@ DEFAULTS = Thresholds()
 
 
 def measure_parity(
-    exact: Predictor, exported: Predictor, pictures: Sequence[NDArray[np.uint8]], least_score: float = DEFAULTS.score
+    exact: Predictor, exported: Predictor, images: Sequence[NDArray[np.uint8]], pred_iou_thresh: float = DEFAULTS.score
 ) -> dict[str, Any]:
-    """Return how alike two models' masks are, over pictures and prompts: the mean and least IoU, and every one of them.
+    """Return how alike two models' masks are, over images and prompts: the mean and least IoU, and every one of them.
 
-    Prompts are nine boxes of half the picture's sides and sixteen points, evenly spread. Of a box the single mask is taken; of
-    a point the one of three that the exact model scores best. Left out are masks under 1/1000 of the picture in both models,
+    Prompts are nine boxes of half the image's sides and sixteen points, evenly spread. Of a box the single mask is taken; of
+    a point the one of three that the exact model scores best. Left out are masks under 1/1000 of the image in both models,
     and those to which the exact model itself gives a predicted IoU under `least_score`: around a box of nothing, it guesses.
     """
     records: list[dict[str, Any]] = []
-    for number, picture in enumerate(pictures):
-        height, width = picture.shape[:2]
-        exact.set_image(picture)
-        exported.set_image(picture)
+    for number, image in enumerate(images):
+        height, width = image.shape[:2]
+        exact.set_image(image)
+        exported.set_image(image)
         fractions = np.array([(x, y) for y in (0, 0.25, 0.5) for x in (0, 0.25, 0.5)])
         boxes = np.concatenate([fractions, fractions + 0.5], axis=1) * [width, height, width, height]
         spread = (np.arange(4) + 0.5) / 4
         points = np.array([[(x * width, y * height)] for y in spread for x in spread])
         ones = np.ones((len(points), 1))
-        expected, scores, _ = exact.predict_batch(boxes=boxes, multimask_output=False)
-        got, _, _ = exported.predict_batch(boxes=boxes, multimask_output=False)
+        expected, scores, _ = exact.predict_prompts(boxes=boxes, multimask_output=False)
+        got, _, _ = exported.predict_prompts(boxes=boxes, multimask_output=False)
         trials = [("box", boxes[i].tolist(), scores[i, 0], expected[i, 0], got[i, 0]) for i in range(len(boxes))]
-        expected, scores, _ = exact.predict_batch(points, ones)
-        got, _, _ = exported.predict_batch(points, ones)
+        expected, scores, _ = exact.predict_prompts(points, ones)
+        got, _, _ = exported.predict_prompts(points, ones)
         for i, best in enumerate(scores.argmax(axis=1)):
             trials.append(("point", points[i, 0].tolist(), scores[i, best], expected[i, best], got[i, best]))
         for kind, where, score, a, b in trials:
-            if score >= least_score and max(a.mean(), b.mean()) >= 0.001:
-                records.append(
-                    {"picture": number, kind: where, "score": round(float(score), 4), "iou": round(mask_iou(a, b), 4)}
-                )
+            if score >= pred_iou_thresh and max(a.mean(), b.mean()) >= 0.001:
+                records.append({"image": number, kind: where, "score": round(float(score), 4), "iou": round(mask_iou(a, b), 4)})
     if not records:
         raise InvalidInputError(
-            "the model is sure of no mask on these pictures: give others, with things in them, or a lower score."
+            "the model is sure of no mask on these images: give others, with instances in them, or a lower score."
         )
     ious = [record["iou"] for record in records]
-    return {"pictures": len(pictures), "masks": len(ious), "mean": float(np.mean(ious)), "least": min(ious), "each": records}
+    return {"images": len(images), "masks": len(ious), "mean": float(np.mean(ious)), "least": min(ious), "each": records}
 
 
 def check_parity(report: dict[str, Any], thresholds: Thresholds) -> None:
@@ -69,5 +67,5 @@ def check_parity(report: dict[str, Any], thresholds: Thresholds) -> None:
         raise ParityError(
             f"the exported model's masks do not hold: their IoU to the fp32 model's is {report['mean']:.4f} in the mean and "
             f"{report['least']:.4f} at least, of {report['masks']} masks, where {thresholds.mean} and {thresholds.least} are "
-            "asked for. Nothing was written. Use a higher precision, more pictures of your own, or lower thresholds."
+            "asked for. Nothing was written. Use a higher precision, more images of your own, or lower thresholds."
         )

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from groupmix_sam.inference import fused_encoder as fuse
+from groupmix_sam.inference import fused_encoder as fuse_encoder
 from groupmix_sam.inference.export.convolutions import ConvNorm, as_convolutions
 
 from ..test_fused_encoder import error, half_error, randomize
@@ -18,7 +18,7 @@ def test_same_as_the_encoder(name):
     x = torch.randn(2, 3, 64, 96)
     expected = model(x)
     assert expected.std() > 1e-3
-    assert error(as_convolutions(fuse(model))(x), expected) < 1e-4
+    assert error(as_convolutions(fuse_encoder(model))(x), expected) < 1e-4
 
 
 @pytest.mark.parametrize("kwargs", [{"neck": "sam"}, {"qkv_bias": False}, {"num_heads": 4}])
@@ -26,7 +26,7 @@ def test_same_as_the_encoder(name):
 def test_options(kwargs):
     model = randomize(timm.create_model("gmf_sam_test", **kwargs))
     x = torch.randn(1, 3, 48, 64)
-    fused = fuse(model)
+    fused = fuse_encoder(model)
     before = fused(x)
     made = as_convolutions(fused)
     assert error(made(x), model(x)) < 1e-4
@@ -36,7 +36,7 @@ def test_options(kwargs):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    assert half_error(lambda model: as_convolutions(fuse(model)), dtype) < 1.2
+    assert half_error(lambda model: as_convolutions(fuse_encoder(model)), dtype) < 1.2
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -39,7 +39,7 @@ from groupmix_sam.inference.export.onnx import OPSET, _gelu, holds_in_int8, quan
 from groupmix_sam.inference.export.openvino import _stays_exact
 from groupmix_sam.inference.export.parity import Thresholds, measure_parity
 from groupmix_sam.inference.export.tensorrt import lint
-from groupmix_sam.inference.fused_encoder import fuse
+from groupmix_sam.inference.fused_encoder import fuse_encoder
 from groupmix_sam.masks import mask_iou
 
 from ..conftest import draw
@@ -50,7 +50,7 @@ LOOSE = Thresholds(0.95, 0.5, score=-10)
 
 @pytest.fixture(scope="module")
 def exported(sam, tmp_path_factory):
-    """An ONNX folder, with an encoder for any number of pictures; made once, as tracing takes seconds."""
+    """An ONNX folder, with an encoder for any number of images; made once, as tracing takes seconds."""
     folder = tmp_path_factory.mktemp("export") / "onnx"
     export(sam, folder, [draw(), draw(60, 200)], dynamic_batch=True, thresholds=LOOSE)
     return folder
@@ -76,12 +76,12 @@ def same_masks(got, expected, images, atol):
         boxes = np.array([[3, 5, image.shape[1] - 9, image.shape[0] - 7], [10, 10, 40, 45]])
         for boxes_, points in ((boxes, None), (None, boxes[:, None, :2]), (boxes[:1], boxes[:1, None, :2] + 7)):
             labels = None if points is None else np.ones(points.shape[:2])
-            a, b = (p.predict_batch(points, labels, boxes_) for p in (got, expected))
+            a, b = (p.predict_prompts(points, labels, boxes_) for p in (got, expected))
             np.testing.assert_allclose(a[1], b[1], atol=10 * atol)
             np.testing.assert_allclose(a[2], b[2], atol=10 * atol * np.abs(b[2]).max())
             earlier = b[2][:, :1]
             for given in ((points, labels, boxes_), (None, None, None)):
-                a, b = (p.predict_batch(*given, earlier) for p in (got, expected))
+                a, b = (p.predict_prompts(*given, earlier) for p in (got, expected))
                 np.testing.assert_allclose(a[2], b[2], atol=10 * atol * np.abs(b[2]).max())
 
 
@@ -213,7 +213,7 @@ def test_int8_in_onnx_runtime(sam, exported, tmp_path):
 
 def test_what_holds_in_int8():
     """Of each of the third stage's eight blocks the projection and the MLP's two, and not the means of its LayerNorm."""
-    encoder = as_convolutions(fuse(timm.create_model("gmf_sam_2282")))
+    encoder = as_convolutions(fuse_encoder(timm.create_model("gmf_sam_2282")))
     found = [name for name in (f"encoder.{key}" for key in encoder.state_dict()) if holds_in_int8(name)]
     assert found == [f"encoder.stages.2.{i}.{name}.weight" for i in range(1, 9) for name in ("proj", "mlp.1", "mlp.3")]
 
@@ -239,7 +239,7 @@ def test_int8_for_tensorrt(sam, exported, monkeypatch, tmp_path):
     for path in (tmp_path / "encoder.onnx", tmp_path / "other.onnx"):
         if not path.exists():
             shutil.copy(exported / "encoder.onnx", path)
-            quantize(path, (predictor.preprocess(picture)[None] for picture in calibration), products_only=True)
+            quantize(path, (predictor.preprocess(image)[None] for image in calibration), products_only=True)
         errors.append(np.abs(OnnxModel(path)(images)[0] - features).mean() / np.abs(features).mean())
     assert 1e-4 < errors[0] < 1.5 * errors[1]
     assert len(onnx_low(tmp_path, "encoder.onnx")) == len(onnx_low(tmp_path, "other.onnx")) > 0
@@ -302,9 +302,9 @@ def test_what_a_folder_holds(sam, exported):
         assert not {"OneHot", "NonZero", "If", "Loop"} & {node.op_type for node in model.graph.node}
 
 
-def test_pictures_in_a_batch(exported):
+def test_images_in_a_batch(exported):
     predictor = Predictor(exported)
-    predictor.set_images([draw(), draw(60, 200), draw(9, 9)], batch_size=2)
+    predictor.set_image_batch([draw(), draw(60, 200), draw(9, 9)], batch_size=2)
     together = predictor.get_image_embedding(1)
     predictor.set_image(draw(60, 200))
     np.testing.assert_allclose(together, predictor.get_image_embedding(), atol=1e-4 * np.abs(together).max())
@@ -335,18 +335,18 @@ def test_masks_that_do_not_hold_are_not_written(sam, quick, tmp_path):
 
 @pytest.mark.parametrize(("precision", "judged"), [("fp32", 3), ("int8", 2)])
 def test_command(sam, quick, tmp_path, monkeypatch, precision, judged):
-    """Of twelve pictures and two broken ones; for int8 every fifth is judged and the others calibrate."""
+    """Of twelve images and two broken ones; for int8 every fifth is judged and the others calibrate."""
     monkeypatch.setattr("groupmix_sam.sam.build_sam_groupmix", lambda *args, **kwargs: sam)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for i in range(10):
-        Image.fromarray(draw(90 + i, 120)).save(tmp_path / "pictures" / f"{i}.png")
-    (tmp_path / "pictures" / "broken.png").write_bytes(b"no picture")
-    Image.new("RGB", (9000, 1)).save(tmp_path / "pictures" / "narrow.png")
-    arguments = ["export", "openvino", str(tmp_path / "a"), "--pictures", str(tmp_path / "pictures"), "--precision", precision]
-    arguments += ["--image-size", "256", "--mean-iou", "0", "--least-iou", "0", "--least-score", "-10", "--count", "3"]
+        Image.fromarray(draw(90 + i, 120)).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    Image.new("RGB", (9000, 1)).save(tmp_path / "images" / "narrow.png")
+    arguments = ["export", "openvino", str(tmp_path / "a"), "--images", str(tmp_path / "images"), "--precision", precision]
+    arguments += ["--image-size", "256", "--min-mean-iou", "0", "--min-iou", "0", "--pred-iou-thresh", "-10", "--count", "3"]
     done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0
-    assert f"masks on {judged} pictures" in done.stdout
+    assert f"masks on {judged} images" in done.stdout
     assert json.loads((tmp_path / "a" / "config.json").read_text())["precision"] == precision
     assert ("narrow.png" in done.output or "too narrow" in done.output) == (precision == "int8")
 
@@ -375,17 +375,17 @@ def test_no_space(sam, monkeypatch, tmp_path):
     [
         ({"runtime": "tflite"}, "use onnx with fp32"),
         ({"precision": "int4"}, "there is no 'int4'"),
-        ({"pictures": []}, "no picture to compare"),
-        ({"runtime": "openvino", "precision": "int8", "calibration": [draw()]}, "1 pictures are too few"),
+        ({"images": []}, "no image to compare"),
+        ({"runtime": "openvino", "precision": "int8", "calibration": [draw()]}, "1 images are too few"),
         ({"folder": "."}, "is there already"),
         ({"folder": "no/where"}, "make it first"),
     ],
 )
 def test_bad_arguments(sam, tmp_path, kwargs, match):
-    arguments = {"folder": "new", "pictures": [draw()], **kwargs}
+    arguments = {"folder": "new", "images": [draw()], **kwargs}
     folder = tmp_path / arguments.pop("folder")
     with pytest.raises(InvalidInputError, match=match):
-        export(sam, folder, arguments.pop("pictures"), **arguments)
+        export(sam, folder, arguments.pop("images"), **arguments)
 
 
 @pytest.mark.parametrize("name", ["decoder.onnx", "encoder.onnx"])
@@ -463,13 +463,13 @@ def test_iou_by_hand():
 
 def test_parity_of_a_model_with_itself(sam):
     predictor = Predictor(sam)
-    report = measure_parity(predictor, predictor, [draw()], least_score=-10)
+    report = measure_parity(predictor, predictor, [draw()], pred_iou_thresh=-10)
     assert report["mean"] == report["least"] == 1
     assert report["masks"] == len(report["each"]) > 10
     scores = sorted(record["score"] for record in report["each"])
     gap = int(np.diff(scores).argmax())  # records are rounded
     middle = (scores[gap] + scores[gap + 1]) / 2
-    surer = measure_parity(predictor, predictor, [draw()], least_score=middle)
+    surer = measure_parity(predictor, predictor, [draw()], pred_iou_thresh=middle)
     assert surer["each"] == [record for record in report["each"] if record["score"] >= middle]
     with pytest.raises(InvalidInputError, match="sure of no mask"):
-        measure_parity(predictor, predictor, [draw()], least_score=99)
+        measure_parity(predictor, predictor, [draw()], pred_iou_thresh=99)

@@ -1,6 +1,6 @@
 """TensorRT without a GPU: against a fake, the fake against the true bindings where they lie, and the refusal to import it.
 
-The test marked by its skip runs the true thing where there is a GPU; it has never been run.
+The test marked by its skip runs the true instance where there is a GPU; it has never been run.
 """
 
 import ctypes
@@ -204,7 +204,7 @@ def test_values_in_the_bindings(bindings):
 
 @pytest.mark.skipif(not GPU, reason="needs an NVIDIA GPU and tensorrt")
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 0.05), ("fp16", 0.05), ("int8", 0.2)])
-def test_the_true_thing(sam, tmp_path, precision, most):
+def test_the_true_instance(sam, tmp_path, precision, most):
     calibration = [draw(90 + i, 120 - i) for i in range(8)]
     thresholds = Thresholds(0, 0, -10) if precision == "int8" else Thresholds(0.9, 0.3, -10)
     given = {"runtime": "tensorrt", "precision": precision, "thresholds": thresholds, "calibration": calibration}
