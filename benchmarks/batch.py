@@ -30,7 +30,7 @@ from groupmix_sam.sam import build_sam_groupmix
 def plain(image: Path, box: list[float], checkpoint: str, size: int, count: int) -> float:
     """Return the images a second of a loop in this process."""
     exported = checkpoint != "default"
-    predictor = Predictor(checkpoint, threads=1) if exported else Predictor(build_sam_groupmix(image_size=size))
+    predictor = Predictor.from_pretrained(checkpoint, threads=1) if exported else Predictor(build_sam_groupmix(image_size=size))
 
     def once() -> None:
         predictor.set_image(read_image(image))

@@ -70,7 +70,7 @@ def build(name: str, size: int) -> Sam:
 
 def load(runtime: str, precision: str, name: str, size: int, threads: int, folder: Path) -> Predictor:
     if runtime != "torch":
-        return Predictor(folder / f"{name}-{runtime}-{precision}", threads=threads)
+        return Predictor.from_pretrained(folder / f"{name}-{runtime}-{precision}", threads=threads)
     return Predictor(build(name, size), dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
 
 

@@ -5,7 +5,7 @@
     python examples/auto_label.py frames/ --points-per-side 24 --output labelled
 
 Everything that is found in an image becomes an instance of one category. The output folder has the images, a LabelMe file
-beside each, and annotations.json in COCO's format. labelme and X-AnyLabeling open the folder as it is: delete what is not yours,
+beside each, and annotations.json in COCO's format. labelme and X-AnyLabeling open the folder: delete what is not yours,
 rename what is, mend outlines. `groupmix_sam.annotations.from_labelme` reads the corrected files back, and `to_coco` makes of
 them what `groupmix-sam evaluate` and most trainers take.
 
@@ -24,7 +24,7 @@ from PIL import Image
 from groupmix_sam.annotations import AnnotatedImage, to_coco, to_labelme
 from groupmix_sam.errors import ImageReadError, InvalidInputError
 from groupmix_sam.images import ImageFile, name_images
-from groupmix_sam.inference import load_predictor
+from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.automatic import everything
 from groupmix_sam.live.sources import Frames
 
@@ -70,7 +70,7 @@ def main() -> None:
     if options.output.resolve() in (options.source.resolve(), options.source.resolve().parent):
         parser.error(f"{options.output} has what is to be labelled, and it would be written over: give another --output")
 
-    predictor = load_predictor(options.checkpoint, image_size=options.image_size)
+    predictor = Predictor.from_pretrained(options.checkpoint, image_size=options.image_size)
     options.output.mkdir(parents=True, exist_ok=True)
     done: list[AnnotatedImage] = []
     try:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from groupmix_sam.images import ImageFile, find_images
-from groupmix_sam.inference import load_predictor
+from groupmix_sam.inference import Predictor
 from groupmix_sam.prompts import as_points
 from groupmix_sam.visualize import draw_masks
 
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     centres = np.array([hand.split(",") for hand in args.hand or []], dtype=float).reshape(-1, 2)
     find_hands = hand_finder() if not args.hand else lambda image: as_points(centres, None, image.shape[:2])[0]
-    predictor = load_predictor(args.checkpoint)
+    predictor = Predictor.from_pretrained(args.checkpoint)
     args.output.mkdir(parents=True, exist_ok=True)
     with (args.output / "hands.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)

@@ -16,7 +16,6 @@ __all__ = [
     "decode_rle",
     "encode_rle",
     "fill_polygons",
-    "iou",
     "mask_iou",
     "tight_box",
     "to_polygons",
@@ -170,16 +169,10 @@ def _decompress(text: str | bytes) -> list[int]:
     return counts
 
 
-def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Return the intersection over union of two masks, 1 of two empty ones."""
-    union = int((a | b).sum())
-    return int((a & b).sum()) / union if union else 1.0
-
-
-def iou(a: Mask, b: Mask) -> float:
-    """Return the intersection over the union, 0 if both masks are empty."""
+def mask_iou(a: Mask, b: Mask) -> float:
+    """Return the intersection over union of two masks, H x W of bool; 1 for two empty ones, which are the same."""
     union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 0.0
+    return np.count_nonzero(a & b) / union if union else 1.0
 
 
 def box_baseline(size: tuple[int, int], box: NDArray[np.float64]) -> Mask:

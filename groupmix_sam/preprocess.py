@@ -1,47 +1,48 @@
 """From an image to an encoder's input: the one resize, normalisation and padding, as `SamPredictor` does them."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from .encoders.config import SAM_MEAN, SAM_STD, STRIDE
+from .encoders.config import SAM_MEAN, SAM_STD
 from .errors import InvalidInputError
 
-__all__ = ["check_aspect", "pad_and_normalize"]
+__all__ = ["PIXEL_MEAN", "PIXEL_STD", "check_aspect", "pad_and_normalize", "resize", "resized_size"]
+
+# segment-anything's pixel_mean and pixel_std, RGB, of values from 0 to 255.
+PIXEL_MEAN = 255 * np.array(SAM_MEAN, dtype=np.float32)
+PIXEL_STD = 255 * np.array(SAM_STD, dtype=np.float32)
 
 
-def check_aspect(size: tuple[int, int], image_size: int) -> None:
-    """Raise InvalidInputError if an image's short side, height or width, vanishes when the long one becomes `image_size`."""
-    if int(min(size) * image_size / max(size) + 0.5) < 1:
+def resized_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
+    """Return the height and width of an image whose long side becomes `image_size`, rounded as segment-anything does."""
+    scale = image_size / max(size)
+    return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
+
+def check_aspect(size: tuple[int, int], image_size: int, smallest: int = 1) -> None:
+    """Raise InvalidInputError if an image's short side is under `smallest` pixels once the long one is `image_size`."""
+    if min(resized_size(size, image_size)) < smallest:
         raise InvalidInputError(
             f"the image of {size[1]} x {size[0]} pixels is too narrow to be resized to {image_size}: cut it into parts."
         )
 
 
-def resize(image: NDArray[np.uint8], image_size: int) -> Tensor:
-    """Return an image, H x W x 3, with its long side at `image_size`, resized as `SamPredictor` does.
-
-    Raises:
-        InvalidInputError: the short side would be less than 16 pixels.
-    """
-    scale = image_size / max(image.shape[:2])
-    height, width = (int(side * scale + 0.5) for side in image.shape[:2])
-    if min(height, width) < STRIDE:
-        raise InvalidInputError(f"an image of {width} x {height} pixels, resized, is too narrow: cut it into parts.")
-    return torch.from_numpy(np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)))
+def resize(image: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
+    """Return an image, H x W x 3, with its long side at `image_size`, by Pillow's bilinear filter."""
+    height, width = resized_size((image.shape[0], image.shape[1]), image_size)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def normalize(images: Tensor) -> Tensor:
-    """Turn uint8 RGB, B x H x W x 3, into an encoder's input, B x 3 x H x W."""
-    mean = torch.tensor(SAM_MEAN) * 255
-    std = torch.tensor(SAM_STD) * 255
-    return ((images - mean) / std).permute(0, 3, 1, 2)
-
-
-def pad_and_normalize(image: Tensor, size: int) -> Tensor:
-    """Turn uint8 RGB, H x W x 3, into an encoder's input, 1 x 3 x S x S, padded at the bottom and the right."""
-    out = torch.zeros(1, 3, size, size)
-    out[:, :, : image.shape[0], : image.shape[1]] = normalize(image[None])
+def pad_and_normalize(
+    pixels: NDArray[np.uint8],
+    size: int,
+    mean: NDArray[np.float32] = PIXEL_MEAN,
+    std: NDArray[np.float32] = PIXEL_STD,
+) -> NDArray[np.float32]:
+    """Turn RGB pixels, H x W x 3, into an encoder's input, 3 x size x size, padded with zeros at the bottom and the right."""
+    out = np.zeros((3, size, size), dtype=np.float32)
+    inside = out[:, : pixels.shape[0], : pixels.shape[1]]
+    np.subtract(pixels.transpose(2, 0, 1), mean[:, None, None], out=inside)
+    inside /= std[:, None, None]
     return out

@@ -31,7 +31,7 @@ from groupmix_sam.evaluate import ReferenceDataset, load_model, preset
 from groupmix_sam.evaluate.plots import pick_images
 from groupmix_sam.evaluate.profiling import measure_costs
 from groupmix_sam.images import read_image
-from groupmix_sam.inference import Predictor, load_predictor
+from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.automatic import everything, segment
 from groupmix_sam.inference.export.exporter import export
 from groupmix_sam.inference.export.parity import Thresholds
@@ -425,12 +425,12 @@ def test_defaults_are_the_functions():
         "distill": (distill, RunOptions),
         "encoders": (train_encoders, Settings),
         "evaluate": (load_model, ReferenceDataset),
-        "everything": (everything, load_predictor),
+        "everything": (everything, Predictor.from_pretrained),
         "export": (export, build_sam_groupmix),
         "profile": (measure_costs,),
         "push": (push_to_hub,),
-        "segment": (segment, load_predictor),
-        "stream": (load_predictor,),
+        "segment": (segment, Predictor.from_pretrained),
+        "stream": (Predictor.from_pretrained,),
     }
     assert {*functions, "info"} == set(commands)
     for name, theirs in functions.items():

@@ -101,7 +101,7 @@ GIVEN = {
 }
 REPLACED = {
     'Frames("0")': 'Frames("line.mp4")',  # a camera
-    'Predictor("exported/")': "Predictor(__import__('groupmix_sam').build_sam_groupmix())",  # tests/deploy loads folders
+    'Predictor.from_pretrained("exported/")': "Predictor(__import__('groupmix_sam').build_sam_groupmix())",
 }
 
 

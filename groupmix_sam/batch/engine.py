@@ -28,7 +28,8 @@ from ..hub import HUB_PREFIX
 from ..images import SUFFIXES, decode_image
 from ..inference.automatic import everything, segment
 from ..inference.exported_folder import read_config
-from ..inference.predictor import Predictor, model_hash
+from ..inference.model import model_hash
+from ..inference.predictor import Predictor
 from ..prompts import Prompt
 from ..sam import build_sam_groupmix
 from ..weights import is_exported
@@ -113,7 +114,7 @@ class Job:
 
     def predictor(self) -> Predictor:
         """Return what answers prompts."""
-        return Predictor(self.checkpoint, threads=self.threads) if self.exported else Predictor(self.sam())
+        return Predictor.from_pretrained(self.checkpoint, threads=self.threads) if self.exported else Predictor(self.sam())
 
     def model_hash(self) -> str:
         """Return the hash of the weights, which are looked for and checked."""
@@ -145,7 +146,7 @@ def batch(
         source: The images' folder: a path, or a URI as pyarrow takes it, such as "s3://bucket/photos" or "fsspec+...://...".
         output: A folder to write to, alike.
         prompts: A table, see `read_prompt_table`; None for everything in all images, see `segment.everything`.
-        checkpoint: What `deploy.load_predictor` takes; each worker reads it.
+        checkpoint: What `Predictor.from_pretrained` takes; each worker reads it.
         encoder: Likewise.
         image_size: Likewise.
         points_per_side: Of everything: so many points a side are asked about.

@@ -29,13 +29,13 @@ def demo(
     """
     from ..demo.page import build, free_port, serve
     from ..demo.session import Demo, load_named
-    from ..inference.predictor import load_predictor
+    from ..inference import Predictor
 
     listen = free_port(host, port)
     models = dict(load_named(source, encoder=encoder, image_size=image_size) for source in checkpoint or ["default"])
     mobile = None
     if reference is not None:
-        mobile = load_predictor(reference, image_size=image_size)
+        mobile = Predictor.from_pretrained(reference, image_size=image_size)
     shared = Demo(models, mobile)
     page = build(shared, None if image is None else shared.open(image))
     serve(page, host, listen)

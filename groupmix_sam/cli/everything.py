@@ -37,16 +37,16 @@ def everything(
     groupmix-sam everything photo.jpg --points-per-side 16
     groupmix-sam everything photos/ --format labelme --output labelled/
     """
+    from ..inference import Predictor
     from ..inference.automatic import everything as find
     from ..inference.automatic import everything_costs
-    from ..inference.predictor import load_predictor
 
     passes, prompts = everything_costs(points_per_side, crop_n_layers)
     named = name_sources(images)
     outputs = Outputs(
         output, formats or ["overlay"], named, [category], tolerance, as_json, draw_prompts=False, overwrite=overwrite
     )
-    predictor = load_predictor(checkpoint, encoder=encoder, image_size=image_size)
+    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
     plural = "es" if passes > 1 else ""
     typer.echo(f"{len(named)} x {passes} pass{plural} of the encoder and {prompts} prompts", err=True)
     left = len(named)

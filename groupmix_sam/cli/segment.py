@@ -38,8 +38,8 @@ def segment(
     groupmix-sam segment photos/ --prompts prompts.csv --format coco --output masks/
     groupmix-sam segment photo.jpg --box 170,16,420,312 --format mask --output - > mask.png
     """
+    from ..inference import Predictor
     from ..inference.automatic import segment as find
-    from ..inference.predictor import load_predictor
     from ..prompts import EVERY, read_prompts
 
     if prompts is not None and (point or background or box):
@@ -57,7 +57,7 @@ def segment(
         named = {name: source for name, source in named.items() if name in wanted}
     categories = [prompt.category or category for group in wanted.values() for prompt in group]
     outputs = Outputs(output, formats or ["overlay"], named, categories, tolerance, as_json, overwrite=overwrite)
-    predictor = load_predictor(checkpoint, encoder=encoder, image_size=image_size)
+    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
     annotate(named, lambda name, image: find(predictor, image, wanted.get(EVERY) or wanted[name], category), outputs)
 
 

@@ -32,7 +32,7 @@ def stream(
 
     import numpy as np
 
-    from ..inference.predictor import load_predictor
+    from ..inference import Predictor
     from ..live.loop import Prompts
     from ..live.loop import stream as run
     from ..live.sinks import Clock, MaskFile, Overlay
@@ -48,7 +48,7 @@ def stream(
         points = np.array([[numbers(text, 2, "x,y")] for text in point or []])
         wanted = Prompts(points=points, labels=np.ones(points.shape[:2], dtype=np.int64))
     frames = Frames(source)
-    predictor = load_predictor(checkpoint, encoder=encoder, image_size=image_size)
+    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
     clock, told, count = Clock(), time.monotonic(), 0
     with ExitStack() as stack:
         # A service that is stopped ends as by Ctrl-C, so that its files are kept.

@@ -1,7 +1,6 @@
 """What the demo page does, apart from how it looks: an image, clicks on it, and the masks that models give for them."""
 
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -15,7 +14,6 @@ from ..errors import ImageReadError, InvalidInputError, NoImageError, UnknownNam
 from ..images import decode_image
 from ..inference import Predictor
 from ..inference.exported_folder import read_config
-from ..inference.predictor import load_predictor
 from ..masks import mask_iou
 from ..prompts import as_box, as_points
 from ..visualize import draw_masks
@@ -246,7 +244,7 @@ class Demo:
         return replace(session, embeddings=embeddings, answers=answers, model=model, chosen=chosen)
 
     def _embed(self, name: str, image: NDArray[np.uint8]) -> Embedding:
-        predictor = copy(self._predictors[name])  # shares the weights, and has embeddings of its own
+        predictor = Predictor(self._predictors[name].model)  # shares the weights, and has embeddings of its own
         with self._locks[name]:
             start = perf_counter()
             predictor.set_image(image)
@@ -261,13 +259,13 @@ class Demo:
 
 
 def load_named(checkpoint: str, *, encoder: str | None = None, image_size: int | None = None) -> tuple[str, Predictor]:
-    """Return a model, as `load_predictor` takes it, after the name that the page shows."""
+    """Return a model, as `Predictor.from_pretrained` takes it, after the name that the page shows."""
     runtime, precision = "PyTorch", "fp32"
     if is_exported(checkpoint):
         config = read_config(Path(checkpoint))
         runtime, precision = RUNTIMES[config["runtime"]], config["precision"]
         encoder = image_size = None  # they are of the weights beside it
-    predictor = load_predictor(checkpoint, encoder=encoder, image_size=image_size)
+    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
     return f"{checkpoint}: {runtime} {precision}, {predictor.image_size} px", predictor
 
 

@@ -17,7 +17,7 @@ from ..encoders.config import STRIDE
 from ..errors import ImageReadError, InvalidInputError
 from ..files import checksum, make_folder, write_beside
 from ..images import ImageFile
-from ..preprocess import pad_and_normalize, resize
+from ..preprocess import check_aspect, pad_and_normalize, resize
 from .data import CachedImage, Maps
 from .run import process_state
 from .teacher import Teacher
@@ -66,7 +66,9 @@ def cache_features(
         if path is None or _is_whole(path):
             continue
         try:
-            pixels = resize(images[i].decode(), image_size)
+            image = images[i].decode()
+            check_aspect(image.shape[:2], image_size, smallest=STRIDE)
+            pixels = torch.from_numpy(resize(image, image_size).copy())
         except (ImageReadError, InvalidInputError):
             path.unlink(missing_ok=True)
             continue
@@ -95,7 +97,7 @@ def _path(folder: Path, image: ImageFile, teacher: Teacher, image_size: int) -> 
 def _ask(pixels: Tensor, teacher: Teacher, image_size: int, device: torch.device) -> Maps:
     """Return an image whose long side is `image_size`, and the teacher's maps of it, all H x W x C."""
     rows, columns = pixels.shape[0] // STRIDE, pixels.shape[1] // STRIDE
-    maps = teacher(pad_and_normalize(pixels, image_size).to(device))
+    maps = teacher(torch.from_numpy(pad_and_normalize(pixels.numpy(), image_size))[None].to(device))
     out = {name: m[0].permute(1, 2, 0)[:rows, :columns].half().cpu().contiguous() for name, m in maps.items()}
     return out | {"image": pixels}
 

@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 from ..encoders.config import STRIDE
 from ..errors import ImageReadError, InvalidInputError
 from ..images import ImageFile
-from ..preprocess import pad_and_normalize, resize
+from ..preprocess import check_aspect, pad_and_normalize, resize
 from .recipe import Recipe
 
 __all__ = ["CachedImage", "Maps", "Samples", "sample_loader", "whole_images"]
@@ -113,7 +113,8 @@ class Samples(Dataset[Maps]):
         image = source.decode()
         if self.recipe.augmentation == "resized_crop":
             return self._resized_crop(image, int(rng.integers(2**31)))
-        pixels = resize(image, self.image_size)
+        check_aspect(image.shape[:2], self.image_size, smallest=STRIDE)
+        pixels = torch.from_numpy(resize(image, self.image_size).copy())
         whole = _padded({"image": pixels}, self.image_size)
         if not self.crop:
             return whole
@@ -156,7 +157,7 @@ def _padded(maps: Maps, size: int) -> Maps:
     valid = torch.zeros(1, side, side, dtype=torch.bool)
     valid[:, :rows, :columns] = True
     padded = {name: F.pad(m, (0, 0, 0, side - columns, 0, side - rows))[None] for name, m in maps.items()}
-    return {"input": pad_and_normalize(image, size), "valid": valid, **padded}
+    return {"input": torch.from_numpy(pad_and_normalize(image.numpy(), size))[None], "valid": valid, **padded}
 
 
 def collate(samples: Sequence[Maps]) -> Maps:

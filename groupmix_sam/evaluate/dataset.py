@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import ImageReadError, InvalidInputError, MissingExtraError
 from ..files import sha256
 from ..images import read_image
-from ..masks import box_baseline, decode_rle, encode_rle, iou, tight_box
+from ..masks import box_baseline, decode_rle, encode_rle, mask_iou, tight_box
 from ..prompts import Prompt
 from .metrics import Mask, boundary_iou
 from .protocol import Answer, Protocol, ask, click, prompt_for
@@ -87,7 +87,7 @@ class LabelledDataset:
         row = {"image": image, **{name: annotation[name] for name in ("id", "category", "area", "crowd")}}
         if kind.startswith("clicks-"):
             prompt, answers = click(predictor, truth, int(kind.removeprefix("clicks-")), mask_selection)
-            row["ious"] = [iou(answer.mask, truth) for answer in answers]
+            row["ious"] = [mask_iou(answer.mask, truth) for answer in answers]
         else:
             prompt = prompt_for(kind, truth, box, (self.protocol.seed, annotation["id"]))
             answers = [ask(predictor, prompt, mask_selection, truth)]
@@ -148,10 +148,10 @@ def measure(kind: str, prompt: Prompt, answer: Answer, truth: Mask, box: Any) ->
     return {
         "prompt": kind,
         "given": prompt.record(),
-        "iou": iou(answer.mask, truth),
+        "iou": mask_iou(answer.mask, truth),
         "boundary_iou": boundary_iou(answer.mask, truth),
         "predicted_iou": answer.predicted,
-        "box_baseline_iou": iou(box_baseline((truth.shape[0], truth.shape[1]), np.asarray(box)), truth),
+        "box_baseline_iou": mask_iou(box_baseline((truth.shape[0], truth.shape[1]), np.asarray(box)), truth),
         "size": list(truth.shape),
         "mask": encode(answer.mask),
         "truth": encode(truth),

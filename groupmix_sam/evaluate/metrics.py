@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InvalidInputError, MissingExtraError
-from ..masks import iou, mask_window
+from ..masks import mask_iou, mask_window
 
 try:
     from scipy.ndimage import distance_transform_cdt, distance_transform_edt
@@ -32,7 +32,7 @@ def boundary(mask: Mask, width: int) -> Mask:
 def boundary_iou(a: Mask, b: Mask) -> float:
     """Return the IoU of the masks' boundaries, 2 % of the image's diagonal wide (arXiv 2103.16562)."""
     width = max(1, round(BOUNDARY_WIDTH * float(np.hypot(*a.shape))))
-    return iou(boundary(a, width), boundary(b, width))
+    return mask_iou(boundary(a, width), boundary(b, width))
 
 
 def innermost_pixel(mask: Mask) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..encoders.config import DEFAULT_ENCODER, IMAGE_SIZE
 from ..errors import InvalidInputError, WeightsError
 from ..files import sha256
-from ..inference import load_predictor
+from ..inference import Predictor
 from ..sam import build_sam_groupmix
 from ..weights import SAM_VITS, find_weights, is_exported, origin_of, read_weights
 
@@ -73,7 +73,7 @@ def load_model(
     if is_exported(checkpoint):
         if resize != "sam":
             raise InvalidInputError(f"{checkpoint} is an exported model, which resizes by itself: use resize 'sam'.")
-        exported = load_predictor(checkpoint, encoder=encoder, image_size=image_size)
+        exported = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
         # Not the weights' hash, which all exports of theirs share, but of what holds the hashes of the folder's files.
         return Model(exported, Path(checkpoint).name, sha256(Path(checkpoint) / "config.json"), exported.image_size)
     path = find_weights(checkpoint, encoder or DEFAULT_ENCODER)

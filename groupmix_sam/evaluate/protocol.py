@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from segment_anything.utils.amg import calculate_stability_score
 
 from ..errors import InvalidInputError, UnknownNameError
-from ..masks import iou
+from ..masks import mask_iou
 from ..prompts import Prompt
 from .metrics import Mask, innermost_pixel, next_click, random_pixel
 
@@ -119,7 +119,7 @@ def ask(predictor: Any, prompt: Prompt, mask_selection: str, truth: Mask | None 
     elif mask_selection == "oracle":
         if truth is None:
             raise InvalidInputError("an oracle needs a truth: choose another way.")
-        scores = np.array([iou(mask, truth) for mask in masks])
+        scores = np.array([mask_iou(mask, truth) for mask in masks])
     best = int(np.argmax(scores))
     return Answer(masks[best], float(predicted[best]), logits[best : best + 1])
 

@@ -7,36 +7,68 @@ from typing import Any
 
 import numpy as np
 
-from ..encoders.config import check_img_size
-from ..errors import WeightsError, WeightsNotFoundError
+from ..encoders.config import check_embed_stride, check_img_size
+from ..errors import InvalidInputError, WeightsError, WeightsNotFoundError
 from ..files import sha256
-from .backends.base import Backend
-from .backends.onnxruntime import OnnxModel
-from .backends.openvino import OpenvinoModel
-from .backends.tensorrt import TensorrtModel
+from .backends import Backend, OnnxModel, OpenvinoModel, TensorrtModel
+from .model import InferenceModel
 
-__all__ = []
+__all__ = ["FORMAT_VERSION", "PARTS", "SUFFIXES", "folder_model", "read_config"]
 
 FORMAT_VERSION = 1
 PARTS = ("encoder", "masks", "image", "decoder")
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".plan"}
 
 
-def folder_models(
-    folder: Path, config: dict[str, Any], device: str | None, providers: Sequence[str] | None, threads: int | None
-) -> dict[str, Backend]:
-    """Return the four parts out of an exported folder, in the runtime that it was exported for."""
-    models: dict[str, Backend] = {}
-    for part in PARTS:
-        path = folder / f"{part}{SUFFIXES[config['runtime']]}"
-        if config["runtime"] == "onnx":
-            models[part] = OnnxModel(path, ("CPUExecutionProvider",) if providers is None else providers, threads)
-        elif config["runtime"] == "openvino":
+def folder_model(
+    folder: Path, device: str | None = None, providers: Sequence[str] | None = None, threads: int | None = None
+) -> InferenceModel:
+    """Return the model of an exported folder, in the runtime that it was exported for.
+
+    Args:
+        folder: What `groupmix-sam export` wrote.
+        device: Of OpenVINO: "CPU", "GPU" or another that it knows. Of ONNX Runtime: "cpu" or "cuda". None or "auto" is the CPU.
+        providers: ONNX Runtime's execution providers in place of a device, all of which must load.
+        threads: Of ONNX Runtime and OpenVINO; None leaves them to the runtime.
+
+    Raises:
+        InvalidInputError: an option is of another runtime.
+        WeightsNotFoundError: there is no such folder, or a file of it is missing.
+        WeightsError: the folder is damaged or of another version.
+        RuntimeUnavailableError: a runtime, provider or device is missing.
+    """
+    config = read_config(folder)
+    runtime = config["runtime"]
+    device = None if device == "auto" else device
+    if providers is not None and (runtime != "onnx" or device is not None):
+        raise InvalidInputError(f"{folder} was exported for {runtime}: providers are ONNX Runtime's, in place of a device.")
+    if runtime == "onnx" and providers is None:
+        known = {None: "CPUExecutionProvider", "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+        if device not in known:
+            raise InvalidInputError(f"the device is {device!r} and {folder} is for ONNX Runtime: use 'cpu' or 'cuda'.")
+        providers = (known[device],)
+    if runtime == "tensorrt" and (device not in (None, "cuda") or threads is not None):
+        raise InvalidInputError(f"{folder} was exported for TensorRT, which runs on 'cuda' alone, without threads.")
+
+    def load(part: str) -> Backend:
+        path = folder / f"{part}{SUFFIXES[runtime]}"
+        if runtime == "onnx":
+            return OnnxModel(path, providers or (), threads)
+        if runtime == "openvino":
             precision = "bf16" if config["precision"] == "bf16" and part == "encoder" else "f32"
-            models[part] = OpenvinoModel(path, device or "CPU", precision, threads)
-        else:
-            models[part] = TensorrtModel(path)
-    return models
+            return OpenvinoModel(path, (device or "CPU").upper(), precision, threads)
+        return TensorrtModel(path)
+
+    return InferenceModel(
+        **{part: load(part) for part in PARTS},
+        image_size=config["image_size"],
+        embed_stride=config["embed_stride"],
+        mean=np.array(config["mean"], dtype=np.float32),
+        std=np.array(config["std"], dtype=np.float32),
+        mask_threshold=config["mask_threshold"],
+        dynamic_batch=config["dynamic_batch"],
+        model_hash=config["model_hash"],
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -66,6 +98,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _check_config(config: dict[str, Any]) -> None:
     """Raise ValueError, KeyError or TypeError for a value that a Predictor could not use."""
     check_img_size(config["image_size"])
+    check_embed_stride(config["embed_stride"])
     numbers = np.array([*config["mean"], *config["std"], config["mask_threshold"]], dtype=np.float64)
     if len(config["mean"]) != 3 or numbers.shape != (7,) or not np.isfinite(numbers).all() or (numbers[3:6] <= 0).any():
         raise ValueError("mean, std or mask_threshold")

@@ -1,8 +1,7 @@
 """SamPredictor for the line: the same calls and masks, from a Sam in PyTorch or from a folder that was exported."""
 
-import hashlib
 from collections.abc import Sequence
-from copy import deepcopy
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,96 +9,119 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 
-from ..encoders.groupmixformer import GroupMixFormer
 from ..errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFoundError
 from ..files import checksum, write_beside
 from ..images import as_rgb
-from ..preprocess import check_aspect
+from ..preprocess import check_aspect, pad_and_normalize, resize, resized_size
 from ..prompts import decoder_prompts, is_ambiguous
 from ..sam import build_sam_groupmix
 from ..weights import is_exported
-from .backends.base import Backend
-from .backends.torch import TorchModel
-from .exported_folder import FORMAT_VERSION, folder_models, read_config
-from .fused_decoder import FusedDecoder, ImageTokens
-from .fused_encoder import fuse_encoder
+from .exported_folder import folder_model
 from .mask_resize import neighbours, resize_blocks
+from .model import InferenceModel, torch_model
 
-__all__ = ["Predictor", "load_predictor", "model_hash"]
+__all__ = ["Predictor"]
+
+# Of the files of embeddings.
+FORMAT_VERSION = "1"
 
 
 class Predictor:
-    """Masks from prompts, with SamPredictor's methods and semantics.
+    """Masks from prompts, with SamPredictor's methods and semantics, in any runtime.
 
-    Beside those: several images (`set_images`), many prompts at once (`predict_batch`), and embeddings that are kept
+    Beside those: several images (`set_image_batch`), many prompts at once (`predict_prompts`), and embeddings that are kept
     (`save_embedding`, `load_embedding`). Masks come from one resize of the logits to the image, where segment-anything
-    resizes twice: they differ along outlines, by a hair. NumPy arrays go in and come out, whatever the runtime.
+    resizes twice: they differ along outlines, by a hair. NumPy arrays go in and come out.
 
     Args:
-        model: A Sam that `build_sam_groupmix` built, which is not changed; or a folder that `groupmix-sam export` wrote.
-        device: Of a Sam: "cpu" or "cuda". Of an OpenVINO folder: "CPU", "GPU". None is the default.
+        model: A Sam that `build_sam_groupmix` built, which is not changed; or what `torch_model` and `folder_model` return.
+        device: Of a Sam: "auto", "cpu", "cuda" or "mps"; by default where the Sam is.
         dtype: Of a Sam's encoder: fp32, bf16 or fp16.
-        providers: Of an ONNX folder: ONNX Runtime's execution providers, all of which must load; by default the CPU's.
-        threads: Of ONNX Runtime and OpenVINO; None leaves them to the runtime. PyTorch's are set by `torch.set_num_threads`,
-            and a TensorRT plan has none.
 
     Raises:
-        InvalidInputError: neither a Sam nor a folder, or an option is of another runtime.
-        WeightsNotFoundError: there is no such folder, or a file of it is missing.
-        WeightsError: the folder is damaged or of another version.
-        RuntimeUnavailableError: a runtime, provider or device is missing.
+        InvalidInputError: no Sam, or one that is not in fp32.
+        RuntimeUnavailableError: there is no such device here.
     """
 
     def __init__(
         self,
-        model: Sam | str | PathLike[str],
+        model: Sam | InferenceModel,
         *,
-        device: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if isinstance(model, Sam):
+            model = torch_model(model, device, dtype)
+        elif not isinstance(model, InferenceModel):
+            raise InvalidInputError(f"the model is a {type(model).__name__}: give a Sam, or use Predictor.from_pretrained.")
+        self.model = model
+        self._origin: tuple[Any, ...] | None = None
+        self.reset_image()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | PathLike[str] = "default",
+        *,
+        encoder: str | None = None,
+        image_size: int | None = None,
+        device: str | None = "auto",
         dtype: torch.dtype = torch.float32,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
-    ) -> None:
-        if isinstance(model, Sam):
-            if providers is not None or threads is not None:
-                raise InvalidInputError(
-                    "the model is a Sam: providers and threads are for exported folders, and PyTorch has torch.set_num_threads."
-                )
-            self.image_size = int(model.image_encoder.img_size)
-            mean, std = (value.flatten().float().cpu().numpy() for value in (model.pixel_mean, model.pixel_std))
-            self.mask_threshold = float(model.mask_threshold)
-            self._sam: Sam | None = model
-            self._hash: str | None = None
-            self._batches = True
-            self._models = torch_models(model, device, dtype)
-        elif isinstance(model, (str, PathLike)):
-            folder = Path(model)
-            config = read_config(folder)
-            runtime = config["runtime"]
-            if (
-                dtype != torch.float32
-                or (device is not None and runtime != "openvino")
-                or (providers is not None and runtime != "onnx")
-            ):
-                raise InvalidInputError(
-                    f"{folder} was exported in {config['precision']} for {runtime}: dtype is for a Sam, device for "
-                    "a Sam or OpenVINO, and providers for ONNX Runtime."
-                )
-            self.image_size = config["image_size"]
-            mean, std = config["mean"], config["std"]
-            self.mask_threshold = config["mask_threshold"]
-            self._sam = None
-            self._hash = config["model_hash"]
-            self._batches = config["dynamic_batch"]
-            self._models = folder_models(folder, config, device, providers, threads)
-        else:
-            raise InvalidInputError(f"the model is a {type(model).__name__}: give a Sam or an exported folder.")
-        self.mean, self.std = np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)
-        self.reset_image()
+    ) -> "Predictor":
+        """Return a predictor by the name of its model: weights in PyTorch, or an exported folder in its runtime.
+
+        Args:
+            checkpoint: What `build_sam_groupmix` takes, or a folder that `groupmix-sam export` wrote.
+            encoder: As for `build_sam_groupmix`; an exported folder has its own.
+            image_size: Likewise.
+            device: Of weights: "auto" (CUDA or MPS where there is one), "cpu", "cuda" or "mps". Of an exported folder: see
+                `folder_model`.
+            dtype: Of weights' encoder: fp32, bf16 or fp16.
+            providers: ONNX Runtime's execution providers for an ONNX folder, all of which must load.
+            threads: Of ONNX Runtime and OpenVINO; None leaves them to the runtime. PyTorch's are set by
+                `torch.set_num_threads`.
+
+        Raises:
+            GroupMixSamError: one of those that `build_sam_groupmix`, `torch_model` and `folder_model` raise.
+        """
+        if is_exported(checkpoint):
+            if encoder is not None or image_size is not None or dtype != torch.float32:
+                raise InvalidInputError(f"{checkpoint} was exported: leave out encoder, image_size and dtype, it has its own.")
+            predictor = cls(folder_model(Path(checkpoint), device, providers, threads))
+            predictor._origin = str(checkpoint), device, providers, threads
+            return predictor
+        if providers is not None or threads is not None:
+            raise InvalidInputError(
+                f"{checkpoint} is weights: providers and threads are of exported folders, PyTorch has torch.set_num_threads."
+            )
+        return cls(build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size), device=device, dtype=dtype)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A runtime's session cannot be pickled: a copy, and a worker process, opens the folder again. Its images are not kept.
+        if self._origin is None:
+            return super().__reduce_ex__(protocol)
+        checkpoint, device, providers, threads = self._origin
+        return partial(Predictor.from_pretrained, device=device, providers=providers, threads=threads), (checkpoint,)
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square that images are resized and padded to."""
+        return self.model.image_size
+
+    @property
+    def mask_threshold(self) -> float:
+        return self.model.mask_threshold
+
+    @property
+    def model_hash(self) -> str:
+        """What tells these weights at this size from others, the same in every runtime."""
+        return self.model.model_hash
 
     def reset_image(self) -> None:
         """Forget the images."""
@@ -138,11 +160,11 @@ class Predictor:
         for array in arrays:
             check_aspect(array.shape[:2], self.image_size)
         self.reset_image()
-        step = batch_size if self._batches else 1
+        step = batch_size if self.model.dynamic_batch else 1
         embeddings: list[NDArray[np.float32]] = []
         for start in range(0, len(arrays), step):
             inputs = [self.preprocess(array, image_format) for array in arrays[start : start + step]]
-            (features,) = self._models["encoder"](np.stack(inputs))
+            (features,) = self.model.encoder(np.stack(inputs))
             embeddings += [features[i : i + 1] for i in range(len(features))]
         self._features = embeddings
         self._sizes = [(array.shape[0], array.shape[1]) for array in arrays]
@@ -158,13 +180,13 @@ class Predictor:
         *,
         index: int = 0,
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-        """Return masks, C x H x W of bool, their predicted IoUs, C, and low-resolution logits, C x S/4 x S/4; C is 3 or 1.
+        """Return masks, C x H x W of bool, their predicted IoUs, C, and low-resolution logits, C x 4G x 4G; C is 3 or 1.
 
         Args:
             point_coords: N x 2, x before y, in the image's pixels.
             point_labels: N, 1 for foreground and 0 for background.
             box: Left, top, right, bottom in pixels.
-            mask_input: Logits of an earlier prediction, 1 x S/4 x S/4; with points or a box, or alone.
+            mask_input: Logits of an earlier prediction, 1 x 4G x 4G; with points or a box, or alone.
             multimask_output: Return three masks, for what is ambiguous, and not one.
             return_logits: Return the resized logits and not bools.
             index: Which of the images.
@@ -195,13 +217,13 @@ class Predictor:
         *,
         index: int = 0,
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-        """Do for P prompts on one image what `predict` does for one: P x C x H x W, P x C and P x C x S/4 x S/4.
+        """Do for P prompts on one image what `predict` does for one: P x C x H x W, P x C and P x C x 4G x 4G.
 
         Args:
             point_coords: P x N x 2, x before y, in the image's pixels.
             point_labels: P x N, 1 for foreground, 0 for background, -1 for none.
             boxes: P x 4: left, top, right, bottom in pixels.
-            mask_input: P x 1 x S/4 x S/4.
+            mask_input: P x 1 x 4G x 4G.
             multimask_output: Three masks for each prompt, or one.
             return_logits: Return the resized logits and not bools.
             index: Which of the images.
@@ -230,7 +252,7 @@ class Predictor:
         return self._to_image(logits[chosen], index), scores[chosen]
 
     def get_image_embedding(self, index: int = 0) -> NDArray[np.float32]:
-        """Return an image's embedding, 1 x 256 x S/16 x S/16."""
+        """Return an image's embedding, 1 x 256 x G x G."""
         if not self._features:
             raise NoImageError("an image must be set with set_image() to have an embedding.")
         self._check_index(index)
@@ -248,7 +270,7 @@ class Predictor:
         # safetensors writes an array's memory as it lies, in whatever order.
         features = np.ascontiguousarray(np.concatenate(self._features))
         tensors = {"features": torch.from_numpy(features), "sizes": torch.tensor(self._sizes)}
-        metadata = {"format_version": str(FORMAT_VERSION), "model_hash": self.model_hash, "crc32": checksum(tensors)}
+        metadata = {"format_version": FORMAT_VERSION, "model_hash": self.model_hash, "crc32": checksum(tensors)}
         write_beside(path, lambda part: save_file(tensors, part, metadata))
         return path
 
@@ -277,33 +299,15 @@ class Predictor:
         self._features = [features[i : i + 1] for i in range(len(features))]
         self._sizes = [(int(height), int(width)) for height, width in tensors["sizes"].tolist()]
 
-    @property
-    def model_hash(self) -> str:
-        """What tells these weights at this size from others, the same in every runtime."""
-        if self._hash is None:
-            assert self._sam is not None
-            self._hash = model_hash(self._sam)
-        return self._hash
-
     def _check_index(self, index: int) -> None:
         if not 0 <= index < len(self._features):
             raise InvalidInputError(f"index is {index}: there are {len(self._features)} images, counted from 0.")
-
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
-        scale = self.image_size / max(height, width)
-        return int(height * scale + 0.5), int(width * scale + 0.5)
 
     def preprocess(self, image: NDArray[np.uint8], image_format: str = "RGB") -> NDArray[np.float32]:
         """Return the encoder's input: resized, without mean and std, padded at the bottom and the right, 3 x S x S."""
         if image_format == "BGR":
             image = np.ascontiguousarray(image[:, :, ::-1])
-        height, width = self._resized(*image.shape[:2])
-        resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        out = np.zeros((3, self.image_size, self.image_size), dtype=np.float32)
-        pixels = out[:, :height, :width]
-        np.subtract(resized.transpose(2, 0, 1), self.mean[:, None, None], out=pixels)
-        pixels /= self.std[:, None, None]
-        return out
+        return pad_and_normalize(resize(image, self.image_size), self.image_size, self.model.mean, self.model.std)
 
     def _ask(
         self,
@@ -322,7 +326,7 @@ class Predictor:
             points = np.zeros((*np.shape(mask_input)[:1], 0, 2), dtype=np.float32)  # a mask alone says what is meant
             labels = points[..., 0]
         else:
-            points, labels = decoder_prompts(point_coords, point_labels, boxes, size, self._resized(*size))
+            points, labels = decoder_prompts(point_coords, point_labels, boxes, size, resized_size(size, self.image_size))
         logits, scores = self._decode(index, mask_input, points, labels)
         return logits, scores, labels
 
@@ -330,13 +334,14 @@ class Predictor:
         self, index: int, mask_input: NDArray[Any] | None, points: NDArray[np.float32], labels: NDArray[np.float32]
     ) -> list[NDArray[np.float32]]:
         """Return all four masks' logits and scores for each prompt."""
-        decoder, image = self._models["decoder"], self._models["image"]
+        decoder, image = self.model.decoder, self.model.image
         if mask_input is None:
             if index not in self._tokens:
                 self._tokens[index] = image(self._features[index])
             return decoder(*self._tokens[index], points, labels)
         masks = np.ascontiguousarray(mask_input, dtype=np.float32)
-        shape = (len(points), 1, self.image_size // 4, self.image_size // 4)
+        side = 4 * self.image_size // self.model.embed_stride
+        shape = (len(points), 1, side, side)
         if masks.shape != shape:
             raise InvalidInputError(
                 f"the masks have shape {masks.shape}: give {shape}, one for each prompt, which are the logits of an earlier "
@@ -344,15 +349,15 @@ class Predictor:
             )
         outputs = []
         for i in range(len(points)):  # each mask makes another image of it
-            (dense,) = self._models["masks"](masks[i : i + 1])
+            (dense,) = self.model.masks(masks[i : i + 1])
             tokens = image(self._features[index] + dense)
             outputs.append(decoder(*tokens, points[i : i + 1], labels[i : i + 1]))
         return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
 
     def _to_image(self, logits: NDArray[np.float32], index: int, return_logits: bool = False) -> NDArray[Any]:
-        """Resize P x ... x S/4 x S/4 logits to the image, P x ... x H x W of bool or as they are, leaving out the padding."""
+        """Resize P x ... x 4G x 4G logits to the image, P x ... x H x W of bool or as they are, leaving out the padding."""
         size = self._sizes[index]
-        extents = (new / 4 for new in self._resized(*size))
+        extents = (4 * side / self.model.embed_stride for side in resized_size(size, self.image_size))
         out = np.empty((*logits.shape[:-2], *size), dtype=np.float32 if return_logits else bool)
         flat = logits.reshape(-1, *logits.shape[-2:])
         rows, columns = map(neighbours, size, flat.shape[1:], extents)
@@ -363,50 +368,3 @@ class Predictor:
                 else:
                     np.greater(part, self.mask_threshold, out=whole[block])
         return out
-
-
-def load_predictor(
-    checkpoint: str | PathLike[str] = "default",
-    *,
-    encoder: str | None = None,
-    image_size: int | None = None,
-) -> Predictor:
-    """Return a predictor by the name of its model: weights in PyTorch, on the GPU if there is one, or an exported folder.
-
-    Args:
-        checkpoint: What `build_sam_groupmix` takes, or a folder that `groupmix-sam export` wrote.
-        encoder: As for `build_sam_groupmix`; not of an exported folder, which has its own.
-        image_size: Likewise.
-
-    Raises:
-        GroupMixSamError: one of those that `build_sam_groupmix` and `Predictor` raise.
-    """
-    if not is_exported(checkpoint):
-        sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
-        return Predictor(sam.to("cuda" if torch.cuda.is_available() else "cpu"))
-    if encoder is not None or image_size is not None:
-        raise InvalidInputError(f"{checkpoint} was exported, with its own encoder and size: leave out encoder and image_size.")
-    return Predictor(checkpoint)
-
-
-def model_hash(sam: Sam) -> str:
-    """Return the sha256 of a Sam's weights and input size."""
-    digest = hashlib.sha256(str(sam.image_encoder.img_size).encode())
-    for name, value in sorted(sam.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def torch_models(sam: Sam, device: str | None = None, dtype: torch.dtype = torch.float32) -> dict[str, Backend]:
-    """Return the four parts of a Sam in PyTorch, the encoder fused if it is a GroupMixFormer."""
-    where = sam.device if device is None else torch.device(device)
-    encoder = sam.image_encoder
-    encoder = fuse_encoder(encoder) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()
-    decoder = FusedDecoder(sam).to(where)
-    return {
-        "encoder": TorchModel(encoder.to(where, dtype), where, dtype),
-        "masks": TorchModel(decoder.embed_masks, where),
-        "image": TorchModel(decoder.image, where),
-        "decoder": TorchModel(lambda *x: decoder(ImageTokens(*x[:4]), *x[4:]), where),
-    }

@@ -108,4 +108,4 @@ def test_missing_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.ndimage", None)
     monkeypatch.delitem(sys.modules, "groupmix_sam.evaluate.metrics")
     with pytest.raises(MissingExtraError, match=r"pip install 'groupmix-sam\[eval\]'"):
-        from groupmix_sam.masks import iou  # noqa: F401
+        from groupmix_sam.masks import mask_iou  # noqa: F401

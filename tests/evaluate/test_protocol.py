@@ -12,7 +12,7 @@ from groupmix_sam.errors import InvalidInputError, UnknownNameError
 from groupmix_sam.evaluate import Prompt, Protocol, preset
 from groupmix_sam.evaluate.models import NanoSamPredictor
 from groupmix_sam.evaluate.protocol import ask, click, prompt_for
-from groupmix_sam.masks import iou
+from groupmix_sam.masks import mask_iou
 
 from .images import PlainPredictor
 
@@ -91,7 +91,7 @@ def test_clicks_by_hand():
 
     model = Scripted()
     prompt, answers = click(model, truth, 5, "best-of-3")
-    assert [iou(a.mask, truth) for a in answers] == pytest.approx([11 / 40, 40 / 53, 1])
+    assert [mask_iou(a.mask, truth) for a in answers] == pytest.approx([11 / 40, 40 / 53, 1])
     assert prompt.labels == [1, 1, 0], "missed, then too much, then nothing is left to click at"
     assert all(16 <= x < 45 for x, _ in prompt.points[1:2])
     assert 45 <= prompt.points[2][0] < 58

@@ -210,10 +210,11 @@ def exported(folder, sam):
     for name in files:
         onnx.save(model, place / name)
     config = {"format_version": 1, "runtime": "onnx", "precision": "fp32", "image_size": 256, "dynamic_batch": False}
+    config |= {"embed_stride": 16}
     config |= {"mean": [1.0, 2.0, 3.0], "std": [1.0, 1.0, 1.0], "mask_threshold": 0.0, "model_hash": "0" * 64}
     config["files"] = {name: sha256(place / name) for name in files}
     (place / "config.json").write_text(json.dumps(config))
-    assert Predictor(place).image_size == 256
+    assert Predictor.from_pretrained(place).image_size == 256
     return place, config
 
 
@@ -222,9 +223,9 @@ def exported(folder, sam):
 def test_configs_of_exported_folders(attempt, exported, data):
     place, config = exported
     (place / "config.json").write_text(json.dumps(data.draw(mutated(config))))
-    predictor = attempt("config.json", lambda: Predictor(place))
+    predictor = attempt("config.json", lambda: Predictor.from_pretrained(place))
     (place / "config.json").write_bytes(data.draw(damaged(json.dumps(config).encode())))
-    for found in (predictor, attempt("config.json", lambda: Predictor(place))):
+    for found in (predictor, attempt("config.json", lambda: Predictor.from_pretrained(place))):
         if found is not None:
             assert is_image(IMAGE)
             assert found.preprocess(IMAGE).shape == (3, found.image_size, found.image_size)

@@ -1,5 +1,6 @@
 import json
 import tracemalloc
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from segment_anything import SamPredictor
 from torch.nn import functional as F
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFoundError
+from groupmix_sam.errors import InvalidInputError, NoImageError, RuntimeUnavailableError, WeightsError, WeightsNotFoundError
 from groupmix_sam.inference import Predictor
 
 from .conftest import draw
@@ -63,6 +64,33 @@ def test_same_as_sam_predictor(predictor, stock, prompt, multimask):
     assert np.array_equal(resized > 0, masks)
     # One resize against two: not the same along outlines, of which untrained masks have many.
     assert (masks == expected).mean() > 0.97
+
+
+@pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+def test_features_at_stride_8(prompt):
+    """A grid of 16 x 16 from 128 pixels: prompts, masks and low-resolution masks keep to it."""
+    torch.manual_seed(0)
+    sam = build_sam_groupmix(None, encoder="gmf_sam_2282_512", image_size=128)
+    sam.image_encoder.neck.proj.weight.data *= 30
+    predictor, stock = Predictor(sam), SamPredictor(sam)
+    predictor.set_image(draw())
+    stock.set_image(draw())
+    masks, scores, logits = predictor.predict(**prompt, return_logits=True)
+    expected, expected_scores, expected_logits = stock.predict(**prompt, return_logits=True)
+    assert logits.shape == (3, 64, 64)
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-4, atol=1e-4)
+    assert ((masks > 0) == (expected > 0)).mean() > 0.9  # untrained masks are mostly outlines
+
+
+def test_a_sam_in_half_precision_is_refused(sam):
+    with pytest.raises(InvalidInputError, match=r"the Sam is in torch.float16: give one in fp32, and dtype=torch.float16"):
+        Predictor(deepcopy(sam).half())
+
+
+def test_a_device_that_is_not_there(sam):
+    with pytest.raises(RuntimeUnavailableError, match="the device 'cuda:99' cannot be used"):
+        Predictor(sam, device="cuda:99")
 
 
 @settings(max_examples=12, deadline=None)
@@ -299,20 +327,21 @@ def test_bad_images(predictor):
 
 
 def test_bad_models(tmp_path):
-    with pytest.raises(InvalidInputError, match="give a Sam or an exported folder"):
+    with pytest.raises(InvalidInputError, match=r"give a Sam, or use Predictor.from_pretrained"):
         Predictor(torch.nn.Identity())
-    with pytest.raises(WeightsNotFoundError, match="groupmix-sam export"):
-        Predictor(tmp_path)
+    with pytest.raises(WeightsNotFoundError, match="there is no weights file"):
+        Predictor.from_pretrained(tmp_path)
     for text in ("no json", "[]", "{}", json.dumps({"runtime": "onnx", "format_version": 1, "files": 3})):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(WeightsError, match="export it again"):
-            Predictor(tmp_path)
+            Predictor.from_pretrained(tmp_path)
     files = [f"{part}.onnx" for part in ("encoder", "masks", "image", "decoder")]
     config = {"runtime": "onnx", "format_version": 1, "precision": "fp32", "image_size": 256, "model_hash": "", "files": files}
+    config |= {"embed_stride": 16}
     config |= {"mean": [0, 0, 0], "std": [1, 1, 1], "mask_threshold": 0.0, "dynamic_batch": False}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=r"ValueError.'files'.*export it again"):
-        Predictor(tmp_path)
+        Predictor.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"runtime": "onnx", "format_version": 99, "files": {}}))
     with pytest.raises(WeightsError, match="of format 99"):
-        Predictor(tmp_path)
+        Predictor.from_pretrained(tmp_path)

@@ -3,6 +3,7 @@
 import warnings
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from ...errors import RuntimeUnavailableError, import_extra
@@ -26,6 +27,7 @@ class OpenvinoModel:
     """
 
     def __init__(self, path: Path, device: str = "CPU", precision: str = "f32", threads: int | None = None) -> None:
+        self._lock = Lock()
         core = openvino_core()
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         if threads is not None:
@@ -45,9 +47,12 @@ class OpenvinoModel:
             )
 
     def __call__(self, *inputs: Array) -> list[Array]:
+        # The model has one infer request, and a thread would get the answer to another's inputs. Requests for each thread
+        # would keep buffers of hundreds of MB, and two at once are no faster: they share the cores.
         try:
             # The decoder's inputs are 10 MB, which would be copied for each prompt. Outputs are, as the next call reuses them.
-            return list(self.model(list(inputs), share_inputs=True).values())
+            with self._lock:
+                return list(self.model(list(inputs), share_inputs=True).values())
         except RuntimeError as e:
             raise input_refused(inputs, e) from e
 

@@ -2,6 +2,7 @@
 
 import ctypes
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class TensorrtModel:
     def __init__(self, path: Path, device: str = "cuda") -> None:
         trt = import_tensorrt()
         self.device = torch.device(device)
+        self._lock = Lock()
         runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         self.engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if self.engine is None:
@@ -40,6 +42,10 @@ class TensorrtModel:
         self.outputs = [name for name in names if name not in self.inputs]
 
     def __call__(self, *inputs: Array) -> list[Array]:
+        with self._lock:  # the context has one set of addresses
+            return self._run(*inputs)
+
+    def _run(self, *inputs: Array) -> list[Array]:
         # Kept until the stream is done: TensorRT knows addresses alone.
         tensors = [torch.from_numpy(np.ascontiguousarray(x)).to(self.device) for x in inputs]
         for name, tensor in zip(self.inputs, tensors, strict=True):

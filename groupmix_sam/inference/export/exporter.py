@@ -20,7 +20,7 @@ from ...files import sha256
 from ...weights import encoder_name
 from ..backends.tensorrt import import_tensorrt
 from ..exported_folder import FORMAT_VERSION
-from ..predictor import Predictor, model_hash
+from ..predictor import Predictor
 from .onnx import quantize, write_graphs
 from .openvino import convert
 from .parity import DEFAULTS, Thresholds, check_parity, measure_parity
@@ -91,7 +91,7 @@ def export(
         _convert(part, runtime, precision, (exact.preprocess(p)[None] for p in calibration), products_only, timing_cache)
         config = _config(part, sam, exact, runtime, precision, dynamic_batch)
         _write_json(part / "config.json", config)
-        report = measure_parity(exact, Predictor(part), images, thresholds.score)
+        report = measure_parity(exact, Predictor.from_pretrained(part), images, thresholds.score)
         check_parity(report, thresholds)
         _write_json(part / "parity.json", report)
         _write_json(part / "config.json", {**config, "parity": {k: v for k, v in report.items() if k != "each"}})
@@ -156,11 +156,12 @@ def _config(part: Path, sam: Sam, exact: Predictor, runtime: str, precision: str
         "runtime": runtime,
         "precision": precision,
         "image_size": exact.image_size,
-        "mean": exact.mean.tolist(),
-        "std": exact.std.tolist(),
+        "embed_stride": exact.model.embed_stride,
+        "mean": exact.model.mean.tolist(),
+        "std": exact.model.std.tolist(),
         "mask_threshold": exact.mask_threshold,
         "dynamic_batch": dynamic_batch,
-        "model_hash": model_hash(sam),
+        "model_hash": exact.model_hash,
         "files": {path.name: sha256(path) for path in sorted(part.iterdir())},
     }
 

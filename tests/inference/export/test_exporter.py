@@ -1,10 +1,12 @@
 """Exported folders against the Sam in PyTorch, in both runtimes, and what must not be written."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -86,7 +88,7 @@ def same_masks(got, expected, images, atol):
 
 
 def test_onnx_runtime_gives_the_same(sam, exported):
-    same_masks(Predictor(exported), Predictor(sam), [draw(), draw(31, 200)], atol=1e-4)
+    same_masks(Predictor.from_pretrained(exported), Predictor(sam), [draw(), draw(31, 200)], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
@@ -113,9 +115,9 @@ def test_gelu_is_pytorchs(dtype, approximate):
 
 def test_the_evaluator_takes_an_exported_folder(exported, tmp_path):
     model = load_model(exported)
-    assert (model.name, model.image_size) == ("onnx", Predictor(exported).image_size)
+    assert (model.name, model.image_size) == ("onnx", Predictor.from_pretrained(exported).image_size)
     scores = []
-    for predictor in (model.predictor, Predictor(exported)):
+    for predictor in (model.predictor, Predictor.from_pretrained(exported)):
         predictor.set_image(draw())
         scores.append(predictor.predict(box=np.array([3, 5, 60, 50]))[1])
     np.testing.assert_array_equal(*scores)
@@ -131,9 +133,9 @@ def test_the_evaluator_takes_an_exported_folder(exported, tmp_path):
 def test_openvino_gives_the_same(sam, exported, quick, tmp_path):
     export(sam, tmp_path / "ov", [draw()], runtime="openvino", thresholds=LOOSE)
     assert not list((tmp_path / "ov").glob("*.onnx"))
-    same_masks(Predictor(tmp_path / "ov"), Predictor(sam), [draw()], atol=1e-3)
-    with pytest.raises(InvalidInputError, match="exported in fp32 for openvino"):
-        Predictor(tmp_path / "ov", providers=["CPUExecutionProvider"])
+    same_masks(Predictor.from_pretrained(tmp_path / "ov"), Predictor(sam), [draw()], atol=1e-3)
+    with pytest.raises(InvalidInputError, match="exported for openvino: providers"):
+        Predictor.from_pretrained(tmp_path / "ov", providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -303,17 +305,28 @@ def test_what_a_folder_holds(sam, exported):
 
 
 def test_images_in_a_batch(exported):
-    predictor = Predictor(exported)
+    predictor = Predictor.from_pretrained(exported)
     predictor.set_image_batch([draw(), draw(60, 200), draw(9, 9)], batch_size=2)
     together = predictor.get_image_embedding(1)
     predictor.set_image(draw(60, 200))
     np.testing.assert_allclose(together, predictor.get_image_embedding(), atol=1e-4 * np.abs(together).max())
 
 
+def test_a_copy_opens_the_folder_again(exported):
+    """As a worker process that is spawned does; a runtime's session cannot be pickled."""
+    predictor = Predictor.from_pretrained(exported, threads=1)
+    predictor.set_image(draw())
+    box = np.array([20, 10, 100, 80])
+    for other in (pickle.loads(pickle.dumps(predictor)), deepcopy(predictor)):
+        assert not other.is_image_set
+        other.set_image(draw())
+        np.testing.assert_array_equal(other.predict(box=box)[0], predictor.predict(box=box)[0])
+
+
 def test_embeddings_travel_between_runtimes(sam, exported, tmp_path):
     predictor = Predictor(sam)
     predictor.set_image(draw())
-    other = Predictor(exported)
+    other = Predictor.from_pretrained(exported)
     other.load_embedding(predictor.save_embedding(tmp_path / "a.safetensors"))
     box = np.array([20, 10, 100, 80])
     np.testing.assert_allclose(other.predict(box=box)[2], predictor.predict(box=box)[2], atol=1e-2)
@@ -352,12 +365,14 @@ def test_command(sam, quick, tmp_path, monkeypatch, precision, judged):
 
 
 def test_options_of_other_runtimes_are_refused(sam, exported):
-    for kwargs in ({"device": "cuda"}, {"dtype": torch.float16}):
-        with pytest.raises(InvalidInputError, match="exported in fp32 for onnx"):
-            Predictor(exported, **kwargs)
+    for kwargs in ({"dtype": torch.float16}, {"image_size": 512}, {"encoder": "gmf_sam_test"}):
+        with pytest.raises(InvalidInputError, match="was exported: leave out"):
+            Predictor.from_pretrained(exported, **kwargs)
+    with pytest.raises(InvalidInputError, match=r"device is 'mps'.*use 'cpu' or 'cuda'"):
+        Predictor.from_pretrained(exported, device="mps")
     for kwargs in ({"threads": 1}, {"providers": ["CPUExecutionProvider"]}):
-        with pytest.raises(InvalidInputError, match="the model is a Sam"):
-            Predictor(sam, **kwargs)
+        with pytest.raises(InvalidInputError, match="default is weights: providers and threads"):
+            Predictor.from_pretrained(**kwargs)
 
 
 def test_no_space(sam, monkeypatch, tmp_path):
@@ -394,26 +409,26 @@ def test_damaged_folders(exported, tmp_path, name):
     path = tmp_path / "a" / name
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(WeightsError, match=f"{name} is damaged"):
-        Predictor(tmp_path / "a")
+        Predictor.from_pretrained(tmp_path / "a")
     path.unlink()
     with pytest.raises(WeightsError, match=f"lacks {name}"):
-        Predictor(tmp_path / "a")
+        Predictor.from_pretrained(tmp_path / "a")
 
 
 def test_providers_and_devices_that_are_missing(exported, monkeypatch):
     with pytest.raises(RuntimeUnavailableError, match="has no CUDAExecutionProvider"):
-        Predictor(exported, providers=["CUDAExecutionProvider"])
+        Predictor.from_pretrained(exported, providers=["CUDAExecutionProvider"])
     import onnxruntime
 
     # As onnxruntime-gpu does without a GPU: it lists the provider, and drops it.
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(RuntimeUnavailableError, match="did not load"):
-        Predictor(exported, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+        Predictor.from_pretrained(exported, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.raises(RuntimeUnavailableError, match="its devices are CPU"):
         OpenvinoModel(exported / "image.onnx", "NPU")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'groupmix-sam\[onnx\]'"):
-        Predictor(exported)
+        Predictor.from_pretrained(exported)
 
 
 def test_other_sizes_are_refused(exported):

@@ -1,0 +1,116 @@
+"""What a `Predictor` runs: four parts in one runtime, and what they were made for."""
+
+import hashlib
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from ..encoders.groupmixformer import GroupMixFormer
+from ..errors import InvalidInputError, RuntimeUnavailableError
+from .backends import Backend, TorchModel
+from .fused_decoder import FusedDecoder, ImageTokens
+from .fused_encoder import fuse_encoder
+
+__all__ = ["InferenceModel", "find_device", "model_hash", "torch_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class InferenceModel:
+    """A model in one runtime.
+
+    Attributes:
+        encoder: From images, B x 3 x S x S, to features, B x 256 x G x G.
+        masks: From low-resolution logits, 1 x 1 x 4G x 4G, to what is added to the features.
+        image: From features, 1 x 256 x G x G, to the image's tokens.
+        decoder: From those, points, P x N x 2, and labels, P x N, to logits, P x 4 x 4G x 4G, and predicted IoUs, P x 4.
+        image_size: S, in pixels.
+        embed_stride: S / G.
+        mean: Of the pixels, RGB.
+        std: Likewise.
+        mask_threshold: Of the logits.
+        dynamic_batch: Whether the encoder takes several images at once.
+        model_hash: What tells these weights at this size from others, the same in every runtime.
+    """
+
+    encoder: Backend
+    masks: Backend
+    image: Backend
+    decoder: Backend
+    image_size: int
+    embed_stride: int
+    mean: NDArray[np.float32]
+    std: NDArray[np.float32]
+    mask_threshold: float
+    dynamic_batch: bool
+    model_hash: str
+
+
+def torch_model(sam: Sam, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32) -> InferenceModel:
+    """Return a Sam as it is run in PyTorch, with the encoder fused if it is a GroupMixFormer; the Sam is not changed.
+
+    Args:
+        sam: A model built by `build_sam_groupmix`, in fp32.
+        device: Where it runs; by default where the Sam is.
+        dtype: Of the encoder.
+
+    Raises:
+        InvalidInputError: the Sam is not in fp32.
+        RuntimeUnavailableError: there is no such device here.
+    """
+    parameter = next(sam.parameters())
+    if parameter.dtype != torch.float32:
+        raise InvalidInputError(f"the Sam is in {parameter.dtype}: give one in fp32, and dtype={parameter.dtype} to run it so.")
+    where = sam.device if device is None else find_device(device)
+    encoder = sam.image_encoder
+    fused = fuse_encoder(encoder) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()
+    decoder = FusedDecoder(sam).to(where)
+    mean, std = (value.flatten().float().cpu().numpy() for value in (sam.pixel_mean, sam.pixel_std))
+    return InferenceModel(
+        encoder=TorchModel(fused.to(where, dtype), where, dtype),
+        masks=TorchModel(decoder.embed_masks, where),
+        image=TorchModel(decoder.image, where),
+        decoder=TorchModel(partial(_decode, decoder), where),
+        image_size=int(encoder.img_size),
+        embed_stride=int(encoder.img_size) // decoder.grid,
+        mean=mean,
+        std=std,
+        mask_threshold=float(sam.mask_threshold),
+        dynamic_batch=True,
+        model_hash=model_hash(sam),
+    )
+
+
+def _decode(decoder: FusedDecoder, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    *image, points, labels = inputs
+    return decoder(ImageTokens(*image), points, labels)
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """Return a device of PyTorch's by name; "auto" is the first of CUDA, Apple's MPS and the CPU that is there.
+
+    Raises:
+        RuntimeUnavailableError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (AssertionError, NotImplementedError, RuntimeError) as e:  # AssertionError: PyTorch without CUDA
+        raise RuntimeUnavailableError(f"the device {str(name)!r} cannot be used ({e}): use 'auto' or 'cpu'.") from e
+    return device
+
+
+def model_hash(sam: Sam) -> str:
+    """Return the sha256 of a Sam's weights and input size."""
+    digest = hashlib.sha256(str(sam.image_encoder.img_size).encode())
+    for name, value in sorted(sam.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,77 @@
+"""Several threads on one model: each gets the answer to its own question."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from groupmix_sam.inference import Predictor
+from groupmix_sam.inference.backends import OnnxModel, OpenvinoModel, TorchModel
+
+from ..conftest import draw
+
+SIZE = 192
+LAYERS = 12
+
+
+def products():
+    """Matrices whose product with an input takes long enough for threads to meet."""
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((SIZE, SIZE)).astype(np.float32) / SIZE**0.5 for _ in range(LAYERS)]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    weights = [numpy_helper.from_array(value, f"w{i}") for i, value in enumerate(products())]
+    nodes = [helper.make_node("MatMul", [f"x{i}", f"w{i}"], [f"x{i + 1}"]) for i in range(LAYERS)]
+    x = helper.make_tensor_value_info("x0", TensorProto.FLOAT, [SIZE, SIZE])
+    y = helper.make_tensor_value_info(f"x{LAYERS}", TensorProto.FLOAT, [SIZE, SIZE])
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    path = tmp_path_factory.mktemp("threads") / "a.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+def in_torch(x):
+    for weight in products():
+        x = x @ torch.from_numpy(weight)
+    return x
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
+def test_a_model_that_threads_share(path, backend):
+    if backend == "torch":
+        model = TorchModel(in_torch, torch.device("cpu"))
+    else:
+        model = {"onnx": OnnxModel, "openvino": OpenvinoModel}[backend](path)
+    exact = np.linalg.multi_dot(products())
+
+    def ask(number):
+        x = np.random.default_rng(number).standard_normal((SIZE, SIZE)).astype(np.float32)
+        (answer,) = model(x)
+        return float(np.abs(answer - x @ exact).max())
+
+    with ThreadPoolExecutor(8) as pool:
+        errors = list(pool.map(ask, range(200)))
+    assert max(errors) < 1e-2
+
+
+def test_predictors_that_share_a_model(sam):
+    """`set_image` is of one predictor: each thread makes its own from the model, which is shared."""
+    model = Predictor(sam).model
+    images = [np.roll(draw(), 13 * i, axis=1) for i in range(8)]
+    box = np.array([20, 10, 100, 80])
+
+    def ask(image):
+        predictor = Predictor(model)
+        predictor.set_image(image)
+        return predictor.predict(box=box)[2]
+
+    alone = [ask(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(ask, images))
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
