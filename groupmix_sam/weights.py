@@ -9,7 +9,7 @@ import warnings
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,7 +19,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from .encoders.backbone import PREFIX
-from .encoders.config import DEFAULT_ENCODER, IMAGE_SIZE, pretrained_file
+from .encoders.config import DEFAULT_ENCODER, STRIDE, pretrained_file
 from .errors import InvalidInputError, WeightsError, WeightsNotFoundError
 from .files import make_folder, sha256, write_beside
 from .hub import FILE_NAME, HUB_PREFIX, download, model_card, record_json, upload
@@ -37,7 +37,9 @@ __all__ = [
 
 # MobileSAM's own file, by its size: a fine-tuned one of the same name is not refused.
 MOBILE_SAM_PT = (40_728_226, "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f")
-# The files in this package, so that a damaged installation is told at once.
+# The weights in this package, by the name that loads them.
+SHIPPED = {"default": DEFAULT_ENCODER, "fast": "gmf_sam_2282_512"}
+# Their files, so that a damaged installation is told at once.
 PRETRAINED = {DEFAULT_ENCODER: "18817f86c1e93e69f7eec30c6119489253dc9d06f46c6693cd6663a0c8decb90"}
 FORMAT_VERSION = "1"
 # Smaller tensors stay in fp32 when weights are halved: norms, variances and the prompt encoder's positions need the digits.
@@ -46,25 +48,50 @@ HALF_FROM = 4096
 SAM_VITS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 
 
-def load_weights(sam: Sam, checkpoint: str | PathLike[str]) -> None:
-    """Load a whole Sam's weights, every one of them, into `sam`.
+class WeightsFile(NamedTuple):
+    """A file that was read: its path, its tensors by their names in it, and its header's metadata."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+class Origin(NamedTuple):
+    """What weights are for: the encoder, and the image size and stride that they were trained at; None where unsaid."""
+
+    encoder: str | None = None
+    image_size: int | None = None
+    embed_stride: int | None = None
+
+
+def open_weights(checkpoint: str | PathLike[str], encoder: str | None = None) -> WeightsFile:
+    """Find, check and read weights, once.
 
     Args:
-        sam: A model with one of our encoders.
-        checkpoint: "default", a `.safetensors` file, a folder with `model.safetensors` in it, MobileSAM's `.pt`, or
-            "hf-hub:org/repo[@revision]".
+        checkpoint: "default" or "fast" (the weights in this package), a `.safetensors` file, a folder with `model.safetensors`,
+            MobileSAM's `.pt`, or "hf-hub:org/repo[@revision]".
+        encoder: Whose default, for "default".
 
     Raises:
         WeightsNotFoundError: there is nothing where `checkpoint` points.
-        WeightsError: what is there is damaged, not safe to read, or belongs to another encoder.
+        WeightsError: what is there is damaged or not safe to read.
+    """
+    path = find_weights(checkpoint, encoder)
+    if checkpoint in SHIPPED and sha256(path) != PRETRAINED.get(path.stem):
+        raise WeightsError(f"{path} is not the file that this package shipped with: reinstall groupmix-sam.")
+    return WeightsFile(path, *read_weights(path))
+
+
+def load_weights(sam: Sam, weights: WeightsFile) -> None:
+    """Load a whole Sam's weights, every one of them, into `sam`, which has one of our encoders.
+
+    Raises:
+        WeightsError: they are damaged, or belong to another encoder.
     """
     name = encoder_name(sam)
-    path = find_weights(checkpoint, name)
-    if checkpoint == "default" and sha256(path) != PRETRAINED.get(name):
-        raise WeightsError(f"{path} is not the file that this package shipped with: reinstall groupmix-sam.")
-    state_dict, metadata = read_weights(path)
+    path, state_dict, metadata = weights
     architecture = metadata.get("architecture", name)
-    if architecture != name:
+    if _family(architecture) != _family(name):
         raise WeightsError(f"{path} holds weights for {architecture!r}, not for {name!r}: pass encoder={architecture!r}.")
     version = metadata.get("format_version", FORMAT_VERSION)
     if version != FORMAT_VERSION:
@@ -99,16 +126,17 @@ def load_prompt_and_decoder(sam: Sam, state_dict: dict[str, Tensor]) -> None:
             raise WeightsError(f"the weights hold no whole {name}: give those of a whole MobileSAM.") from e
 
 
-def find_weights(checkpoint: str | PathLike[str], encoder: str = DEFAULT_ENCODER) -> Path:
+def find_weights(checkpoint: str | PathLike[str], encoder: str | None = None) -> Path:
     """Return the file that `checkpoint` stands for, downloaded if need be; `encoder` says whose default."""
     if not isinstance(checkpoint, (str, PathLike)):
         raise InvalidInputError(f"checkpoint is {checkpoint!r}: give 'default', a path, 'hf-hub:org/repo[@revision]' or None.")
-    if checkpoint == "default":
-        path = Path(pretrained_file(encoder))
+    if checkpoint in SHIPPED:
+        name = SHIPPED[str(checkpoint)] if encoder is None or checkpoint != "default" else encoder
+        path = Path(pretrained_file(name))
         if not path.is_file():
             shipped = ", ".join(sorted(p.stem for p in path.parent.glob("*.safetensors"))) or "none"
             raise WeightsNotFoundError(
-                f"no weights for {encoder!r} ship with this package (those that do: {shipped}): "
+                f"no weights for {name!r} ship with this package (those that do: {shipped}): "
                 "pass checkpoint= a path or 'hf-hub:org/repo', or None for an untrained model."
             )
         return path
@@ -127,7 +155,7 @@ def find_weights(checkpoint: str | PathLike[str], encoder: str = DEFAULT_ENCODER
 
 def is_exported(checkpoint: str | PathLike[str]) -> bool:
     """Return whether `checkpoint` is a folder of `groupmix-sam export`, and none of weights; "default" is never a folder."""
-    if checkpoint == "default" or not isinstance(checkpoint, (str, PathLike)):
+    if checkpoint in SHIPPED or not isinstance(checkpoint, (str, PathLike)):
         return False
     try:
         return Path(checkpoint, "config.json").is_file() and not Path(checkpoint, FILE_NAME).is_file()
@@ -164,19 +192,26 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from e
 
 
-def origin_of(state_dict: dict[str, Tensor], metadata: dict[str, str]) -> tuple[str | None, int]:
-    """Return which encoder weights are for, None if nothing says it, and the image size that they were trained at, else 1024.
-
-    Ours say both in their header. MobileSAM's and SAM's own are told by their tensors.
-    """
-    patch = state_dict.get("image_encoder.patch_embed.proj.weight")
+def origin_of(weights: WeightsFile) -> Origin:
+    """Return what weights are for. Ours say it in their header; MobileSAM's and SAM's own are told by their tensors."""
+    _, tensors, metadata = weights
+    patch = tensors.get("image_encoder.patch_embed.proj.weight")
     name = metadata.get("architecture")
-    if name is None and any(key.startswith("image_encoder.layers.") for key in state_dict):
+    if name is None and any(key.startswith("image_encoder.layers.") for key in tensors):
         name = "sam_tiny_vit_5m"
     elif name is None and patch is not None:
         name = SAM_VITS.get(patch.shape[0])
-    size = metadata.get("image_size", "")
-    return name, int(size) if size.isdecimal() and len(size) < 6 else IMAGE_SIZE
+
+    def number(key: str) -> int | None:
+        value = metadata.get(key, "")
+        return int(value) if value.isdecimal() and len(value) < 6 else None
+
+    return Origin(name, number("image_size"), number("embed_stride"))
+
+
+def _family(encoder: str) -> str:
+    """Return the name that encoders share whose weights fit each other: `gmf_sam_2282_512` is `gmf_sam_2282` at stride 8."""
+    return encoder.removesuffix("_512")
 
 
 def encoder_name(sam: Sam) -> str:
@@ -203,6 +238,7 @@ def save_weights(sam: Sam, path: str | PathLike[str], *, training: dict[str, Any
     path = Path(path)
     metadata = {"format": "pt", "format_version": FORMAT_VERSION, "library": "groupmix-sam"}
     metadata |= {"architecture": encoder_name(sam), "image_size": str(sam.image_encoder.img_size)}
+    metadata |= {"embed_stride": str(sam.image_encoder.embed_stride)}
     if getattr(sam.image_encoder, "is_fused", False):
         raise InvalidInputError("nothing could load a fused encoder's weights: save the Sam that it was fused from.")
     if training is not None:
@@ -236,6 +272,8 @@ def save_pretrained(
     save_weights(sam, folder / FILE_NAME, training=training, half=half)
     if not encoder_name(sam).startswith(PREFIX):
         model_args = {"img_size": encoder.img_size}
+        if encoder.embed_stride != STRIDE:
+            model_args["embed_stride"] = encoder.embed_stride
         # a Path in older timm, declared as str in newer, which takes both
         write_beside(folder / "config.json", lambda part: save_config_for_hf(encoder, cast(Any, part), model_args=model_args))
     write_beside(folder / "README.md", lambda part: part.write_text(card, encoding="utf-8"))

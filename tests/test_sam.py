@@ -14,8 +14,9 @@ from segment_anything import sam_model_registry as stock_registry
 from torch.nn import functional as F
 
 from groupmix_sam import build_sam_groupmix, sam_model_registry
-from groupmix_sam.errors import InvalidInputError, MissingExtraError, UnknownNameError, WeightsNotFoundError
+from groupmix_sam.errors import InvalidInputError, MissingExtraError, UnknownNameError, WeightsError, WeightsNotFoundError
 from groupmix_sam.sam import ENCODERS
+from groupmix_sam.weights import save_weights
 
 
 def image(height=90, width=120):
@@ -194,9 +195,12 @@ def test_untrained_and_eval():
 
 
 def test_registry_has_every_encoder():
-    assert set(sam_model_registry) == {"default", *ENCODERS}
+    assert set(sam_model_registry) == {"default", "fast", *ENCODERS}
     for name in ENCODERS:
-        assert sam_model_registry[name](checkpoint=None).image_encoder.pretrained_cfg["architecture"] == name
+        sam = sam_model_registry[name]()  # as in segment-anything, without weights
+        assert sam.image_encoder.pretrained_cfg["architecture"] == name
+        grid = sam.image_encoder.img_size // sam.image_encoder.embed_stride
+        assert sam.prompt_encoder.image_embedding_size == (grid, grid) == (64, 64)
     assert set(ENCODERS) <= set(timm.list_models())
 
 
@@ -231,3 +235,27 @@ def test_segment_anything_py(tmp_path):
     done = subprocess.run(run, env=env, capture_output=True, text=True, check=False)
     assert str(tmp_path) in done.stdout.splitlines()[0]
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_512_takes_the_weights_of_1024(tmp_path):
+    """And the other way round; what else the header says is of the other encoder, and is not used."""
+    large = build_sam_groupmix(None, encoder="gmf_sam_2282")
+    path = save_weights(large, tmp_path / "a.safetensors")
+    small = build_sam_groupmix(path, encoder="gmf_sam_2282_512")
+    assert (small.image_encoder.img_size, small.image_encoder.embed_stride) == (512, 8)
+    for name, value in large.state_dict().items():
+        assert torch.equal(small.state_dict()[name], value)
+    back = build_sam_groupmix(save_weights(small, tmp_path / "b.safetensors"), encoder="gmf_sam_2282")
+    assert (back.image_encoder.img_size, back.image_encoder.embed_stride) == (1024, 16)
+    with pytest.raises(WeightsError, match="holds weights for 'gmf_sam_2282', not for 'gmf_sam_2264'"):
+        build_sam_groupmix(path, encoder="gmf_sam_2264")
+
+
+def test_the_stride_is_kept(tmp_path):
+    sam = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=128, embed_stride=8)
+    again = build_sam_groupmix(save_weights(sam, tmp_path / "a.safetensors"))
+    assert (again.image_encoder.img_size, again.image_encoder.embed_stride) == (128, 8)
+    assert again.prompt_encoder.image_embedding_size == (16, 16)
+    assert build_sam_groupmix(None, encoder="timm/test_resnet", image_size=64, embed_stride=8).image_encoder.embed_stride == 8
+    with pytest.raises(InvalidInputError, match="the features of sam_resnet18 have stride 16 alone"):
+        build_sam_groupmix(None, encoder="sam_resnet18", embed_stride=8)

@@ -23,12 +23,12 @@ def push(
 
         groupmix-sam push runs/line/weights org/repo --private
     """
-    from ..encoders.config import DEFAULT_ENCODER
     from ..sam import build_sam_groupmix
-    from ..weights import find_weights, push_to_hub, read_weights
+    from ..weights import open_weights, push_to_hub
 
-    _, metadata = read_weights(find_weights(checkpoint, encoder or DEFAULT_ENCODER))
-    sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
+    weights = open_weights(checkpoint, encoder)
+    metadata = weights.metadata
+    sam = build_sam_groupmix(weights, encoder=encoder, image_size=image_size)
     training = json.loads(metadata["training"]) if "training" in metadata else None
     address = push_to_hub(sam, repo, training=training, half=half, private=private, message=message)
     typer.echo(f"pushed to {address}")

@@ -16,12 +16,12 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..encoders.config import DEFAULT_ENCODER, IMAGE_SIZE
+from ..encoders.config import IMAGE_SIZE
 from ..errors import InvalidInputError, WeightsError
 from ..files import sha256
 from ..inference import Predictor
 from ..sam import build_sam_groupmix
-from ..weights import SAM_VITS, find_weights, is_exported, origin_of, read_weights
+from ..weights import SAM_VITS, is_exported, open_weights, origin_of
 
 __all__ = ["Model", "NanoSamPredictor", "load_model"]
 
@@ -76,23 +76,21 @@ def load_model(
         exported = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
         # Not the weights' hash, which all exports of theirs share, but of what holds the hashes of the folder's files.
         return Model(exported, Path(checkpoint).name, sha256(Path(checkpoint) / "config.json"), exported.image_size)
-    path = find_weights(checkpoint, encoder or DEFAULT_ENCODER)
-    state_dict, metadata = read_weights(path)
-    name = encoder or origin_of(state_dict, metadata)[0]
+    weights = open_weights(checkpoint, encoder)
+    name = encoder or origin_of(weights).encoder
     if name in SAM_VITS.values():
         if image_size not in (None, IMAGE_SIZE):
             raise InvalidInputError(f"the image size is {image_size}: {name} takes {IMAGE_SIZE} alone.")
         sam = segment_anything.sam_model_registry[name]()
         try:
-            sam.load_state_dict(state_dict)
+            sam.load_state_dict(weights.tensors)
         except RuntimeError as e:
-            raise WeightsError(f"{path} does not fit {name!r}: pass the encoder= that it was made for.") from e
+            raise WeightsError(f"{weights.path} does not fit {name!r}: pass the encoder= that it was made for.") from e
     else:
-        # "default" stays "default": its hash is checked against that of the file that shipped
-        sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
+        sam = build_sam_groupmix(weights, encoder=encoder, image_size=image_size)
     sam = sam.eval().to(_device())
     predictor = NanoSamPredictor(sam) if resize == "nanosam" else SamPredictor(sam)
-    return Model(predictor, str(name), sha256(path), int(sam.image_encoder.img_size))
+    return Model(predictor, str(name), sha256(weights.path), int(sam.image_encoder.img_size))
 
 
 def _device() -> torch.device:

@@ -7,7 +7,7 @@ order, and only logits are brought into image order. Nothing depends on shapes a
 """
 
 import math
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -22,7 +22,7 @@ CHUNK = 4
 
 
 class ImageTokens(NamedTuple):
-    """What the decoder needs of an image, for L = grid x grid tokens.
+    """What the decoder needs of an image, for L = rows x columns tokens.
 
     `tokens` is 1 x L x 256; `keys` and `queries` are 1 x 8 x 16 x L, `values` 1 x 8 x L x 16, of the first layer's attentions.
     """
@@ -34,7 +34,7 @@ class ImageTokens(NamedTuple):
 
 
 class FusedDecoder(nn.Module):
-    """A Sam's prompt encoder and mask decoder, for one input size."""
+    """A Sam's prompt encoder and mask decoder, for one input size, on a grid of rows x columns image tokens."""
 
     frequencies: Tensor
     label_embeddings: Tensor
@@ -53,7 +53,7 @@ class FusedDecoder(nn.Module):
         super().__init__()
         prompts, decoder = cast(Any, deepcopy(sam.prompt_encoder)), cast(Any, deepcopy(sam.mask_decoder))
         self.input_size = int(prompts.input_image_size[0])
-        self.grid = int(prompts.image_embedding_size[0])
+        self.grid: tuple[int, int] = tuple(prompts.image_embedding_size)
         self.mask_downscaling = prompts.mask_downscaling
         self.layers = decoder.transformer.layers
         self.final_attn = decoder.transformer.final_attn_token_to_image
@@ -85,12 +85,25 @@ class FusedDecoder(nn.Module):
             self.register_buffer(name, value.detach().clone().contiguous())
         self.eval().requires_grad_(False)
 
+    def crop(self, rows: int, columns: int) -> "FusedDecoder":
+        """Return a decoder of the grid's upper left part, for images that do not fill the square; it shares the weights.
+
+        Image tokens under the padding are not there then, so that nothing attends to them.
+        """
+        part = copy(self)
+        part._buffers = dict(self._buffers)
+        part.grid = rows, columns
+        for name, dim in (("positions", 1), ("key_positions", 3), ("query_positions", 3), ("final_positions", 3)):
+            whole = cast(Tensor, getattr(self, name)).unflatten(dim, self.grid)
+            part._buffers[name] = whole.narrow(dim, 0, rows).narrow(dim + 1, 0, columns).flatten(dim, dim + 1).contiguous()
+        return part
+
     def embed_masks(self, masks: Tensor) -> Tensor:
-        """Map low-resolution logits, 1 x 1 x 4 grid x 4 grid, to what is added to the features, 1 x 256 x grid x grid."""
+        """Map low-resolution logits, 1 x 1 x 4 rows x 4 columns, to what is added to the features, 1 x 256 x rows x columns."""
         return self.mask_downscaling(masks) - self.no_mask
 
     def image(self, features: Tensor) -> ImageTokens:
-        """Compute what all prompts on an image share; 1 x 256 x grid x grid."""
+        """Compute what all prompts on an image share, from its features, 1 x 256 x rows x columns."""
         tokens = (features + self.no_mask).flatten(2).transpose(1, 2)
         placed = tokens + self.positions
         first = cast(Any, self.layers)[0]
@@ -107,7 +120,7 @@ class FusedDecoder(nn.Module):
         return encoded + kinds @ self.label_embeddings
 
     def forward(self, image: ImageTokens, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits, P x 4 x 4 grid x 4 grid, and predicted IoUs, P x 4: first the single mask, then three.
+        """Return logits, P x 4 x 4 rows x 4 columns, and predicted IoUs, P x 4: first the single mask, then three.
 
         Args:
             image: What `image` returned.
@@ -150,7 +163,7 @@ class FusedDecoder(nn.Module):
         return self._masks(tokens, x[:, 1:5]), self.iou_head(x[:, 0])
 
     def _masks(self, tokens: Tensor, outputs: Tensor) -> Tensor:
-        """Upscale the tokens twice by 2 x 2, and weigh their channels for each of four masks: P x 4 x 4 grid x 4 grid."""
+        """Upscale the tokens twice by 2 x 2, and weigh their channels for each of four masks: P x 4 x 4 rows x 4 columns."""
         norm = cast(Any, self.up_norm)
         x = F.linear(tokens, self.up1_weight, self.up1_bias).unflatten(-1, (4, -1))
         x = F.gelu(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
@@ -158,7 +171,7 @@ class FusedDecoder(nn.Module):
         weights = torch.stack([mlp(outputs[:, i]) for i, mlp in enumerate(self.hypernetworks)], dim=1)
         logits = weights @ x.mT
         # Each token's 2 x 2 pixels, and each of those's, to their place.
-        logits = logits.unflatten(-1, (self.grid, self.grid, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        logits = logits.unflatten(-1, (*self.grid, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
         return logits.flatten(5, 7).flatten(2, 4)
 
 

@@ -96,8 +96,8 @@ def write_graphs(sam: Sam, folder: Path, dtype: torch.dtype = torch.float32, dyn
     except ImportError as e:
         raise MissingExtraError.of(e.name or "onnx", "onnx") from e
     decoder = FusedDecoder(sam)
-    grid, size = decoder.grid, decoder.input_size
-    features, masks = torch.zeros(1, EMBED_DIM, grid, grid), torch.zeros(1, 1, 4 * grid, 4 * grid)
+    (rows, columns), size = decoder.grid, decoder.input_size
+    features, masks = torch.zeros(1, EMBED_DIM, rows, columns), torch.zeros(1, 1, 4 * rows, 4 * columns)
     with torch.no_grad():
         tokens = decoder.image(features)
     prompted = {0: torch.export.Dim("prompts"), 1: torch.export.Dim("points")}
