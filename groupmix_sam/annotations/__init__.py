@@ -1,6 +1,7 @@
 """Annotation files: COCO, LabelMe, YOLO, contours, index masks and supervision.
 
-`to_...` functions return what a file of that kind holds, `from_...` functions read it back. Polygons run through a mask's
+`to_...` functions return what a file of that kind holds, `from_...` functions read it back, and `AnnotationWriter` writes the
+files of many images. Polygons run through a mask's
 outermost pixels, counted from 0, which belong to it: so OpenCV, LabelMe, supervision and YOLO's loaders draw them.
 """
 
@@ -10,11 +11,14 @@ from .detections import to_detections
 from .index_mask import from_mask, to_mask
 from .labelme import from_labelme, to_labelme
 from .types import AnnotatedImage, Instance
+from .writer import AnnotationWriter, annotate
 from .yolo import from_yolo, to_yolo
 
 __all__ = [
     "AnnotatedImage",
+    "AnnotationWriter",
     "Instance",
+    "annotate",
     "from_coco",
     "from_contours",
     "from_labelme",

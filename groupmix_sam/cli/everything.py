@@ -7,7 +7,7 @@ import typer
 
 from ..masks import TOLERANCE
 from .options import Encoder, ImageSize, Model
-from .outputs import Category, Formats, Images, Json, Output, Outputs, Overwrite, Tolerance, annotate, name_sources
+from .outputs import Category, Formats, Images, Json, Output, Overwrite, Tolerance, find_sources, open_writer, run
 
 if TYPE_CHECKING:
     from ..annotations.types import Instance
@@ -42,9 +42,9 @@ def everything(
     from ..inference.automatic import everything_costs
 
     passes, prompts = everything_costs(points_per_side, crop_n_layers)
-    named = name_sources(images)
-    outputs = Outputs(
-        output, formats or ["overlay"], named, [category], tolerance, as_json, draw_prompts=False, overwrite=overwrite
+    named = find_sources(images)
+    writer = open_writer(
+        output, formats, named, [category], as_json, tolerance=tolerance, draw_prompts=False, overwrite=overwrite
     )
     predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
     plural = "es" if passes > 1 else ""
@@ -72,4 +72,4 @@ def everything(
             typer.echo(f"the first took {took:.1f} s{ahead}", err=True)
         return instances
 
-    annotate(named, timed, outputs)
+    run(named, timed, writer, as_json)

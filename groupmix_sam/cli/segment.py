@@ -8,7 +8,7 @@ import typer
 from ..errors import InvalidInputError
 from ..masks import TOLERANCE
 from .options import Encoder, ImageSize, Model, numbers
-from .outputs import Category, Formats, Images, Json, Output, Outputs, Overwrite, Tolerance, annotate, name_sources
+from .outputs import Category, Formats, Images, Json, Output, Overwrite, Tolerance, find_sources, open_writer, run
 
 if TYPE_CHECKING:
     from ..prompts import Prompt
@@ -45,7 +45,7 @@ def segment(
     if prompts is not None and (point or background or box):
         raise InvalidInputError("--prompts and --point, --background or --box both say what to segment: give one of them.")
     wanted = read_prompts(prompts) if prompts is not None else {EVERY: _prompts(point or [], background or [], box or [])}
-    named = name_sources(images)
+    named = find_sources(images)
     for name in wanted:
         if name not in named and name != EVERY:
             raise InvalidInputError(f"{name}, which {prompts} names, is not among the images: give its folder.")
@@ -56,9 +56,9 @@ def segment(
             )
         named = {name: source for name, source in named.items() if name in wanted}
     categories = [prompt.category or category for group in wanted.values() for prompt in group]
-    outputs = Outputs(output, formats or ["overlay"], named, categories, tolerance, as_json, overwrite=overwrite)
+    writer = open_writer(output, formats, named, categories, as_json, tolerance=tolerance, overwrite=overwrite)
     predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
-    annotate(named, lambda name, image: find(predictor, image, wanted.get(EVERY) or wanted[name], category), outputs)
+    run(named, lambda name, image: find(predictor, image, wanted.get(EVERY) or wanted[name], category), writer, as_json)
 
 
 def _prompts(point: list[str], background: list[str], box: list[str]) -> list["Prompt"]:
