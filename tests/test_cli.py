@@ -404,7 +404,7 @@ def test_push(tiny, monkeypatch, tmp_path):
     path = save_weights(sam, tmp_path / "mine.safetensors", training={"data": "200 frames"})
     with running_hub() as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        monkeypatch.setattr("groupmix_sam.weights.HfApi", lambda: HfApi(endpoint=hub.url, token="t"))
+        monkeypatch.setattr("groupmix_sam.hub.HfApi", lambda: HfApi(endpoint=hub.url, token="t"))
         done = run("push", path, "org/repo", "--private")
         assert done.stdout.startswith(f"pushed to {hub.url}/org/repo/commit/")
         assert set(hub.uploads) == {"model.safetensors", "config.json", "README.md"}

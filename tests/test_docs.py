@@ -112,7 +112,7 @@ def desk(tmp_path_factory):
     (desk / "examples").mkdir()
     for place in ("examples/coffee.jpg", "photo.jpg", "frame.jpg"):
         shutil.copy(COFFEE, desk / place)
-    draw_dataset(desk / "DATA", images=2)
+    draw_dataset(desk / "DATA", count=2)
     for folder in ("my_photos", "my_frames", "photos"):
         shutil.copytree(desk / "DATA" / "images", desk / folder)
     for kind in ("nuts", "bolts"):

@@ -32,7 +32,7 @@ def segment(predictor: Any, image: NDArray[Any], prompts: Sequence[Prompt], cate
     points, or a box, mean one instance.
 
     Args:
-        predictor: A `SamPredictor` or a `deploy.Predictor`.
+        predictor: A `SamPredictor` or a `Predictor`.
         image: H x W x 3, uint8, RGB; also what else `as_rgb` takes, such as grayscale, H x W.
         prompts: In the image's pixels.
         category: The name of what prompts show that have no category of their own.
@@ -72,13 +72,13 @@ def everything(
     """Return all instances in an image, the largest first, by segment-anything's `SamAutomaticMaskGenerator`.
 
     Args:
-        model: A Sam; or a `deploy.Predictor`, whose decoder takes a fraction of the time and whose masks differ by a hair.
+        model: A Sam; or a `Predictor`, whose decoder takes a fraction of the time and whose masks differ by a hair.
         image: H x W x 3, uint8, RGB; also what else `as_rgb` takes, such as grayscale, H x W.
-        points_per_side: Points a side that are asked with.
-        pred_iou_thresh: Masks are left out of which the model expects a lower IoU,
-        stability_score_thresh: or that change more when the threshold does,
-        min_mask_area: or that have fewer pixels.
-        crop_n_layers: How often the image is cut into four times as many parts, which are searched too.
+        points_per_side: Points per side of the prompt grid.
+        pred_iou_thresh: Drop masks with a lower predicted IoU.
+        stability_score_thresh: Drop masks with a lower stability score, which compares them at two thresholds.
+        min_mask_area: Drop masks of fewer pixels.
+        crop_n_layers: Search crops of the image too: layer n has 4^n of them.
         category: The name of what is found.
 
     Raises:
@@ -86,10 +86,10 @@ def everything(
     """
     everything_costs(points_per_side, crop_n_layers)
     if min_mask_area < 0:
-        raise InvalidInputError(f"the least area is {min_mask_area}: give 0 or more pixels.")
-    for name, value in (("score", pred_iou_thresh), ("stability", stability_score_thresh)):
+        raise InvalidInputError(f"min_mask_area is {min_mask_area}: give 0 or more pixels.")
+    for name, value in (("pred_iou_thresh", pred_iou_thresh), ("stability_score_thresh", stability_score_thresh)):
         if not 0 <= value <= 1:
-            raise InvalidInputError(f"the least {name} is {value}: give a number from 0 to 1.")
+            raise InvalidInputError(f"{name} is {value}: give a number from 0 to 1.")
     image = as_rgb(image)
     height, width = image.shape[:2]
     image_size = model.image_encoder.img_size if isinstance(model, Sam) else model.image_size
@@ -159,7 +159,7 @@ def everything_costs(points_per_side: int = 32, crop_n_layers: int = 0) -> tuple
     """Return what `everything` asks for an image: how many passes of the encoder, and how many prompts."""
     if points_per_side < 1 or crop_n_layers < 0:
         raise InvalidInputError(
-            f"points_per_side is {points_per_side} and crop layers are {crop_n_layers}: give 1 or more, and 0 or more."
+            f"points_per_side is {points_per_side} and crop_n_layers is {crop_n_layers}: give 1 or more, and 0 or more."
         )
     parts = sum(4**layer for layer in range(crop_n_layers + 1))
     return parts, parts * points_per_side**2

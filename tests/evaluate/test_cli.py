@@ -14,7 +14,7 @@ from .images import draw_dataset
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return draw_dataset(tmp_path_factory.mktemp("cli") / "drawn", images=2)
+    return draw_dataset(tmp_path_factory.mktemp("cli") / "drawn", count=2)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from .images import PlainPredictor, draw_dataset
 @pytest.fixture
 def data(tmp_path):
     """Each instance's box, some of them moved, doubled or of another image's class."""
-    folder = draw_dataset(tmp_path / "data", images=4)
+    folder = draw_dataset(tmp_path / "data", count=4)
     rng, found = np.random.default_rng(0), []
     for a in json.loads((folder / "annotations.json").read_text())["annotations"]:
         left, top, width, height = a["bbox"]

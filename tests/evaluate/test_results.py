@@ -25,7 +25,7 @@ class Killed(PlainPredictor):
 
 @pytest.fixture
 def task(tmp_path):
-    data = draw_dataset(tmp_path / "data", images=5)
+    data = draw_dataset(tmp_path / "data", count=5)
     return LabelledDataset(data / "annotations.json", data / "images", Protocol())
 
 

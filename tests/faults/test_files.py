@@ -363,7 +363,7 @@ def test_tables_of_prompts(attempt, folder, data):
 
 @pytest.fixture(scope="module")
 def dataset(folder):
-    return draw_dataset(folder / "data", images=1)
+    return draw_dataset(folder / "data", count=1)
 
 
 @bounded(120)

@@ -115,7 +115,7 @@ def test_nothing_found(sam, coffee, kind):
         assert everything(kind(sam), coffee, points_per_side=2, pred_iou_thresh=1.0, crop_n_layers=layers) == []
 
 
-@pytest.mark.parametrize(("grid", "layers"), [(32, 0), (3, 1), (2, 2)])
+@pytest.mark.parametrize(("points_per_side", "layers"), [(32, 0), (3, 1), (2, 2)])
 def test_costs_are_those_of_the_generator(sam, points_per_side, layers):
     passes = prompts = 0
 
@@ -137,11 +137,11 @@ def test_costs_are_those_of_the_generator(sam, points_per_side, layers):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"points_per_side": 0}, "the grid is 0"),
-        ({"crop_n_layers": -1}, "crop layers are -1"),
-        ({"pred_iou_thresh": 1.5}, "least score is 1.5"),
-        ({"stability_score_thresh": -0.1}, "least stability is -0.1"),
-        ({"min_mask_area": -4}, "least area is -4"),
+        ({"points_per_side": 0}, "points_per_side is 0"),
+        ({"crop_n_layers": -1}, "crop_n_layers is -1"),
+        ({"pred_iou_thresh": 1.5}, "pred_iou_thresh is 1.5"),
+        ({"stability_score_thresh": -0.1}, "stability_score_thresh is -0.1"),
+        ({"min_mask_area": -4}, "min_mask_area is -4"),
     ],
 )
 def test_settings_refused(settings, message):

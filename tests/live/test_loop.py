@@ -116,7 +116,8 @@ def clock(monkeypatch):
         return seconds[0]
 
     clock = SimpleNamespace(monotonic=now, perf_counter=now, sleep=lambda pause: seconds.append(seconds.pop() + pause))
-    monkeypatch.setattr("groupmix_sam.live.sources.time", clock)
+    for module in ("loop", "sinks", "sources"):
+        monkeypatch.setattr(f"groupmix_sam.live.{module}.time", clock)
     return clock
 
 
