@@ -1,13 +1,14 @@
 """Drawing masks and prompts over an image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from .errors import InvalidInputError
 from .images import as_rgb
+from .masks import Mask, check_mask, mask_window
 
 __all__ = ["draw_masks"]
 
@@ -17,7 +18,7 @@ COLORS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (213, 94, 0), (204, 121,
 
 def draw_masks(
     image: NDArray[np.uint8],
-    masks: Sequence[NDArray[np.bool_]],
+    masks: Iterable[Mask],
     *,
     points: NDArray[np.float64] | None = None,
     labels: NDArray[np.int64] | None = None,
@@ -33,14 +34,14 @@ def draw_masks(
         box: Left, top, right, bottom in pixels; or several, N x 4.
     """
     image = as_rgb(image)
-    for mask in masks:
-        if not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.shape != image.shape[:2]:
-            what = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-            raise InvalidInputError(f"a mask is {what}: give bool arrays of the image's {image.shape[:2]}.")
     out = image.astype(np.float32)
-    for mask, color in zip(masks, COLORS * (len(masks) // len(COLORS) + 1), strict=False):
-        out[mask] = 0.5 * out[mask] + 0.5 * np.array(color)
-        out[_outline(mask)] = color
+    for mask, color in zip(masks, cycle(COLORS), strict=False):
+        check_mask(mask, image.shape[:2])
+        window = mask_window(mask)
+        if window is not None:
+            inside, part = mask[window], out[window]
+            part[inside] = 0.5 * part[inside] + 0.5 * np.array(color)
+            part[_outline(inside)] = color
     drawn = Image.fromarray(out.astype(np.uint8))
     draw = ImageDraw.Draw(drawn)
     width = max(2, round(max(drawn.size) / 400))
@@ -55,7 +56,7 @@ def draw_masks(
     return drawn
 
 
-def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _outline(mask: Mask) -> Mask:
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inside

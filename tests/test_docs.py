@@ -25,7 +25,6 @@ import groupmix_sam.distill  # noqa: F401
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.annotations import AnnotatedImage, Instance, to_coco, to_labelme
 from groupmix_sam.cli import app
-from groupmix_sam.masks import encode_rle
 from groupmix_sam.weights import save_pretrained, save_weights
 
 from .distill.conftest import save_mobile_sam
@@ -130,7 +129,7 @@ def desk(tmp_path_factory):
     shutil.copy(COFFEE, desk / "labelled")
     square = np.zeros((400, 600), dtype=bool)
     square[100:300, 200:400] = True
-    coffee = AnnotatedImage(desk / "labelled" / "coffee.jpg", square.shape, [Instance(encode_rle(square))])
+    coffee = AnnotatedImage(desk / "labelled" / "coffee.jpg", square.shape, [Instance(square)])
     (desk / "labelled" / "coffee.json").write_text(json.dumps(to_labelme(coffee, desk / "labelled")))
     (desk / "labelled" / "annotations.json").write_text(json.dumps(to_coco([coffee], desk / "labelled")))
     save_mobile_sam(desk / "mobile_sam.pt")

@@ -6,41 +6,54 @@ from typing import Any
 
 import numpy as np
 
-from ..masks import decode_rle, encode_rle, fill_polygons, mask_extent
+from ..masks import decode_rle, encode_rle, fill_polygons
 from .types import AnnotatedImage, Instance, category_index, category_names, readable, relative_path, score_of
 
-__all__ = ["from_coco", "to_coco"]
+__all__ = ["add_image", "from_coco", "start_coco", "to_coco"]
 
 
 def to_coco(
     images: Iterable[AnnotatedImage], folder: Path | None = None, categories: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Return images as a COCO file in `folder` names them, by default the working directory's; masks are compressed RLE.
+    """Return images as the content of a COCO file; masks are compressed RLE.
 
     Args:
         images: With their instances.
-        folder: Where the file will lie.
+        folder: Where the file will lie, which the images' paths are relative to; by default the working directory.
         categories: Names, counted from 1; by default those that occur, sorted.
     """
     images = list(images)
-    names = categories or category_names(images)
-    entries: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for number, image in enumerate(images, 1):
-        height, width = image.size
-        entries.append({"id": number, "file_name": relative_path(folder, image.path), "width": width, "height": height})
-        for instance in image.instances:
-            left, top, right, bottom, area = mask_extent(decode_rle(instance.mask))
-            annotation: dict[str, Any] = {"id": len(annotations) + 1, "image_id": number}
-            annotation |= {
-                "category_id": category_index(instance.category, names) + 1,
-                "segmentation": instance.mask,
-                "area": area,
-            }
-            annotation |= {"bbox": [left, top, right - left, bottom - top], "iscrowd": 0, "score": instance.score}
-            annotations.append(annotation | ({"prompt": instance.prompt} if instance.prompt else {}))
-    named = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
-    return {"images": entries, "annotations": annotations, "categories": named}
+    content = start_coco(categories or category_names(images))
+    for image in images:
+        add_image(content, image, folder)
+    return content
+
+
+def start_coco(categories: Sequence[str]) -> dict[str, Any]:
+    """Return the content of a COCO file without images."""
+    return {"images": [], "annotations": [], "categories": [{"id": i, "name": name} for i, name in enumerate(categories, 1)]}
+
+
+def add_image(content: dict[str, Any], image: AnnotatedImage, folder: Path | None = None) -> None:
+    """Add an image to the content of a COCO file in `folder`."""
+    names = [category["name"] for category in content["categories"]]
+    number, annotations = len(content["images"]) + 1, content["annotations"]
+    height, width = image.size
+    file_name = relative_path(folder, image.path)
+    for instance in image.instances:
+        x0, y0, x1, y1 = instance.box
+        annotation = {
+            "id": len(annotations) + 1,
+            "image_id": number,
+            "category_id": category_index(instance.category, names) + 1,
+            "segmentation": encode_rle(instance.mask),
+            "area": instance.area,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "iscrowd": 0,
+            "score": instance.score,
+        }
+        annotations.append(annotation | ({"prompt": instance.prompt} if instance.prompt else {}))
+    content["images"].append({"id": number, "file_name": file_name, "width": width, "height": height})
 
 
 def from_coco(content: Mapping[str, Any], folder: Path | None = None) -> list[AnnotatedImage]:
@@ -53,8 +66,7 @@ def from_coco(content: Mapping[str, Any], folder: Path | None = None) -> list[An
             shape, size = entry["segmentation"], sizes[entry["image_id"]]
             mask = decode_rle(shape) if isinstance(shape, Mapping) else fill_polygons([[_pairs(ring)] for ring in shape], size)
             category = names.get(entry["category_id"], str(entry["category_id"]))
-            instance = Instance(encode_rle(mask), score_of(entry), category, entry.get("prompt"))
-            instances[entry["image_id"]].append(instance)
+            instances[entry["image_id"]].append(Instance(mask, score_of(entry), category, entry.get("prompt")))
         return [
             AnnotatedImage((folder or Path()) / entry["file_name"], sizes[entry["id"]], instances[entry["id"]])
             for entry in content["images"]

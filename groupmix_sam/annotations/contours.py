@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..masks import TOLERANCE, decode_rle, encode_rle, fill_polygons, to_polygons
+from ..masks import TOLERANCE, fill_polygons, to_polygons
 from .types import AnnotatedImage, Instance, readable, relative_path, score_of
 
 __all__ = ["from_contours", "to_contours"]
@@ -16,7 +16,7 @@ def to_contours(image: AnnotatedImage, folder: Path | None = None, tolerance: fl
         {
             "category": instance.category,
             "score": instance.score,
-            "polygons": to_polygons(decode_rle(instance.mask), tolerance),
+            "polygons": to_polygons(instance.mask, tolerance),
             **({"prompt": instance.prompt} if instance.prompt else {}),
         }
         for instance in image.instances
@@ -30,7 +30,7 @@ def from_contours(content: Mapping[str, Any], folder: Path | None = None) -> Ann
         height, width = map(int, content["size"])
         instances = [
             Instance(
-                encode_rle(fill_polygons(entry["polygons"], (height, width))),
+                fill_polygons(entry["polygons"], (height, width)),
                 score_of(entry),
                 str(entry["category"]),
                 entry.get("prompt"),

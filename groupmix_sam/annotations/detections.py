@@ -28,7 +28,7 @@ def to_detections(image: AnnotatedImage, categories: Sequence[str] | None = None
     if not image.instances:
         return sv.Detections.empty()
     names = categories or category_names([image])
-    masks = np.stack(image.masks())
+    masks = np.stack(image.masks())  # which supervision needs at once: as many bytes as all pixels of all masks
     return sv.Detections(
         xyxy=sv.mask_to_xyxy(masks).astype(np.float32),
         mask=masks,

@@ -6,7 +6,6 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InvalidInputError
-from ..masks import encode_rle
 from ..visualize import COLORS
 from .types import AnnotatedImage, Instance
 
@@ -18,10 +17,9 @@ def to_mask(image: AnnotatedImage) -> Image.Image:
 
     Up to 255 instances it has 8 bits and a palette, in which they have the overlay's colours; above, 16 bits.
     """
-    masks = image.masks()
-    index = np.zeros(image.size, dtype=np.uint8 if len(masks) < 256 else np.uint16)
-    for number in sorted(range(len(masks)), key=lambda i: -np.count_nonzero(masks[i])):
-        index[masks[number]] = number + 1
+    index = np.zeros(image.size, dtype=np.uint8 if len(image.instances) < 256 else np.uint16)
+    for number, instance in sorted(enumerate(image.instances, 1), key=lambda pair: -pair[1].area):
+        index[instance.window][instance.crop] = number
     out = Image.fromarray(index)
     if index.dtype == np.uint8:
         out.putpalette([0, 0, 0, *(value for i in range(255) for value in COLORS[i % len(COLORS)])])
@@ -33,5 +31,5 @@ def from_mask(image: Image.Image, path: Path) -> AnnotatedImage:
     index = np.asarray(image)
     if index.ndim != 2:
         raise InvalidInputError(f"the mask has shape {index.shape}: give an image of numbers, of a palette or gray.")
-    instances = [Instance(encode_rle(index == number)) for number in np.unique(index) if number]
+    instances = [Instance(index == number) for number in np.unique(index) if number]
     return AnnotatedImage(path, (index.shape[0], index.shape[1]), instances)

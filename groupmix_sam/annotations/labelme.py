@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidInputError
-from ..masks import TOLERANCE, decode_rle, encode_rle, fill_polygons, join_rings, to_polygons
+from ..masks import TOLERANCE, fill_polygons, join_rings, to_polygons
 from .types import AnnotatedImage, Instance, readable, relative_path, score_of
 
 __all__ = ["from_labelme", "to_labelme"]
@@ -20,7 +20,7 @@ def to_labelme(image: AnnotatedImage, folder: Path | None = None, tolerance: flo
     """
     shapes = []
     for number, instance in enumerate(image.instances, 1):
-        polygons = to_polygons(decode_rle(instance.mask), tolerance)
+        polygons = to_polygons(instance.mask, tolerance)
         for rings in polygons:
             shape: dict[str, Any] = {"label": instance.category, "score": instance.score, "points": join_rings(rings)}
             shape |= {"group_id": number if len(polygons) > 1 else None, "description": "", "shape_type": "polygon"}
@@ -48,7 +48,7 @@ def from_labelme(content: Mapping[str, Any], folder: Path | None = None) -> Anno
         instances = []
         for (label, _), shapes in groups.items():
             mask = fill_polygons([[_corners(shape)] for shape in shapes], size)
-            instances.append(Instance(encode_rle(mask), score_of(shapes[0]), str(label)))
+            instances.append(Instance(mask, score_of(shapes[0]), str(label)))
         path = content["imagePath"].replace("\\", "/")
         return AnnotatedImage((folder or Path()) / path, size, instances)
 

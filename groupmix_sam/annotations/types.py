@@ -3,31 +3,78 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import InvalidInputError, UnknownNameError
-from ..masks import Mask, Rle, decode_rle
+from ..masks import Mask, check_mask, mask_window
 
 __all__ = ["AnnotatedImage", "Instance"]
 
 
-@dataclass(frozen=True)
+@dataclass(init=False)
 class Instance:
     """A mask and what is known of it.
 
+    It keeps the bits inside the mask's bounding box, so that a hundred instances of a large photo fit into memory: of 24
+    megapixels each full mask would be 24 MB. `mask` unpacks them into a new array.
+
+    Args:
+        mask: H x W of bool.
+        score: The predicted IoU; 1 where there is none.
+        category: The name of what the mask shows.
+        prompt: The prompt of the mask, as `Prompt.record` returns it.
+
     Attributes:
-        mask: See `encode_rle`.
-        score: The IoU with the truth that the model expects, 1 where nobody said.
-        category: The name of what it shows.
-        prompt: What was asked with, as `Prompt.record` has it.
+        size: The image's height and width.
+        box: The bounding box, x0, y0, x1, y1, in pixels; zeros of an empty mask.
+        area: The number of pixels.
+
+    Raises:
+        InvalidInputError: the mask is no array of bool, H x W.
     """
 
-    mask: Rle
-    score: float = 1.0
-    category: str = "object"
-    prompt: dict[str, Any] | None = None
+    size: tuple[int, int]
+    box: tuple[int, int, int, int]
+    area: int
+    score: float
+    category: str
+    prompt: dict[str, Any] | None
+    _bits: bytes = field(repr=False)
+
+    def __init__(self, mask: Mask, score: float = 1.0, category: str = "object", prompt: dict[str, Any] | None = None) -> None:
+        check_mask(mask)
+        rows, columns = mask_window(mask) or (slice(0, 0), slice(0, 0))
+        crop = mask[rows, columns]
+        self.size = mask.shape[0], mask.shape[1]
+        self.box = columns.start, rows.start, columns.stop, rows.stop
+        self.area = int(np.count_nonzero(crop))
+        self.score, self.category, self.prompt = score, category, prompt
+        self._bits = np.packbits(crop).tobytes()
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """The rows and columns of the bounding box."""
+        x0, y0, x1, y1 = self.box
+        return slice(y0, y1), slice(x0, x1)
+
+    @property
+    def crop(self) -> Mask:
+        """The mask inside its bounding box, h x w of bool."""
+        x0, y0, x1, y1 = self.box
+        shape = y1 - y0, x1 - x0
+        bits = np.unpackbits(np.frombuffer(self._bits, dtype=np.uint8), count=shape[0] * shape[1])
+        return bits.view(bool).reshape(shape)
+
+    @property
+    def mask(self) -> Mask:
+        """The mask, H x W of bool."""
+        mask = np.zeros(self.size, dtype=bool)
+        mask[self.window] = self.crop
+        return mask
 
 
 @dataclass(frozen=True)
@@ -39,8 +86,8 @@ class AnnotatedImage:
     instances: list[Instance]
 
     def masks(self) -> list[Mask]:
-        """Return the instances' masks, H x W each."""
-        return [decode_rle(instance.mask) for instance in self.instances]
+        """Return the instances' masks, H x W of bool each."""
+        return [instance.mask for instance in self.instances]
 
 
 def score_of(entry: Mapping[str, Any]) -> float:

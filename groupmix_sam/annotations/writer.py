@@ -17,7 +17,7 @@ from ..errors import ImageReadError, InvalidInputError, SaveError, UnknownNameEr
 from ..images import ImageFile
 from ..masks import TOLERANCE
 from ..visualize import draw_masks
-from .coco import to_coco
+from .coco import add_image, start_coco
 from .contours import to_contours
 from .index_mask import to_mask
 from .labelme import to_labelme
@@ -82,7 +82,6 @@ class AnnotationWriter:
         self._stream: BinaryIO | None = None
         self._file: Path | None = None
         self._folder = Path()
-        self._coco: list[AnnotatedImage] = []
         one_file = len(self.formats) == 1 and (len(images) == 1 or self.formats == ["coco"])
         if output is not None and not isinstance(output, (str, PathLike)):
             self._stream = output
@@ -96,6 +95,7 @@ class AnnotationWriter:
                 self._check_names(list(images))
             self._check_there(images, overwrite)
         self.classes = self._classes()
+        self._coco = start_coco(self.categories)  # encoded at once: many images' masks would fill the memory
 
     def __enter__(self) -> "AnnotationWriter":
         return self
@@ -177,7 +177,7 @@ class AnnotationWriter:
         written = []
         for kind in self.formats:
             if kind == "coco":
-                self._coco.append(annotated)
+                add_image(self._coco, annotated, self._folder)
             else:
                 written += self._write(kind, name, self._render(kind, name, image, annotated))
         return written
@@ -189,9 +189,9 @@ class AnnotationWriter:
             SaveError: a file cannot be written.
         """
         written = []
-        images, self._coco = self._coco, []
-        if images:
-            written += self._write("coco", "", _json(to_coco(images, self._folder, self.categories)))
+        content, self._coco = self._coco, start_coco(self.categories)
+        if content["images"]:
+            written += self._write("coco", "", _json(content))
         if "yolo" in self.formats and self._stream is None:
             written += self._write_classes()
         return written
@@ -288,7 +288,7 @@ def _overlay(image: NDArray[np.uint8], annotated: AnnotatedImage, draw_prompts: 
     boxes = [prompt["box"] for prompt in prompts if "box" in prompt]
     return draw_masks(
         image,
-        annotated.masks(),
+        (instance.mask for instance in annotated.instances),
         points=np.array(points) if points else None,
         labels=np.array(labels) if points else None,
         box=np.array(boxes) if boxes else None,

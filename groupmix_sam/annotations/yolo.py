@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..masks import TOLERANCE, decode_rle, encode_rle, fill_polygons, join_rings, to_polygons
+from ..masks import TOLERANCE, fill_polygons, join_rings, to_polygons
 from .types import AnnotatedImage, Instance, category_index, readable
 
 __all__ = ["from_yolo", "to_yolo"]
@@ -20,7 +20,7 @@ def to_yolo(image: AnnotatedImage, categories: Sequence[str], tolerance: float =
     height, width = image.size
     lines = []
     for instance in image.instances:
-        rings = [ring for polygon in to_polygons(decode_rle(instance.mask), tolerance) for ring in polygon]
+        rings = [ring for polygon in to_polygons(instance.mask, tolerance) for ring in polygon]
         if rings:
             numbers = (f"{x / width:.6f} {y / height:.6f}" for x, y in join_rings(rings))
             lines.append(f"{category_index(instance.category, categories)} {' '.join(numbers)}\n")
@@ -37,5 +37,5 @@ def from_yolo(text: str, path: Path, size: tuple[int, int], categories: Sequence
             points = np.array(numbers, dtype=np.float64).reshape(-1, 2) * (width, height)
             if len(points) < 3 or int(category) < 0:
                 raise ValueError(f"{line!r} is no class with a polygon of three points or more")  # a box, of detection
-            instances.append(Instance(encode_rle(fill_polygons([[points.tolist()]], size)), 1.0, categories[int(category)]))
+            instances.append(Instance(fill_polygons([[points.tolist()]], size), 1.0, categories[int(category)]))
     return AnnotatedImage(path, size, instances)

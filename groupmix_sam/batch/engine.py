@@ -30,6 +30,7 @@ from ..inference.automatic import everything, segment
 from ..inference.exported_folder import read_config
 from ..inference.model import model_hash
 from ..inference.predictor import Predictor
+from ..masks import encode_rle
 from ..prompts import Prompt
 from ..sam import build_sam_groupmix
 from ..weights import is_exported
@@ -243,7 +244,7 @@ class Segmenter:
                 rows[number] = {"prompt": number, "error": _describe(e)}
         instances = segment(self.predictor, image, list(asked.values())) if asked else []
         for number, instance in zip(asked, instances, strict=True):
-            rows[number] = {"prompt": number, "counts": instance.mask["counts"], "score": instance.score}
+            rows[number] = {"prompt": number, "counts": encode_rle(instance.mask)["counts"], "score": instance.score}
         return [rows[number] for number in sorted(rows)]
 
     def _everything(self, image: NDArray[np.uint8]) -> Iterator[dict[str, Any]]:
@@ -256,7 +257,7 @@ class Segmenter:
             stability_score_thresh=job.stability_score_thresh,
         )
         for number, instance in enumerate(found):
-            yield {"prompt": number, "counts": instance.mask["counts"], "score": instance.score}
+            yield {"prompt": number, "counts": encode_rle(instance.mask)["counts"], "score": instance.score}
 
 
 def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.Table:

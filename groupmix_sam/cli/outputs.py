@@ -15,7 +15,6 @@ from ..annotations.types import AnnotatedImage, Instance
 from ..annotations.writer import AnnotationWriter, annotate, leave_out_drawings
 from ..errors import ImageReadError, InvalidInputError, RunStoppedError
 from ..images import ImageFile, name_images
-from ..masks import decode_rle
 
 __all__ = ["Category", "Formats", "Images", "Json", "Output", "Overwrite", "Tolerance", "find_sources", "open_writer", "run"]
 
@@ -104,8 +103,8 @@ def _describe(image: AnnotatedImage) -> str:
     if not image.instances:
         return "no mask"
     covered = np.zeros(image.size, dtype=bool)
-    for mask in image.masks():
-        covered |= mask
+    for instance in image.instances:
+        covered[instance.window] |= instance.crop
     scores = sorted(instance.score for instance in image.instances)
     many = len(scores) > 1
     masks = f"{len(scores)} masks" if many else "a mask"
@@ -118,7 +117,7 @@ def _summary(image: AnnotatedImage, files: list[str]) -> dict[str, Any]:
         {
             "category": instance.category,
             "score": round(instance.score, 4),
-            "area": int(np.count_nonzero(decode_rle(instance.mask))),
+            "area": instance.area,
             "prompt": instance.prompt,
         }
         for instance in image.instances

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..annotations.types import Instance
 from ..errors import InvalidInputError
 from ..images import as_rgb
-from ..masks import decode_rle, encode_rle
+from ..masks import decode_rle
 from ..preprocess import check_aspect
 from ..prompts import Prompt
 from .predictor import Predictor
@@ -54,7 +54,7 @@ def segment(predictor: Any, image: NDArray[Any], prompts: Sequence[Prompt], cate
         masks, scores, _ = predictor.predict(**prompt.arrays(), multimask_output=prompt.ambiguous)
         best = int(scores.argmax())
         given = {key: value for key, value in prompt.record().items() if key != "category"}
-        instances.append(Instance(encode_rle(masks[best]), float(scores[best]), prompt.category or category, given))
+        instances.append(Instance(masks[best], float(scores[best]), prompt.category or category, given))
     return instances
 
 
@@ -107,7 +107,7 @@ def everything(
     found = [entry for entry in generator.generate(image) if entry["area"] >= max(min_mask_area, 1)]
     return [
         Instance(
-            encode_rle(decode_rle(entry["segmentation"])),
+            decode_rle(entry["segmentation"]),
             float(entry["predicted_iou"]),
             category,
             Prompt(np.asarray(entry["point_coords"]).tolist(), [1]).record(),

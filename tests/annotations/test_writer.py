@@ -2,6 +2,7 @@
 
 import io
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from groupmix_sam.annotations import AnnotatedImage, AnnotationWriter, Instance,
 from groupmix_sam.annotations.writer import FORMATS, leave_out_drawings
 from groupmix_sam.errors import ImageReadError, InvalidInputError, SaveError, UnknownNameError
 from groupmix_sam.images import name_images
-from groupmix_sam.masks import encode_rle
 
 MASK = np.zeros((6, 9), dtype=bool)
 MASK[1:4, 2:7] = True
@@ -27,7 +27,7 @@ def line(tmp_path):
 
 
 def found(category="nut"):
-    return lambda name, image: [Instance(encode_rle(MASK), 0.75, category)]
+    return lambda name, image: [Instance(MASK, 0.75, category)]
 
 
 def write(line, output, *formats, categories=("nut",), **options):
@@ -201,3 +201,13 @@ def test_closing_twice_writes_once(line, tmp_path):
     (tmp_path / "annotations.json").unlink()
     assert writer.close() == []
     assert not (tmp_path / "annotations.json").exists()
+
+
+def test_masks_of_images_that_are_done_are_not_kept(line, tmp_path):
+    """COCO's file covers all images and is written last; until then it holds run lengths."""
+    images = name_images([line])
+    writer = AnnotationWriter(tmp_path, ["coco"], images, ["nut"])
+    annotated = [o.annotated for o in annotate(images, found(), writer)]
+    references = [weakref.ref(image.instances[0]) for image in annotated]
+    del annotated
+    assert [reference() for reference in references] == [None, None]

@@ -33,7 +33,7 @@ from groupmix_sam.errors import (
 from groupmix_sam.images import read_image
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.automatic import everything
-from groupmix_sam.masks import decode_rle
+from groupmix_sam.masks import decode_rle, encode_rle
 from groupmix_sam.sam import build_sam_groupmix
 from groupmix_sam.weights import save_weights
 
@@ -218,7 +218,7 @@ def test_everything_is_what_one_process_finds(weights, tmp_path):
     assert done == [{"images": 2, "masks": len(instances), "errors": 1}]
     assert instances
     for row, instance in zip(rows, instances, strict=True):
-        assert row["counts"] == instance.mask["counts"]
+        assert row["counts"] == encode_rle(instance.mask)["counts"]
         assert row["score"] == pytest.approx(instance.score)
     assert "too narrow" in error["error"]
     nothing = Segmenter(job(tmp_path / "in", tmp_path, weights, pred_iou_thresh=1.0)).segment("a.png", [])
