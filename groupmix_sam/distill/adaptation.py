@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..files import write_beside
 from ..images import find_images
-from .data import CachedImage, whole_images
+from .data import CachedImage, Grid, whole_images
 from .decoder import FrozenDecoder
 from .losses import draw_points, teacher_mask_iou
 from .pipeline import hold_out, prepare_models, prepare_run, train_and_save
@@ -73,9 +73,9 @@ def adapt(
     models = prepare_models(encoder, checkpoint, teacher, providers, image_size, recipe.seed)
     run = prepare_run(models, measured, [*own, *others], output, recipe.continued(), options, cache=cache)
     decoder = FrozenDecoder(models.sam)
-    before = teacher_iou(models.sam.image_encoder, run.held_out, decoder, models.image_size)
+    before = teacher_iou(models.sam.image_encoder, run.held_out, decoder, models.grid)
     record = train_and_save(run, output, options)
-    after = teacher_iou(models.sam.image_encoder, run.held_out, decoder, models.image_size)
+    after = teacher_iou(models.sam.image_encoder, run.held_out, decoder, models.grid)
     found: dict[str, Any] = {"points_a_image": POINTS, "images": len(run.held_out)}
     found |= {"before": summary(before), "after": summary(after), "difference": summary(after - before)}
     if process_state().is_main_process:
@@ -93,7 +93,7 @@ def adapt(
 
 
 @torch.no_grad()
-def teacher_iou(encoder: nn.Module, images: Sequence[CachedImage], decoder: FrozenDecoder, image_size: int = 1024) -> Any:
+def teacher_iou(encoder: nn.Module, images: Sequence[CachedImage], decoder: FrozenDecoder, grid: Grid) -> Any:
     """Return the IoUs of an encoder's masks with the teacher's, images x 16 points drawn over each, always the same.
 
     Of the three masks that a point may mean, the one with the best predicted IoU counts, for each of the two.
@@ -102,11 +102,11 @@ def teacher_iou(encoder: nn.Module, images: Sequence[CachedImage], decoder: Froz
     encoder.eval()
     generator = torch.Generator().manual_seed(0)
     ious = []
-    for image in tqdm(whole_images(images, image_size), total=len(images), desc="teacher_iou", disable=None):
+    for image in tqdm(whole_images(images, grid), total=len(images), desc="teacher_iou", disable=None):
         valid = image["valid"][0]
         student = encoder(image["input"])
         teacher = image["features"].float().permute(0, 3, 1, 2)
-        ious.append(teacher_mask_iou(student, teacher, valid, decoder, draw_points(valid, POINTS, generator)))
+        ious.append(teacher_mask_iou(student, teacher, valid, decoder, draw_points(valid, POINTS, generator, grid.stride)))
     encoder.train(was_training)
     return torch.stack(ious).numpy()
 

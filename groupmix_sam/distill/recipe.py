@@ -21,7 +21,8 @@ class Phase:
 
     Args:
         share: Of the run's pixels.
-        crop: Side of the square crops in pixels, a multiple of 16; 0 for whole images, padded as at inference.
+        crop: Side of the square crops in pixels of the student's input, a multiple of 16; 0 for whole images, padded as at
+            inference.
         batch_size: Crops or images a step, over all processes.
         target: "features", or "masks": through the frozen mask decoder as well.
     """

@@ -30,13 +30,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..encoders.config import STRIDE
 from ..errors import InvalidInputError, RunStoppedError, SaveError
 from ..files import write_beside
 from ..images import ImageFile
 from ..memory import keep_freed_memory
 from .checkpoint import Progress, load_checkpoint, save_checkpoint
-from .data import CachedImage, Maps, Samples, Share, sample_loader, whole_images
+from .data import CachedImage, Grid, Maps, Samples, Share, sample_loader, whole_images
 from .decoder import FrozenDecoder
 from .losses import Objective
 from .plots import draw_features, stack_images
@@ -78,7 +77,6 @@ def train_student(
     *,
     teacher_weights: dict[str, Tensor] | None = None,
     decoder: FrozenDecoder | None = None,
-    image_size: int = 1024,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train an encoder to give the teacher's features; return it with the averaged weights, and the record of the run.
 
@@ -96,7 +94,6 @@ def train_student(
         options: How to carry it out.
         teacher_weights: MobileSAM's weights by its own names, for the recipe's `teacher_blocks`.
         decoder: The frozen mask decoder, for phases whose target is masks.
-        image_size: Side in pixels that images are resized to.
 
     Raises:
         InvalidInputError: the recipe does not fit the encoder, the images or the number of processes; there is a run in the
@@ -110,7 +107,7 @@ def train_student(
         raise InvalidInputError("no image is held out to measure on: give one or more.")
     if any(phase.target == "masks" for phase in recipe.phases) and decoder is None:
         raise InvalidInputError("the recipe has a phase on masks: pass the mask decoder.")
-    description = describe_run(encoder, teacher, images, held_out, recipe, image_size)
+    description = describe_run(encoder, teacher, images, held_out, recipe)
     record = open_run(folder, description, resume=options.resume)
     accelerator.wait_for_everyone()  # before the first writes what the others look for
     keep_freed_memory()
@@ -121,7 +118,7 @@ def train_student(
         cast(Any, encoder).set_grad_checkpointing()
     if decoder is not None:
         decoder.to(accelerator.device)
-    feed = Feed(images, teacher, recipe, image_size, accelerator, options.accumulate, folder / "skipped.txt")
+    feed = Feed(images, teacher, recipe, Grid.of(encoder), accelerator, options.accumulate, folder / "skipped.txt")
     resumed = record is not None and (folder / CHECKPOINT).is_file()
     if not resumed and accelerator.is_main_process:
         feed.skipped.unlink(missing_ok=True)
@@ -172,7 +169,7 @@ class Run:
         """Return how many whole images' worth of pixels have been seen after a step."""
         done = 0.0
         for phase, steps in zip(self.feed.recipe.phases, self.steps, strict=True):
-            done += min(step, steps) * pixels_of(phase, self.feed.image_size)
+            done += min(step, steps) * pixels_of(phase, self.feed.grid.image_size)
             step = max(0, step - steps)
         return done
 
@@ -271,7 +268,7 @@ class Feed:
     images: Sequence[ImageFile] | Sequence[CachedImage]
     teacher: Teacher
     recipe: Recipe
-    image_size: int
+    grid: Grid
     accelerator: Accelerator
     accumulate: int
     skipped: Path
@@ -282,7 +279,7 @@ class Feed:
 
     def batches(self, number: int, first: int, last: int) -> Iterator[Maps]:
         """Yield this process's parts of the batches of a phase's steps from `first` to before `last`."""
-        samples = Samples(self.images, self.recipe, number, self.image_size)
+        samples = Samples(self.images, self.recipe, number, self.grid)
         size = self.part_size(samples.phase) // samples.crops
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         yield from self._load(samples, Share(first, last, size, self.accumulate, process, processes))
@@ -290,7 +287,7 @@ class Feed:
     def whole_images(self, count: int) -> Iterator[Maps]:
         """Yield up to so many different images, one at a time, as they are seen at inference."""
         recipe = replace(self.recipe, phases=(Phase(),), augmentation="crop", crops_per_image=1)
-        samples = Samples(self.images, recipe, 0, self.image_size)
+        samples = Samples(self.images, recipe, 0, self.grid)
         yield from self._load(samples, Share(0, min(count, len(self.images)), 1, 1, 0, 1))
 
     def _note_skipped(self, names: list[str]) -> None:
@@ -362,7 +359,7 @@ def plan_steps(student: Student, feed: Feed, objective: Objective, precision: st
     """Return the steps of each phase; for a recipe of so many minutes, by what steps take here, tried on a copy."""
     recipe = feed.recipe
     share = sum(phase.share for phase in recipe.phases)
-    of_epoch = [phase.share / share * len(feed.images) / pixels_of(phase, feed.image_size) for phase in recipe.phases]
+    of_epoch = [phase.share / share * len(feed.images) / pixels_of(phase, feed.grid.image_size) for phase in recipe.phases]
     epochs = recipe.epochs
     if recipe.minutes is not None:
         seconds = [step_seconds(student, feed, objective, precision, number) for number in range(len(recipe.phases))]
@@ -454,15 +451,16 @@ def mean_losses(losses: dict[str, list[Tensor]], accelerator: Accelerator) -> di
 def measure(run: Run, step: int) -> float:
     """Return the average's R2 on the first held-out images, draw the features of one, save the average."""
     broadcast_weights(run.average, run.accelerator)
-    score = r2_score(run.average.encoder, run.held_out[:CHECK_IMAGES], run.feed.image_size, run.accelerator)
+    score = r2_score(run.average.encoder, run.held_out[:CHECK_IMAGES], run.feed.grid, run.accelerator)
     if run.accelerator.is_main_process:
-        image = next(whole_images(run.held_out[:1], run.feed.image_size))
+        image = next(whole_images(run.held_out[:1], run.feed.grid))
         rows, columns = run.held_out[0].grid()
+        stride = run.feed.grid.stride
         device = run.accelerator.device
         with torch.no_grad():
             student = run.average.encoder(image["input"].to(device))[0].permute(1, 2, 0)[:rows, :columns]
         row = draw_features(
-            image["input"][0, :, : rows * STRIDE, : columns * STRIDE],
+            image["input"][0, :, : rows * stride, : columns * stride],
             image["features"][0, :rows, :columns],
             student,
             f"step {step}, R2 {score:.3f}",
@@ -487,7 +485,7 @@ def finish(run: Run) -> float:
     if recipe.ridge_finish and recipe.phases[-1].target == "features":
         finish_neck(run)
     broadcast_weights(run.average, run.accelerator)
-    score = r2_score(run.average.encoder, run.held_out, run.feed.image_size, run.accelerator)
+    score = r2_score(run.average.encoder, run.held_out, run.feed.grid, run.accelerator)
     run.log.write(last, images=run.images(last), r2=score)
     if run.accelerator.is_main_process:
         save_encoder(run.average.encoder, run.folder / "encoder.safetensors")
@@ -498,7 +496,10 @@ def finish(run: Run) -> float:
 
 @torch.no_grad()
 def r2_score(
-    encoder: nn.Module, images: Sequence[CachedImage], image_size: int = 1024, accelerator: Accelerator | None = None
+    encoder: nn.Module,
+    images: Sequence[CachedImage],
+    grid: Grid,
+    accelerator: Accelerator | None = None,
 ) -> float:
     """Return how well an encoder's features match the teacher's on whole images: 1 - squared error / variance.
 
@@ -508,7 +509,7 @@ def r2_score(
     process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = accelerator.device if accelerator else "cpu"
     sums = torch.zeros(3 + 256, dtype=torch.float64)  # error, total, count, and the channels' sums
-    for image in whole_images(images[process::processes], image_size):
+    for image in whole_images(images[process::processes], grid):
         valid = image["valid"]
         target = image["features"][valid].double()
         out = encoder(image["input"].to(device)).permute(0, 2, 3, 1).cpu()[valid]
