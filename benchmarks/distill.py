@@ -14,13 +14,13 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import timm
 import torch
 from machine import describe, interval
+from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import RandomResizedCrop
 
@@ -29,7 +29,7 @@ from groupmix_sam.distill.data import as_input
 from groupmix_sam.distill.losses import Objective
 from groupmix_sam.distill.run import start_accelerator
 from groupmix_sam.distill.student import Student
-from groupmix_sam.distill.trainer import Feed, make_optimizer, pixels_of, update_average
+from groupmix_sam.distill.trainer import Feed, make_optimizer, pixels_of
 from groupmix_sam.memory import keep_freed_memory
 
 GRID = Grid()
@@ -69,7 +69,7 @@ class Ours:
     def __init__(self, images: list, teacher: object, recipe: Recipe) -> None:
         self.recipe = recipe
         student = Student(timm.create_model("gmf_sam_2282"), {"hint_in": 160, "hint_out": 160}).train()
-        self.student, self.average = student, deepcopy(student)
+        self.student, self.average = student, ModelEmaV3(student, recipe.ema_decay)
         self.optimizer = make_optimizer(student, recipe)
         self.objective = Objective(recipe, {"features": 1.0, "hint_in": 1.0, "hint_out": 1.0}, None)
         self.feed = Feed(images, teacher, recipe, GRID, start_accelerator(), 1, Path(os.devnull))
@@ -89,7 +89,7 @@ class Ours:
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        update_average(self.average, self.student, self.recipe.ema_decay, 100)
+        self.average.update(self.student)
         return time.perf_counter() - begin, passed - read
 
     def rates(self, counts: dict[int, int]) -> tuple[float, float, float]:

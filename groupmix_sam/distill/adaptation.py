@@ -121,6 +121,6 @@ def summary(values: Any) -> list[float]:
 
 
 def format_interval(figure: list[float], sign: str = "") -> str:
-    """Return a mean and, if there is one, its interval, as they are printed."""
+    """Return a mean and, if there is one, its interval as text."""
     mean, *interval = (f"{value:{sign}.3f}" for value in figure)
     return f"{mean} ({' to '.join(interval)})" if interval else mean

@@ -27,6 +27,8 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -135,10 +137,11 @@ def train_student(
             save_recipe(recipe, folder / "recipe.yaml")
     objective = Objective(recipe, record["variance"], decoder)
     optimizer = make_optimizer(student, recipe)
-    average = deepcopy(student).eval()
+    # The decay after a step is 1 - 9 / (8 + step), up to the recipe's: the first steps are soon out of date.
+    average = ModelEmaV3(student, recipe.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
     progress = Progress()
     if resumed:
-        progress = load_checkpoint(folder / CHECKPOINT, student, average, optimizer)
+        progress = load_checkpoint(folder / CHECKPOINT, student, average.module, optimizer)
     with (
         stop_on_signals() as stopped,
         Log(folder, progress.step, active=accelerator.is_main_process, tensorboard=options.tensorboard) as log,
@@ -146,7 +149,7 @@ def train_student(
         run = Run(accelerator, student, average, optimizer, objective, feed, record["steps"], held_out, folder, log, options)
         train(run, progress, stopped)
         score = finish(run)
-    return average.encoder, record | {"r2": score, "skipped": feed.read_skipped()}
+    return average.module.encoder, record | {"r2": score, "skipped": feed.read_skipped()}
 
 
 @dataclass
@@ -155,7 +158,7 @@ class Run:
 
     accelerator: Accelerator
     student: Student
-    average: Student
+    average: ModelEmaV3  # of a Student
     optimizer: torch.optim.Optimizer
     objective: "Objective"
     feed: "Feed"
@@ -193,7 +196,7 @@ def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
             for part in training_step(run, model, optimizer, parts, phase, step, done):
                 for name, value in part.items():
                     losses[name].append(value)
-            update_average(run.average, run.student, run.feed.recipe.ema_decay, step)
+            run.average.update(run.student, step)
             now = time.monotonic()
             seconds, tick = seconds + min(now - tick, 60.0), now  # a machine that was asleep has not used up the time
             bar.update(round(run.images(step)) - bar.n)
@@ -209,7 +212,8 @@ def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
                 bar.set_postfix(shown, refresh=False)
                 run.log.write(step, seconds=seconds, images=run.images(step), lr=learning_rate(run.feed.recipe, done), **values)
             if main and (check or stop or now - saved > 60 * run.options.save_minutes):
-                save_checkpoint(run.folder / CHECKPOINT, run.student, run.average, run.optimizer, Progress(step, seconds))
+                progress = Progress(step, seconds)
+                save_checkpoint(run.folder / CHECKPOINT, run.student, run.average.module, run.optimizer, progress)
                 saved = time.monotonic()
             if stop:
                 raise RunStoppedError(f"stopped after step {step} of {last}: go on with --resume.")
@@ -389,16 +393,13 @@ def step_seconds(student: Student, feed: Feed, objective: Objective, precision: 
     return min(times)
 
 
-def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer: what has two dimensions or more decays, and biases and norms do not."""
-    parameters = list(student.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def make_optimizer(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer: biases and norms do not decay, nor does what the encoder's `no_weight_decay` names."""
+    kept = {f"encoder.{name}" for name in cast(Any, student.encoder).no_weight_decay()}
+    groups = param_groups_weight_decay(student, recipe.weight_decay, no_weight_decay_list=kept)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
     # Fused, as a loop over hundreds of small tensors waits for the other threads hundreds of times.
-    return kind([group for group in groups if group["params"]], lr=recipe.lr, fused=True)
+    return kind(groups, lr=recipe.lr, fused=True)
 
 
 def learning_rate(recipe: Recipe, done: float) -> float:
@@ -415,19 +416,8 @@ def freeze_batch_norm(model: nn.Module) -> None:
             m.eval()
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move `average` towards `model` after a step; faster after the first ones, which are soon out of date."""
-    weight = 1 - min(decay, step / (9 + step))
-    for ours, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if ours.is_floating_point():
-            ours.lerp_(theirs, weight)
-        else:
-            ours.copy_(theirs)
-
-
 def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the first one's: BatchNorm's running statistics, and what came of them, differ a little."""
+    """Copy the first process's weights to the others: BatchNorm's running statistics, and what came of them, differ."""
     if accelerator.num_processes > 1:
         for value in model.state_dict().values():
             torch.distributed.broadcast(value, 0)
@@ -450,15 +440,15 @@ def mean_losses(losses: dict[str, list[Tensor]], accelerator: Accelerator) -> di
 
 def measure(run: Run, step: int) -> float:
     """Return the average's R2 on the first held-out images, draw the features of one, save the average."""
-    broadcast_weights(run.average, run.accelerator)
-    score = r2_score(run.average.encoder, run.held_out[:CHECK_IMAGES], run.feed.grid, run.accelerator)
+    broadcast_weights(run.average.module, run.accelerator)
+    score = r2_score(run.average.module.encoder, run.held_out[:CHECK_IMAGES], run.feed.grid, run.accelerator)
     if run.accelerator.is_main_process:
         image = next(whole_images(run.held_out[:1], run.feed.grid))
         rows, columns = run.held_out[0].grid()
         stride = run.feed.grid.stride
         device = run.accelerator.device
         with torch.no_grad():
-            student = run.average.encoder(image["input"].to(device))[0].permute(1, 2, 0)[:rows, :columns]
+            student = run.average.module.encoder(image["input"].to(device))[0].permute(1, 2, 0)[:rows, :columns]
         row = draw_features(
             image["input"][0, :, : rows * stride, : columns * stride],
             image["features"][0, :rows, :columns],
@@ -468,15 +458,15 @@ def measure(run: Run, step: int) -> float:
         path = run.folder / "features" / f"{step:07}.png"
         path.parent.mkdir(exist_ok=True)
         write_beside(path, lambda part: row.save(part, format="PNG"))
-        save_encoder(run.average.encoder, run.folder / "encoder.safetensors")
+        save_encoder(run.average.module.encoder, run.folder / "encoder.safetensors")
     return score
 
 
 def finish_neck(run: Run) -> None:
     """Fit the average's neck anew on whole images, and go on from the average."""
-    fit_neck(run.average.encoder, run.feed.whole_images(FINISH_IMAGES), ridge=1e-5)
-    broadcast_weights(run.average, run.accelerator)
-    run.student.load_state_dict(run.average.state_dict())
+    fit_neck(run.average.module.encoder, run.feed.whole_images(FINISH_IMAGES), ridge=1e-5)
+    broadcast_weights(run.average.module, run.accelerator)
+    run.student.load_state_dict(run.average.module.state_dict())
 
 
 def finish(run: Run) -> float:
@@ -484,11 +474,11 @@ def finish(run: Run) -> float:
     recipe, last = run.feed.recipe, sum(run.steps)
     if recipe.ridge_finish and recipe.phases[-1].target == "features":
         finish_neck(run)
-    broadcast_weights(run.average, run.accelerator)
-    score = r2_score(run.average.encoder, run.held_out, run.feed.grid, run.accelerator)
+    broadcast_weights(run.average.module, run.accelerator)
+    score = r2_score(run.average.module.encoder, run.held_out, run.feed.grid, run.accelerator)
     run.log.write(last, images=run.images(last), r2=score)
     if run.accelerator.is_main_process:
-        save_encoder(run.average.encoder, run.folder / "encoder.safetensors")
+        save_encoder(run.average.module.encoder, run.folder / "encoder.safetensors")
         stack_images(sorted((run.folder / "features").glob("*.png")), run.folder / "features.png")
     run.accelerator.wait_for_everyone()
     return score

@@ -13,13 +13,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 from typer.testing import CliRunner
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.cli import app
-from groupmix_sam.distill import ADAPT, Phase, Recipe, RunOptions, distill, find_images
-from groupmix_sam.distill import adaptation as adapt
-from groupmix_sam.distill import trainer as training
+from groupmix_sam.distill import ADAPT, Phase, Recipe, RunOptions, adapt, distill, find_images
 from groupmix_sam.distill.adaptation import format_interval, summary
 from groupmix_sam.distill.pipeline import hold_out
 from groupmix_sam.errors import InvalidInputError, RunStoppedError
@@ -76,14 +75,14 @@ def test_a_run_that_was_stopped_is_resumed_from_its_images(mobile_sam, photos, t
     """Nothing but the seed says what the untrained encoder was, so the second call must come to the same one."""
     kwargs = {"encoder": "gmf_sam_test", "image_size": SIZE, "cache": tmp_path / "cache"}
     distill(photos, mobile_sam, tmp_path / "whole", SHORT, **kwargs)
-    step = training.update_average
+    update = ModelEmaV3.update
 
-    def interrupt(*args):
-        step(*args)
-        if args[-1] == 5:
+    def interrupt(average, student, step):
+        update(average, student, step)
+        if step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(training, "update_average", interrupt)
+    monkeypatch.setattr(ModelEmaV3, "update", interrupt)
     with pytest.raises(RunStoppedError, match="after step 5"):
         distill(photos, mobile_sam, tmp_path / "run", SHORT, **kwargs)
     monkeypatch.undo()
