@@ -16,8 +16,9 @@ from statistics import mean
 
 from machine import describe
 
-from groupmix_sam.distill import PRESETS, Phase, Recipe, RunOptions, distill
+from groupmix_sam.distill import Phase, Recipe, RunOptions, distill
 from groupmix_sam.distill.trainer import pixels_of
+from groupmix_sam.reproduce.recipes import RECIPES
 
 SIZE = 512
 DEFAULT = replace(Recipe(), phases=tuple(replace(phase, crop=phase.crop * SIZE // 1024) for phase in Recipe().phases))
@@ -32,9 +33,9 @@ ROWS = {
     "whole images only": replace(DEFAULT, phases=WHOLE),
     "small crops only": replace(DEFAULT, phases=(Phase(1.0, 128, 8),)),
     "with masks at the end": replace(DEFAULT, phases=(*DEFAULT.phases[:-1], Phase(DEFAULT.phases[-1].share, 0, 1, "masks"))),
-    "paper": PRESETS["paper"],
-    "paper, whole images from the cache": replace(PRESETS["paper"], augmentation="crop"),
-    "nanosam": PRESETS["nanosam"],
+    "paper": RECIPES["paper"],
+    "paper, whole images from the cache": replace(RECIPES["paper"], augmentation="crop"),
+    "nanosam": RECIPES["nanosam"],
 }
 
 

@@ -14,25 +14,25 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import timm
 import torch
 from machine import describe, interval
+from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from groupmix_sam.distill import ImageFile, Phase, Recipe, cache_features, find_images, load_teacher
+from groupmix_sam.distill import Grid, ImageFile, Phase, Recipe, cache_features, find_images, load_teacher
+from groupmix_sam.distill.data import as_input
 from groupmix_sam.distill.losses import Objective
 from groupmix_sam.distill.run import start_accelerator
 from groupmix_sam.distill.student import Student
-from groupmix_sam.distill.trainer import Feed, make_optimizer, pixels_of, update_average
+from groupmix_sam.distill.trainer import Feed, make_optimizer, pixels_of
 from groupmix_sam.memory import keep_freed_memory
-from groupmix_sam.preprocess import normalize
 
-SIZE = 1024
+GRID = Grid()
 PLAIN_BATCH = 2
 STEPS = {256: 6, 512: 6, 0: 3}  # of ours with the cache in a round, by crop; one each without
 
@@ -40,14 +40,14 @@ STEPS = {256: 6, 512: 6, 0: 3}  # of ours with the cache in a round, by crop; on
 class Folder(Dataset[torch.Tensor]):
     def __init__(self, images: list[ImageFile]) -> None:
         self.images = images
-        self.crop = RandomResizedCrop((SIZE, SIZE))
+        self.crop = RandomResizedCrop((GRID.image_size, GRID.image_size))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, i: int) -> torch.Tensor:
         pixels = self.crop(torch.from_numpy(self.images[i].decode()).permute(2, 0, 1))
-        return normalize(pixels.permute(1, 2, 0)[None])[0]
+        return as_input(pixels.permute(1, 2, 0).contiguous(), GRID.image_size)[0]
 
 
 def plain_steps(images: list[ImageFile], teacher: Callable[[torch.Tensor], dict[str, torch.Tensor]]) -> Iterator[None]:
@@ -69,10 +69,10 @@ class Ours:
     def __init__(self, images: list, teacher: object, recipe: Recipe) -> None:
         self.recipe = recipe
         student = Student(timm.create_model("gmf_sam_2282"), {"hint_in": 160, "hint_out": 160}).train()
-        self.student, self.average = student, deepcopy(student)
+        self.student, self.average = student, ModelEmaV3(student, recipe.ema_decay)
         self.optimizer = make_optimizer(student, recipe)
         self.objective = Objective(recipe, {"features": 1.0, "hint_in": 1.0, "hint_out": 1.0}, None)
-        self.feed = Feed(images, teacher, recipe, SIZE, start_accelerator(), 1, Path(os.devnull))
+        self.feed = Feed(images, teacher, recipe, GRID, start_accelerator(), 1, Path(os.devnull))
         self.streams = [self.feed.batches(i, 0, 10**6) for i in range(len(recipe.phases))]
 
     def forward_backward(self, batch: dict[str, torch.Tensor], phase: Phase) -> None:
@@ -89,7 +89,7 @@ class Ours:
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        update_average(self.average, self.student, self.recipe.ema_decay, 100)
+        self.average.update(self.student)
         return time.perf_counter() - begin, passed - read
 
     def rates(self, counts: dict[int, int]) -> tuple[float, float, float]:
@@ -97,7 +97,7 @@ class Ours:
         images = pixels = seconds = passes = 0.0
         for number, phase in enumerate(self.recipe.phases):
             timed = [self.step(number) for _ in range(counts[phase.crop])]
-            steps = phase.share / pixels_of(phase, SIZE)  # in a run of one whole image
+            steps = phase.share / pixels_of(phase, GRID.image_size)  # in a run of one whole image
             images += steps * phase.batch_size
             pixels += phase.share
             seconds += steps * sum(t for t, _ in timed) / len(timed)
@@ -116,7 +116,7 @@ def main() -> None:
     teacher, _ = load_teacher(args.teacher)
     recipe = Recipe()
     with tempfile.TemporaryDirectory() as folder:
-        cached, _ = cache_features(images, teacher, folder, SIZE)
+        cached, _ = cache_features(images, teacher, folder, GRID)
         plain = plain_steps(images, teacher)
         next(plain)
         rows: dict[str, list[float]] = {}

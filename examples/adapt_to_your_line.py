@@ -19,8 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from segment_anything import SamPredictor
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.distill import ADAPT
-from groupmix_sam.distill import adaptation as adapt
+from groupmix_sam.distill import ADAPT, adapt
 from groupmix_sam.visualize import draw_masks
 
 Frame = tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]  # the image, and each part's box and mask

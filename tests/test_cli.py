@@ -24,8 +24,7 @@ from groupmix_sam.annotations import from_coco, from_contours, from_labelme
 from groupmix_sam.batch.engine import batch
 from groupmix_sam.cli import app, main
 from groupmix_sam.demo.session import load_named
-from groupmix_sam.distill import ADAPT, RunOptions, distill, load_recipe
-from groupmix_sam.distill import adaptation as adapt
+from groupmix_sam.distill import ADAPT, RunOptions, adapt, distill, load_recipe
 from groupmix_sam.evaluate import ReferenceDataset, load_model, preset
 from groupmix_sam.evaluate.plots import pick_images
 from groupmix_sam.evaluate.profiling import measure_costs

@@ -169,7 +169,7 @@ def run(desk, words):
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(desk)
-        patch.setattr(sys.modules["groupmix_sam.distill.adaptation"], "POINTS", 1)  # to measure the agreement by
+        patch.setattr("groupmix_sam.distill.adaptation.POINTS", 1)  # to measure the agreement by
         done = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert done.exit_code == 0, f"{words}: {done.output}"
 

@@ -30,7 +30,7 @@ def adapt(
     from dataclasses import replace
 
     from ..distill import ADAPT, RunOptions
-    from ..distill.adaptation import adapt as run
+    from ..distill import adapt as run
 
     run(
         images,

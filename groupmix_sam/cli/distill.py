@@ -58,8 +58,9 @@ def distill(
     """
     from dataclasses import replace
 
-    from ..distill import RunOptions, load_recipe
+    from ..distill import PRESETS, RunOptions, load_recipe
     from ..distill import distill as run
+    from ..reproduce.recipes import RECIPES
 
     if minutes is not None and epochs is not None:
         raise InvalidInputError("--minutes and --epochs both say how long to train: give one.")
@@ -68,7 +69,7 @@ def distill(
             "the recipe 'continue' goes on from trained weights: give --init-checkpoint, such as --init-checkpoint default."
         )
     values: dict[str, Any] = {"minutes": minutes, "epochs": epochs, "seed": seed}
-    chosen = load_recipe(recipe)
+    chosen = load_recipe(recipe, PRESETS | RECIPES)
     if epochs is not None:
         chosen = replace(chosen, minutes=None)  # which would come first
     run(

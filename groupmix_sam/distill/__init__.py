@@ -11,7 +11,7 @@ except ImportError as e:
 
 from .adaptation import ADAPT, adapt
 from .cache import cache_bytes, cache_features
-from .data import CachedImage
+from .data import CachedImage, Grid
 from .decoder import FrozenDecoder
 from .pipeline import distill
 from .recipe import PRESETS, Phase, Recipe, load_recipe
@@ -25,6 +25,7 @@ __all__ = [
     "PRESETS",
     "CachedImage",
     "FrozenDecoder",
+    "Grid",
     "ImageFile",
     "Phase",
     "Recipe",

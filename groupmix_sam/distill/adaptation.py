@@ -1,6 +1,7 @@
 """Adapt an encoder that is trained already to the images of one's own line."""
 
 import json
+import re
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..errors import InvalidInputError
 from ..files import write_beside
-from ..images import find_images
-from .data import CachedImage, whole_images
+from ..images import ImageFile, find_images
+from .data import CachedImage, Grid, whole_images
 from .decoder import FrozenDecoder
 from .losses import draw_points, teacher_mask_iou
-from .pipeline import hold_out, prepare_models, prepare_run, train_and_save
+from .pipeline import MAX_HELD_OUT, prepare_models, prepare_run, train_and_save
 from .recipe import Phase, Recipe
 from .run import RunOptions, process_state
 
@@ -28,6 +30,8 @@ ADAPT = Recipe(minutes=20.0, phases=(Phase(1.0, 0, 1),), lr=2e-4, ridge_finish=F
 POINTS = 16  # of each held-out image
 LEAST = 8  # held-out images, of which an interval can be told
 GENERAL_SHARE = 0.25  # of the training images, where a general set is given
+BLOCKS = 4  # that frames are held out in, of three or more each
+MAX_GAP = 5  # frames between a block and the training frames
 
 
 def adapt(
@@ -44,10 +48,10 @@ def adapt(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     image_size: int | None = None,
 ) -> dict[str, Any]:
-    """Distil on from trained weights on one's own unlabelled frames; return the record, with the agreement before and after.
+    """Distil on from trained weights on one's own unlabelled frames; return the record, with the IoU before and after.
 
     Writes into `output` what `distill` writes, and `teacher_iou.json`: for every held-out frame, the IoU of the student's masks
-    with the teacher's, for points drawn over it, before and after.
+    with the teacher's, for points drawn over it, before and after. The frames are held out in blocks, see `hold_out_blocks`.
 
     Args:
         images: The frames, as `find_images` takes them.
@@ -66,16 +70,20 @@ def adapt(
         GroupMixSamError: one of those that `distill` raises.
     """
     output = Path(output)
-    measured, own = hold_out(find_images(images))
+    frames = find_images(images)
+    measured, own = hold_out_blocks(frames)
+    if process_state().is_main_process:
+        beside = len(frames) - len(own) - len(measured)
+        print(f"frames to train on: {len(own)}; held out in blocks: {len(measured)}; left out beside them: {beside}")
     others = find_images(replay_images) if replay_images is not None else []
     mixed = min(len(others), round(len(own) * GENERAL_SHARE / (1 - GENERAL_SHARE)))
     others = [others[i] for i in np.random.default_rng(recipe.seed).permutation(len(others))[:mixed]]
     models = prepare_models(encoder, checkpoint, teacher, providers, image_size, recipe.seed)
     run = prepare_run(models, measured, [*own, *others], output, recipe.continued(), options, cache=cache)
     decoder = FrozenDecoder(models.sam)
-    before = teacher_iou(models.sam.image_encoder, run.held_out, decoder, models.image_size)
+    before = teacher_iou(models.sam.image_encoder, run.held_out, decoder, models.grid)
     record = train_and_save(run, output, options)
-    after = teacher_iou(models.sam.image_encoder, run.held_out, decoder, models.image_size)
+    after = teacher_iou(models.sam.image_encoder, run.held_out, decoder, models.grid)
     found: dict[str, Any] = {"points_a_image": POINTS, "images": len(run.held_out)}
     found |= {"before": summary(before), "after": summary(after), "difference": summary(after - before)}
     if process_state().is_main_process:
@@ -92,8 +100,33 @@ def adapt(
     return record | {"teacher_iou": found}
 
 
+def hold_out_blocks(images: Sequence[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]]:
+    """Return a tenth of a line's frames, 24 at most, to measure on, and those to train on, each in the order of their names.
+
+    Frames next to each other show nearly the same. So whole blocks are held out, evenly over the line, and the frames beside a
+    block, one in a hundred of all and five at most on either side, are in neither part. Of under six frames none is left out.
+    Numbers in names count as numbers: frame 10 comes after frame 9.
+
+    Raises:
+        InvalidInputError: there is but one frame.
+    """
+    if len(images) < 2:
+        raise InvalidInputError(f"there is only one image, {images[0]}: give two or more, as one is held out.")
+    images = sorted(images, key=lambda image: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", str(image))])
+    count = max(1, min(MAX_HELD_OUT, len(images) // 10))
+    blocks = max(1, min(BLOCKS, count // 3))
+    measured: set[int] = set()
+    for i in range(blocks):
+        size = count * (i + 1) // blocks - count * i // blocks
+        first = (2 * i + 1) * len(images) // (2 * blocks) - size // 2
+        measured |= set(range(first, first + size))
+    gap = max(1, min(MAX_GAP, len(images) // 100)) if len(images) >= 6 else 0
+    beside = {i + step for i in measured for step in range(-gap, gap + 1)}
+    return [images[i] for i in sorted(measured)], [image for i, image in enumerate(images) if i not in beside | measured]
+
+
 @torch.no_grad()
-def teacher_iou(encoder: nn.Module, images: Sequence[CachedImage], decoder: FrozenDecoder, image_size: int = 1024) -> Any:
+def teacher_iou(encoder: nn.Module, images: Sequence[CachedImage], decoder: FrozenDecoder, grid: Grid) -> Any:
     """Return the IoUs of an encoder's masks with the teacher's, images x 16 points drawn over each, always the same.
 
     Of the three masks that a point may mean, the one with the best predicted IoU counts, for each of the two.
@@ -102,11 +135,11 @@ def teacher_iou(encoder: nn.Module, images: Sequence[CachedImage], decoder: Froz
     encoder.eval()
     generator = torch.Generator().manual_seed(0)
     ious = []
-    for image in tqdm(whole_images(images, image_size), total=len(images), desc="teacher_iou", disable=None):
+    for image in tqdm(whole_images(images, grid), total=len(images), desc="teacher_iou", disable=None):
         valid = image["valid"][0]
         student = encoder(image["input"])
         teacher = image["features"].float().permute(0, 3, 1, 2)
-        ious.append(teacher_mask_iou(student, teacher, valid, decoder, draw_points(valid, POINTS, generator)))
+        ious.append(teacher_mask_iou(student, teacher, valid, decoder, draw_points(valid, POINTS, generator, grid.stride)))
     encoder.train(was_training)
     return torch.stack(ious).numpy()
 
@@ -121,6 +154,6 @@ def summary(values: Any) -> list[float]:
 
 
 def format_interval(figure: list[float], sign: str = "") -> str:
-    """Return a mean and, if there is one, its interval, as they are printed."""
+    """Return a mean and, if there is one, its interval as text."""
     mean, *interval = (f"{value:{sign}.3f}" for value in figure)
     return f"{mean} ({' to '.join(interval)})" if interval else mean

@@ -10,7 +10,7 @@ __all__ = ["Decoded", "FrozenDecoder"]
 
 
 class Decoded(NamedTuple):
-    """What the mask decoder says to P prompts: logits, P x 4 x h x w at a quarter of the input, and predicted IoUs, P x 4.
+    """What the mask decoder says to P prompts: logits, P x 4 x 4h x 4w on features of h x w, and predicted IoUs, P x 4.
 
     The first of the four is the mask for prompts that mean one instance, the others are those for a single point.
     """
@@ -28,13 +28,18 @@ class FrozenDecoder(nn.Module):
         self.mask_decoder: MaskDecoder = sam.mask_decoder
         self.eval().requires_grad_(False)
 
+    @property
+    def stride(self) -> int:
+        """Return the side in pixels of the cell of the input that a feature stands for: four pixels of a mask a side."""
+        return self.prompt_encoder.input_image_size[0] // self.prompt_encoder.image_embedding_size[0]
+
     def forward(self, features: Tensor, points: Tensor | None = None, boxes: Tensor | None = None) -> Decoded:
         """Decode prompts on one image.
 
         Args:
-            features: 1 x 256 x S/16 x S/16.
+            features: 1 x 256 x h x w.
             points: P x 2, x and y in pixels of the padded input, each a prompt of its own on the foreground.
-            boxes: P x 4, left, top, right, bottom in the same pixels.
+            boxes: P x 4, x0, y0, x1, y1 in the same pixels.
         """
         prompt = None
         if points is not None:

@@ -21,14 +21,14 @@ __all__ = ["boxes_of", "draw_points", "mask_losses", "teacher_mask_iou"]
 POINTS = 4  # prompts by point of each image in a phase on masks, and as many by box at most
 
 
-def draw_points(valid: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw points, P x 2, x and y in pixels, where the grid of 16 x 16 pixels, h x w, is valid."""
+def draw_points(valid: Tensor, count: int, generator: torch.Generator, stride: int = STRIDE) -> Tensor:
+    """Draw points, P x 2, x and y in pixels, where the grid of cells of `stride` pixels, h x w, is valid."""
     cells = valid.nonzero()
     drawn = cells[torch.randint(len(cells), (count,), generator=generator).to(cells.device)].flip(1)
-    return (drawn + torch.rand(count, 2, generator=generator).to(cells.device)) * STRIDE
+    return (drawn + torch.rand(count, 2, generator=generator).to(cells.device)) * stride
 
 
-def boxes_of(decoded: Decoded) -> Tensor:
+def boxes_of(decoded: Decoded, stride: int = STRIDE) -> Tensor:
     """Return the boxes, P' x 4 in pixels of the padded input, of each point's best mask; those of no area are left out."""
     rows = torch.arange(len(decoded.scores), device=decoded.scores.device)
     masks = decoded.logits[rows, decoded.scores[:, 1:].argmax(1) + 1] > 0
@@ -37,14 +37,14 @@ def boxes_of(decoded: Decoded) -> Tensor:
         y, x = (mask.any(dim).nonzero().flatten() for dim in (1, 0))
         if len(y) > 1 and len(x) > 1:
             boxes.append(torch.stack([x[0], y[0], x[-1] + 1, y[-1] + 1]))
-    # A mask's pixel stands for 4 x 4 of the input.
-    return torch.stack(boxes).float() * 4 if boxes else torch.zeros(0, 4, device=masks.device)
+    # A mask has four pixels for a feature, which stands for `stride` pixels of the input.
+    return torch.stack(boxes).float() * (stride / 4) if boxes else torch.zeros(0, 4, device=masks.device)
 
 
 def mask_losses(student: Decoded, teacher: Decoded, valid: Tensor) -> Tensor:
     """Return the sum of the masks' cross-entropy, their dice loss and the squared error of the predicted IoUs.
 
-    `valid`, h x w on the grid of 16 x 16 pixels, leaves out the padding.
+    `valid`, h x w on the features' grid, leaves out the padding.
     """
     weight = valid.float().repeat_interleave(4, 0).repeat_interleave(4, 1)
     ours, theirs = student.logits.float(), teacher.logits.float()  # out of autocast's bf16
@@ -64,9 +64,9 @@ def teacher_mask_iou(student: Tensor, teacher: Tensor, valid: Tensor, decoder: F
     It is 1 where both masks are empty.
 
     Args:
-        student: 1 x 256 x S/16 x S/16.
+        student: 1 x 256 x h x w.
         teacher: The same; its masks are taken as the truth.
-        valid: S/16 x S/16, false where the input is padding.
+        valid: h x w, false where the input is padding.
         decoder: Their common decoder.
         points: P x 2, x and y in pixels of the padded input.
     """
@@ -121,10 +121,10 @@ class Objective:
         losses = []
         for ours, theirs, valid in zip(features, batch["features"].float(), batch["valid"], strict=True):
             student, teacher = (m.permute(2, 0, 1)[None] for m in (ours, theirs))
-            points = draw_points(valid, POINTS, generator)
+            points = draw_points(valid, POINTS, generator, decoder.stride)
             with torch.no_grad():
                 by_point = decoder(teacher, points=points)
-                boxes = boxes_of(by_point)
+                boxes = boxes_of(by_point, decoder.stride)
                 by_box = decoder(teacher, boxes=boxes) if len(boxes) else None
             losses.append(mask_losses(decoder(student, points=points), by_point, valid))
             if by_box is not None:

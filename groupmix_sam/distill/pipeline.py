@@ -11,13 +11,12 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from ..encoders.config import DEFAULT_ENCODER
 from ..errors import InvalidInputError, MissingExtraError
 from ..images import ImageFile, find_images
 from ..sam import build_sam_groupmix
-from ..weights import find_weights, load_prompt_and_decoder, read_weights, save_pretrained
+from ..weights import load_prompt_and_decoder, open_weights, save_pretrained
 from .cache import cache_bytes, cache_features
-from .data import CachedImage
+from .data import CachedImage, Grid
 from .decoder import FrozenDecoder
 from .plots import plot_log
 from .recipe import Recipe
@@ -60,7 +59,7 @@ def distill(
         cache: Folder for the teacher's features; in `output` by default.
         use_cache: Whether to keep the teacher's features, which a resized crop forbids. Those held out are kept in any case.
         providers: ONNX Runtime's, for a teacher in ONNX.
-        image_size: Side in pixels that images are resized to: that of `init_checkpoint`, else 1024.
+        image_size: Side in pixels that images are resized to: that of `init_checkpoint`, else the encoder's own.
 
     Raises:
         GroupMixSamError: one of those that `find_images`, `load_teacher`, `cache_features` and `train_student` raise.
@@ -82,8 +81,8 @@ class Models(NamedTuple):
     teacher_weights: dict[str, Tensor]
 
     @property
-    def image_size(self) -> int:
-        return int(self.sam.image_encoder.img_size)
+    def grid(self) -> Grid:
+        return Grid.of(self.sam.image_encoder)
 
 
 class Prepared(NamedTuple):
@@ -109,28 +108,31 @@ def prepare_run(
 ) -> Prepared:
     """Check what can be checked, then ask the teacher, which may take hours, about the images."""
     sam, teacher, _ = models
-    size = models.image_size
+    grid = models.grid
     recipe = share_batches(recipe, options)
     use_cache = use_cache and recipe.augmentation == "crop"
     check_run(sam.image_encoder, training, recipe, options)
-    if teacher.image_size not in (None, size):
-        raise InvalidInputError(f"the image size is {size}, and the teacher takes {teacher.image_size} alone: change either.")
+    if teacher.image_size not in (None, grid.teacher_size):
+        raise InvalidInputError(
+            f"the image size is {grid.image_size}, for which the teacher sees images at {grid.teacher_size}, and it takes "
+            f"{teacher.image_size} alone: change either."
+        )
     check_folder(output, resume=options.resume)
     folder = Path(cache) if cache is not None else output / "cache"
-    announce_cache([*measured, *training], teacher, folder if use_cache else None, size)
-    held_out, skipped = cache_features(measured, teacher, folder, size)
+    announce_cache([*measured, *training], teacher, folder if use_cache else None, grid)
+    held_out, skipped = cache_features(measured, teacher, folder, grid)
     if not use_cache:
         return Prepared(models, recipe, training, held_out, skipped)
-    cached, unusable = cache_features(training, teacher, folder, size)
+    cached, unusable = cache_features(training, teacher, folder, grid)
     # The same image may come twice.
     others = [image for image in cached if image not in set(held_out)]
     return Prepared(models, recipe, others, held_out, skipped + unusable)
 
 
-def announce_cache(images: Sequence[ImageFile], teacher: Teacher, folder: Path | None, image_size: int) -> None:
+def announce_cache(images: Sequence[ImageFile], teacher: Teacher, folder: Path | None, grid: Grid) -> None:
     """Say, before it is written, how large the cache of the teacher's features may become."""
     if process_state().is_main_process:
-        size = cache_bytes(images, teacher, image_size) / 1e9
+        size = cache_bytes(images, teacher, grid) / 1e9
         where = "no cache" if folder is None else f"what the teacher says of them goes to {folder}, up to {size:.1f} GB"
         print(f"{len(images)} images; {where}")
 
@@ -158,7 +160,7 @@ def prepare_models(
         torch.manual_seed(seed)
         sam = build_sam_groupmix(init_checkpoint, encoder=encoder, image_size=image_size)
     source, weights = load_teacher(teacher, providers)
-    decoder = weights or read_weights(find_weights("default", DEFAULT_ENCODER))[0]
+    decoder = weights or open_weights("default").tensors
     load_prompt_and_decoder(sam, decoder)
     return Models(sam, source, weights)
 
@@ -189,7 +191,6 @@ def train_and_save(run: Prepared, output: Path, options: RunOptions) -> dict[str
         options,
         teacher_weights=run.models.teacher_weights,
         decoder=FrozenDecoder(sam),
-        image_size=run.models.image_size,
     )
     record["skipped"] = sorted({*record["skipped"], *map(str, run.skipped)})
     sam.image_encoder.load_state_dict(average.state_dict())

@@ -1,6 +1,7 @@
 """Recipes: how to distil, as a dataclass, a YAML file or one of the presets."""
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,7 +22,8 @@ class Phase:
 
     Args:
         share: Of the run's pixels.
-        crop: Side of the square crops in pixels, a multiple of 16; 0 for whole images, padded as at inference.
+        crop: Side of the square crops in pixels of the student's input, a multiple of 16; 0 for whole images, padded as at
+            inference.
         batch_size: Crops or images a step, over all processes.
         target: "features", or "masks": through the frozen mask decoder as well.
     """
@@ -141,18 +143,23 @@ class Recipe:
         return asdict(self) | {"phases": [asdict(phase) for phase in self.phases]}
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str, presets: Mapping[str, Recipe] | None = None) -> Recipe:
     """Return a preset by name, or the recipe in a YAML file.
+
+    Args:
+        name: One of the presets' names, or the path of a `.yaml` file.
+        presets: The recipes with names, `PRESETS` by default.
 
     Raises:
         UnknownNameError: there is no such preset, or no such field in a recipe.
         InvalidInputError: the file is not there, is no YAML, or a value cannot be used.
     """
-    if name in PRESETS:
-        return PRESETS[name]
+    presets = PRESETS if presets is None else presets
+    if name in presets:
+        return presets[name]
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
-        raise UnknownNameError.near("recipe", name, [*PRESETS, "a .yaml file"])
+        raise UnknownNameError.near("recipe", name, [*presets, "a .yaml file"])
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as e:
@@ -210,30 +217,9 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-_NANOSAM = Recipe(
-    epochs=200,
-    phases=(Phase(1.0, 0, 16),),
-    augmentation="resized_crop",
-    loss="huber",
-    optimizer="adam",
-    lr=3e-4,
-    schedule="constant",
-    warmup=0.0,
-    weight_decay=0.0,
-    clip_norm=0.0,
-    ema_decay=0.0,
-    hint_weight=0.0,
-    ridge_start=False,
-    ridge_finish=False,
-    teacher_blocks=False,
-)
 PRESETS = {
     "default": Recipe(),
     # From trained weights, on whole images at a falling rate: the last run of those that ship, without its ridge finish,
     # which gave nothing there.
     "continue": Recipe(epochs=1.5, phases=(Phase(1.0, 0, 1),), lr=5e-4, ridge_finish=False).continued(),
-    # Wu & Ma, arXiv 2403.10053: NanoSAM's framework, 13 epochs of batches of 8.
-    "paper": replace(_NANOSAM, epochs=13, phases=(Phase(1.0, 0, 8),)),
-    # The defaults of github.com/NVIDIA-AI-IOT/nanosam, nanosam/tools/train.py.
-    "nanosam": _NANOSAM,
 }

@@ -20,7 +20,7 @@ from torch import nn
 from ..errors import InvalidInputError, MissingExtraError, SaveError
 from ..files import write_beside
 from ..images import ImageFile
-from .data import CachedImage
+from .data import CachedImage, Grid
 from .recipe import Recipe
 from .teacher import Teacher
 
@@ -98,12 +98,11 @@ def describe_run(
     images: Sequence[ImageFile] | Sequence[CachedImage],
     held_out: Sequence[CachedImage],
     recipe: Recipe,
-    image_size: int,
 ) -> dict[str, Any]:
     """Return what makes a run this run and no other."""
     digest = hashlib.sha256()
     for image in [*images, *held_out]:
-        name = image.path.name if isinstance(image, CachedImage) else str(image)
+        name = image.maps.name if isinstance(image, CachedImage) else str(image)
         digest.update(name.encode() + b"\0")
     start = hashlib.sha256()
     for value in encoder.state_dict().values():
@@ -113,7 +112,7 @@ def describe_run(
         "encoder": str(cast(Any, encoder).pretrained_cfg["architecture"]),
         "start": start.hexdigest()[:16],
         "teacher": teacher.key,
-        "image_size": image_size,
+        "image_size": Grid.of(encoder).image_size,
         "images": len(images),
         "held_out": len(held_out),
         "images_sha256": digest.hexdigest(),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..encoders.backbone import LinearNeck
 from ..encoders.config import STRIDE
 from ..encoders.groupmixformer import GroupMixFormer
-from ..encoders.neck import ConcatNeck, SamNeck
+from ..encoders.neck import ConcatNeck, SamNeck, change_stride
 from ..errors import InvalidInputError
 from .data import Maps
 
@@ -20,7 +20,7 @@ class Student(nn.Module):
     """An encoder, with the 1x1 maps from its own stages to the teacher's hints; they are dropped after training.
 
     "hint_out" is learnt by the output of the first stage at stride 16, and "hint_in", which GroupMixFormer alone shows, by that
-    stage's input, after its patch embedding.
+    stage's input, after its patch embedding. Where the features have a stride of 8, both are resized to it, as in the neck.
 
     Args:
         encoder: A SAM encoder of this package.
@@ -44,7 +44,7 @@ class Student(nn.Module):
             self.hints[name] = hint
 
     def forward(self, x: Tensor) -> Maps:
-        """Map B x 3 x H x W to the teacher's maps, B x H/16 x W/16 x C."""
+        """Map B x 3 x H x W to the teacher's maps, B x H/s x W/s x C, where s is the encoder's `embed_stride`."""
         encoder = cast(Any, self.encoder)
         if not self.hints:
             return {"features": encoder(x).permute(0, 2, 3, 1)}
@@ -58,12 +58,13 @@ class Student(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        maps = {"features": features} | {name: hint(seen[name]) for name, hint in self.hints.items()}
+        maps = {"features": features}
+        maps |= {name: change_stride(hint(seen[name]), STRIDE, encoder.embed_stride) for name, hint in self.hints.items()}
         return {name: m.permute(0, 2, 3, 1) for name, m in maps.items()}
 
 
 def check_student(encoder: nn.Module) -> None:
-    """Raise InvalidInputError unless the encoder ends in SAM's 256 channels at stride 16."""
+    """Raise InvalidInputError unless the encoder ends in SAM's 256 channels."""
     if getattr(encoder, "neck", None) is None or cast(Any, encoder).num_classes:
         raise InvalidInputError(
             f"a {type(encoder).__name__} like this has no SAM features to learn: use a name of groupmix_sam.sam.ENCODERS "

@@ -164,7 +164,7 @@ def teach(batch: Maps, teacher: Callable[[Tensor], Maps]) -> Maps:
     if "features" in batch:
         return batch
     maps = {name: m.permute(0, 2, 3, 1) for name, m in teacher(batch.get("image", batch["input"])).items()}
-    if "image" in batch:
+    if "cells" in batch:
         side = batch["valid"].shape[1]
         crops = len(batch["cells"]) // len(batch["image"])
         maps = {

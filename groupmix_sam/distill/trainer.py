@@ -27,16 +27,17 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..encoders.config import STRIDE
 from ..errors import InvalidInputError, RunStoppedError, SaveError
 from ..files import write_beside
 from ..images import ImageFile
 from ..memory import keep_freed_memory
 from .checkpoint import Progress, load_checkpoint, save_checkpoint
-from .data import CachedImage, Maps, Samples, Share, sample_loader, whole_images
+from .data import CachedImage, Grid, Maps, Samples, Share, sample_loader, whole_images
 from .decoder import FrozenDecoder
 from .losses import Objective
 from .plots import draw_features, stack_images
@@ -78,7 +79,6 @@ def train_student(
     *,
     teacher_weights: dict[str, Tensor] | None = None,
     decoder: FrozenDecoder | None = None,
-    image_size: int = 1024,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Train an encoder to give the teacher's features; return it with the averaged weights, and the record of the run.
 
@@ -96,7 +96,6 @@ def train_student(
         options: How to carry it out.
         teacher_weights: MobileSAM's weights by its own names, for the recipe's `teacher_blocks`.
         decoder: The frozen mask decoder, for phases whose target is masks.
-        image_size: Side in pixels that images are resized to.
 
     Raises:
         InvalidInputError: the recipe does not fit the encoder, the images or the number of processes; there is a run in the
@@ -110,7 +109,7 @@ def train_student(
         raise InvalidInputError("no image is held out to measure on: give one or more.")
     if any(phase.target == "masks" for phase in recipe.phases) and decoder is None:
         raise InvalidInputError("the recipe has a phase on masks: pass the mask decoder.")
-    description = describe_run(encoder, teacher, images, held_out, recipe, image_size)
+    description = describe_run(encoder, teacher, images, held_out, recipe)
     record = open_run(folder, description, resume=options.resume)
     accelerator.wait_for_everyone()  # before the first writes what the others look for
     keep_freed_memory()
@@ -121,7 +120,7 @@ def train_student(
         cast(Any, encoder).set_grad_checkpointing()
     if decoder is not None:
         decoder.to(accelerator.device)
-    feed = Feed(images, teacher, recipe, image_size, accelerator, options.accumulate, folder / "skipped.txt")
+    feed = Feed(images, teacher, recipe, Grid.of(encoder), accelerator, options.accumulate, folder / "skipped.txt")
     resumed = record is not None and (folder / CHECKPOINT).is_file()
     if not resumed and accelerator.is_main_process:
         feed.skipped.unlink(missing_ok=True)
@@ -138,10 +137,11 @@ def train_student(
             save_recipe(recipe, folder / "recipe.yaml")
     objective = Objective(recipe, record["variance"], decoder)
     optimizer = make_optimizer(student, recipe)
-    average = deepcopy(student).eval()
+    # The decay after a step is 1 - 9 / (8 + step), up to the recipe's: the first steps are soon out of date.
+    average = ModelEmaV3(student, recipe.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
     progress = Progress()
     if resumed:
-        progress = load_checkpoint(folder / CHECKPOINT, student, average, optimizer)
+        progress = load_checkpoint(folder / CHECKPOINT, student, average.module, optimizer)
     with (
         stop_on_signals() as stopped,
         Log(folder, progress.step, active=accelerator.is_main_process, tensorboard=options.tensorboard) as log,
@@ -149,7 +149,7 @@ def train_student(
         run = Run(accelerator, student, average, optimizer, objective, feed, record["steps"], held_out, folder, log, options)
         train(run, progress, stopped)
         score = finish(run)
-    return average.encoder, record | {"r2": score, "skipped": feed.read_skipped()}
+    return average.module.encoder, record | {"r2": score, "skipped": feed.read_skipped()}
 
 
 @dataclass
@@ -158,7 +158,7 @@ class Run:
 
     accelerator: Accelerator
     student: Student
-    average: Student
+    average: ModelEmaV3  # of a Student
     optimizer: torch.optim.Optimizer
     objective: "Objective"
     feed: "Feed"
@@ -172,7 +172,7 @@ class Run:
         """Return how many whole images' worth of pixels have been seen after a step."""
         done = 0.0
         for phase, steps in zip(self.feed.recipe.phases, self.steps, strict=True):
-            done += min(step, steps) * pixels_of(phase, self.feed.image_size)
+            done += min(step, steps) * pixels_of(phase, self.feed.grid.image_size)
             step = max(0, step - steps)
         return done
 
@@ -196,7 +196,7 @@ def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
             for part in training_step(run, model, optimizer, parts, phase, step, done):
                 for name, value in part.items():
                     losses[name].append(value)
-            update_average(run.average, run.student, run.feed.recipe.ema_decay, step)
+            run.average.update(run.student, step)
             now = time.monotonic()
             seconds, tick = seconds + min(now - tick, 60.0), now  # a machine that was asleep has not used up the time
             bar.update(round(run.images(step)) - bar.n)
@@ -212,7 +212,8 @@ def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
                 bar.set_postfix(shown, refresh=False)
                 run.log.write(step, seconds=seconds, images=run.images(step), lr=learning_rate(run.feed.recipe, done), **values)
             if main and (check or stop or now - saved > 60 * run.options.save_minutes):
-                save_checkpoint(run.folder / CHECKPOINT, run.student, run.average, run.optimizer, Progress(step, seconds))
+                progress = Progress(step, seconds)
+                save_checkpoint(run.folder / CHECKPOINT, run.student, run.average.module, run.optimizer, progress)
                 saved = time.monotonic()
             if stop:
                 raise RunStoppedError(f"stopped after step {step} of {last}: go on with --resume.")
@@ -271,7 +272,7 @@ class Feed:
     images: Sequence[ImageFile] | Sequence[CachedImage]
     teacher: Teacher
     recipe: Recipe
-    image_size: int
+    grid: Grid
     accelerator: Accelerator
     accumulate: int
     skipped: Path
@@ -282,7 +283,7 @@ class Feed:
 
     def batches(self, number: int, first: int, last: int) -> Iterator[Maps]:
         """Yield this process's parts of the batches of a phase's steps from `first` to before `last`."""
-        samples = Samples(self.images, self.recipe, number, self.image_size)
+        samples = Samples(self.images, self.recipe, number, self.grid)
         size = self.part_size(samples.phase) // samples.crops
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         yield from self._load(samples, Share(first, last, size, self.accumulate, process, processes))
@@ -290,7 +291,7 @@ class Feed:
     def whole_images(self, count: int) -> Iterator[Maps]:
         """Yield up to so many different images, one at a time, as they are seen at inference."""
         recipe = replace(self.recipe, phases=(Phase(),), augmentation="crop", crops_per_image=1)
-        samples = Samples(self.images, recipe, 0, self.image_size)
+        samples = Samples(self.images, recipe, 0, self.grid)
         yield from self._load(samples, Share(0, min(count, len(self.images)), 1, 1, 0, 1))
 
     def _note_skipped(self, names: list[str]) -> None:
@@ -362,7 +363,7 @@ def plan_steps(student: Student, feed: Feed, objective: Objective, precision: st
     """Return the steps of each phase; for a recipe of so many minutes, by what steps take here, tried on a copy."""
     recipe = feed.recipe
     share = sum(phase.share for phase in recipe.phases)
-    of_epoch = [phase.share / share * len(feed.images) / pixels_of(phase, feed.image_size) for phase in recipe.phases]
+    of_epoch = [phase.share / share * len(feed.images) / pixels_of(phase, feed.grid.image_size) for phase in recipe.phases]
     epochs = recipe.epochs
     if recipe.minutes is not None:
         seconds = [step_seconds(student, feed, objective, precision, number) for number in range(len(recipe.phases))]
@@ -392,16 +393,13 @@ def step_seconds(student: Student, feed: Feed, objective: Objective, precision: 
     return min(times)
 
 
-def make_optimizer(student: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer: what has two dimensions or more decays, and biases and norms do not."""
-    parameters = list(student.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def make_optimizer(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return the recipe's optimizer: biases and norms do not decay, nor does what the encoder's `no_weight_decay` names."""
+    kept = {f"encoder.{name}" for name in cast(Any, student.encoder).no_weight_decay()}
+    groups = param_groups_weight_decay(student, recipe.weight_decay, no_weight_decay_list=kept)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
     # Fused, as a loop over hundreds of small tensors waits for the other threads hundreds of times.
-    return kind([group for group in groups if group["params"]], lr=recipe.lr, fused=True)
+    return kind(groups, lr=recipe.lr, fused=True)
 
 
 def learning_rate(recipe: Recipe, done: float) -> float:
@@ -418,19 +416,8 @@ def freeze_batch_norm(model: nn.Module) -> None:
             m.eval()
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move `average` towards `model` after a step; faster after the first ones, which are soon out of date."""
-    weight = 1 - min(decay, step / (9 + step))
-    for ours, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if ours.is_floating_point():
-            ours.lerp_(theirs, weight)
-        else:
-            ours.copy_(theirs)
-
-
 def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give all processes the first one's: BatchNorm's running statistics, and what came of them, differ a little."""
+    """Copy the first process's weights to the others: BatchNorm's running statistics, and what came of them, differ."""
     if accelerator.num_processes > 1:
         for value in model.state_dict().values():
             torch.distributed.broadcast(value, 0)
@@ -453,16 +440,17 @@ def mean_losses(losses: dict[str, list[Tensor]], accelerator: Accelerator) -> di
 
 def measure(run: Run, step: int) -> float:
     """Return the average's R2 on the first held-out images, draw the features of one, save the average."""
-    broadcast_weights(run.average, run.accelerator)
-    score = r2_score(run.average.encoder, run.held_out[:CHECK_IMAGES], run.feed.image_size, run.accelerator)
+    broadcast_weights(run.average.module, run.accelerator)
+    score = r2_score(run.average.module.encoder, run.held_out[:CHECK_IMAGES], run.feed.grid, run.accelerator)
     if run.accelerator.is_main_process:
-        image = next(whole_images(run.held_out[:1], run.feed.image_size))
+        image = next(whole_images(run.held_out[:1], run.feed.grid))
         rows, columns = run.held_out[0].grid()
+        stride = run.feed.grid.stride
         device = run.accelerator.device
         with torch.no_grad():
-            student = run.average.encoder(image["input"].to(device))[0].permute(1, 2, 0)[:rows, :columns]
+            student = run.average.module.encoder(image["input"].to(device))[0].permute(1, 2, 0)[:rows, :columns]
         row = draw_features(
-            image["input"][0, :, : rows * STRIDE, : columns * STRIDE],
+            image["input"][0, :, : rows * stride, : columns * stride],
             image["features"][0, :rows, :columns],
             student,
             f"step {step}, R2 {score:.3f}",
@@ -470,15 +458,15 @@ def measure(run: Run, step: int) -> float:
         path = run.folder / "features" / f"{step:07}.png"
         path.parent.mkdir(exist_ok=True)
         write_beside(path, lambda part: row.save(part, format="PNG"))
-        save_encoder(run.average.encoder, run.folder / "encoder.safetensors")
+        save_encoder(run.average.module.encoder, run.folder / "encoder.safetensors")
     return score
 
 
 def finish_neck(run: Run) -> None:
     """Fit the average's neck anew on whole images, and go on from the average."""
-    fit_neck(run.average.encoder, run.feed.whole_images(FINISH_IMAGES), ridge=1e-5)
-    broadcast_weights(run.average, run.accelerator)
-    run.student.load_state_dict(run.average.state_dict())
+    fit_neck(run.average.module.encoder, run.feed.whole_images(FINISH_IMAGES), ridge=1e-5)
+    broadcast_weights(run.average.module, run.accelerator)
+    run.student.load_state_dict(run.average.module.state_dict())
 
 
 def finish(run: Run) -> float:
@@ -486,11 +474,11 @@ def finish(run: Run) -> float:
     recipe, last = run.feed.recipe, sum(run.steps)
     if recipe.ridge_finish and recipe.phases[-1].target == "features":
         finish_neck(run)
-    broadcast_weights(run.average, run.accelerator)
-    score = r2_score(run.average.encoder, run.held_out, run.feed.image_size, run.accelerator)
+    broadcast_weights(run.average.module, run.accelerator)
+    score = r2_score(run.average.module.encoder, run.held_out, run.feed.grid, run.accelerator)
     run.log.write(last, images=run.images(last), r2=score)
     if run.accelerator.is_main_process:
-        save_encoder(run.average.encoder, run.folder / "encoder.safetensors")
+        save_encoder(run.average.module.encoder, run.folder / "encoder.safetensors")
         stack_images(sorted((run.folder / "features").glob("*.png")), run.folder / "features.png")
     run.accelerator.wait_for_everyone()
     return score
@@ -498,7 +486,10 @@ def finish(run: Run) -> float:
 
 @torch.no_grad()
 def r2_score(
-    encoder: nn.Module, images: Sequence[CachedImage], image_size: int = 1024, accelerator: Accelerator | None = None
+    encoder: nn.Module,
+    images: Sequence[CachedImage],
+    grid: Grid,
+    accelerator: Accelerator | None = None,
 ) -> float:
     """Return how well an encoder's features match the teacher's on whole images: 1 - squared error / variance.
 
@@ -508,7 +499,7 @@ def r2_score(
     process, processes = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = accelerator.device if accelerator else "cpu"
     sums = torch.zeros(3 + 256, dtype=torch.float64)  # error, total, count, and the channels' sums
-    for image in whole_images(images[process::processes], image_size):
+    for image in whole_images(images[process::processes], grid):
         valid = image["valid"]
         target = image["features"][valid].double()
         out = encoder(image["input"].to(device)).permute(0, 2, 3, 1).cpu()[valid]

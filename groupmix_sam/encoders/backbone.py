@@ -75,6 +75,11 @@ class SamBackbone(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_intermediates(x, [])[0]
 
+    def no_weight_decay(self) -> set[str]:
+        # timm wraps transformers whole, and takes other models apart, of which nothing is known.
+        model: Any = getattr(self.backbone, "model", None)
+        return {f"backbone.model.{name}" for name in model.no_weight_decay()} if hasattr(model, "no_weight_decay") else set()
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         backbone = getattr(self.backbone, "model", self.backbone)  # of transformers timm wraps the whole
         backbone.set_grad_checkpointing(enable)

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.distill import cache_features, find_images
+from groupmix_sam.distill import Grid, cache_features, find_images
 
 SIZE = 128
+GRID = Grid(SIZE)
 
 
 class PlainTeacher:
@@ -46,7 +47,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def cached(photos, tmp_path_factory):
-    files, skipped = cache_features(find_images(photos), PlainTeacher(), tmp_path_factory.mktemp("cache"), SIZE)
+    files, skipped = cache_features(find_images(photos), PlainTeacher(), tmp_path_factory.mktemp("cache"), GRID)
     assert skipped == []
     return files
 

@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from groupmix_sam.distill import Phase, Recipe, find_images
-from groupmix_sam.distill.data import Samples, Share, sample_loader, whole_images
+from groupmix_sam.distill import Grid, Phase, Recipe, cache_features, find_images
+from groupmix_sam.distill.data import Samples, Share, as_input, resized, sample_loader, whole_images
 from groupmix_sam.distill.teacher import teach
 from groupmix_sam.errors import InvalidInputError
-from groupmix_sam.preprocess import normalize, resize
 
-from .conftest import SIZE, PlainTeacher, paint
+from .conftest import GRID, SIZE, PlainTeacher, paint
 
 
 def plain(crop, batch_size=2, **kwargs):
@@ -82,9 +81,9 @@ def test_resize_as_sam_predictor(photos):
     from segment_anything.utils.transforms import ResizeLongestSide
 
     image = np.asarray(Image.open(photos / "0.png"))
-    assert np.array_equal(resize(image, SIZE).numpy(), ResizeLongestSide(SIZE).apply_image(image))
+    assert np.array_equal(resized(image, SIZE).numpy(), ResizeLongestSide(SIZE).apply_image(image))
     with pytest.raises(InvalidInputError, match="too narrow"):
-        resize(np.zeros((4, 400, 3), np.uint8), SIZE)
+        resized(np.zeros((4, 400, 3), np.uint8), SIZE)
 
 
 @pytest.mark.parametrize("crops", [1, 2])
@@ -93,7 +92,7 @@ def test_crops_come_with_their_features(cached, photos, crops):
     teacher = PlainTeacher()
     recipe = plain(64, crops_per_image=crops)
     for images in (cached, find_images(photos)):
-        samples = Samples(images, recipe, 0, SIZE)
+        samples = Samples(images, recipe, 0, GRID)
         for i in range(3):
             batch = teach(samples[i], teacher)
             assert batch["input"].shape == (crops, 3, 64, 64)
@@ -103,25 +102,58 @@ def test_crops_come_with_their_features(cached, photos, crops):
 
 
 def test_every_image_comes_once_before_any_comes_again(cached):
-    samples = Samples(cached, plain(0, 1), 0, SIZE)
+    samples = Samples(cached, plain(0, 1), 0, GRID)
     for epoch in range(2):
         firsts = [tuple(samples[epoch * len(cached) + i]["input"][0, :, 0, 0].tolist()) for i in range(len(cached))]
         assert len(set(firsts)) == len(cached)
 
 
 def test_a_sample_depends_on_its_number_alone(cached):
-    samples, again = (Samples(cached, plain(64), 0, SIZE) for _ in range(2))
+    samples, again = (Samples(cached, plain(64), 0, GRID) for _ in range(2))
     torch.manual_seed(1)
     expected = [samples[i] for i in (0, 5, 9)]
     for i, sample in zip((9, 5, 0), reversed(expected), strict=True):
         assert all(torch.equal(again[i][k], v) for k, v in sample.items())
-    other = Samples(cached, plain(64, seed=1), 0, SIZE)
+    other = Samples(cached, plain(64, seed=1), 0, GRID)
     assert any(not torch.equal(other[i]["input"], sample["input"]) for i, sample in zip((0, 5, 9), expected, strict=True))
+
+
+@pytest.mark.parametrize("crop", [0, 32])
+@pytest.mark.parametrize("cache", [True, False])
+def test_half_the_pixels_come_with_the_same_features(photos, tmp_path, crop, cache):
+    """A student at 64 pixels and stride 8 has the cells of the teacher at 128: its pixels and the maps show the same part."""
+    grid, teacher = Grid(64, 8), PlainTeacher()
+    images = find_images(photos)[:1]
+    samples = Samples(cache_features(images, teacher, tmp_path, grid)[0] if cache else images, plain(crop), 0, grid)
+    whole = np.asarray(Image.open(photos / "0.png").resize((128, 96), Image.BILINEAR))
+    half = np.asarray(Image.open(photos / "0.png").resize((64, 48), Image.BILINEAR))
+    expected = teacher(as_input(torch.tensor(whole), 128))["features"][0].permute(1, 2, 0)
+    pixels = as_input(torch.tensor(half), 64)[0]
+    for i in range(4):
+        batch = teach(samples[i], teacher)
+        rows, columns = (4, 4) if crop else (6, 8)
+        assert batch["input"].shape == (1, 3, crop or 64, crop or 64)
+        assert batch["valid"].sum() == rows * columns
+        places = [(r, c) for r in range(7 - rows) for c in range(9 - columns)]
+        cut = [pixels[:, 8 * r : 8 * (r + rows), 8 * c : 8 * (c + columns)] for r, c in places]
+        seen = batch["input"][0, :, : 8 * rows, : 8 * columns]
+        (r, c) = next(place for place, part in zip(places, cut, strict=True) if torch.equal(part, seen))
+        found = batch["features"][0, :rows, :columns].float()
+        torch.testing.assert_close(found, expected[r : r + rows, c : c + columns], rtol=5e-3, atol=5e-3)
+
+
+def test_resized_crops_of_half_the_pixels_show_the_teacher_the_same_part(photos):
+    samples = Samples(find_images(photos), plain(0, 1, augmentation="resized_crop"), 0, Grid(64, 8))
+    first = samples[0]
+    assert first["input"].shape == (1, 3, 64, 64)
+    assert first["image"].shape == (1, 3, 128, 128)
+    small = torch.nn.functional.avg_pool2d(first["image"], 2)
+    assert (small - first["input"]).abs().mean() < 0.1 < (small.flip(3) - first["input"]).abs().mean()
 
 
 def test_crops_larger_than_the_image_are_padded(cached):
     """The images, 128 on the long side, have 6 x 16 pixels on the short one or less."""
-    sample = Samples(cached, plain(128), 0, SIZE)[0]
+    sample = Samples(cached, plain(128), 0, GRID)[0]
     rows = int(sample["valid"][0, :, 0].sum())
     assert 0 < rows < 8
     assert sample["valid"][0, :rows].all()
@@ -139,7 +171,7 @@ def test_whole_images_are_as_at_inference(photos, cached):
     seen = []
     sam = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=SIZE)
     sam.image_encoder.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
-    images = {p["input"].sum().item(): p["input"] for p in whole_images(cached, SIZE)}
+    images = {p["input"].sum().item(): p["input"] for p in whole_images(cached, GRID)}
     for path in find_images(photos):
         SamPredictor(sam).set_image(path.decode())
         nearest = min(images.values(), key=lambda p: (p - seen[-1]).abs().sum().item())
@@ -147,7 +179,7 @@ def test_whole_images_are_as_at_inference(photos, cached):
 
 
 def test_resized_crops_are_seeded_and_seen_by_the_teacher(photos):
-    samples = Samples(find_images(photos), plain(0, 1, augmentation="resized_crop"), 0, SIZE)
+    samples = Samples(find_images(photos), plain(0, 1, augmentation="resized_crop"), 0, GRID)
     state = torch.get_rng_state()
     first, again, other = samples[0], samples[0], samples[6]
     assert torch.equal(torch.get_rng_state(), state)
@@ -162,7 +194,7 @@ def test_the_next_image_stands_in_for_one_that_cannot_be_read(tmp_path):
     for i in range(3):
         paint(tmp_path / f"{i}.png", 64, 64, i)
     (tmp_path / "1.png").write_bytes(b"broken")
-    samples = Samples(find_images(tmp_path), plain(0, 1), 0, 64)
+    samples = Samples(find_images(tmp_path), plain(0, 1), 0, Grid(64))
     skipped = torch.cat([samples[i]["skipped"] for i in range(3)])
     assert skipped.tolist() == [1]
     for i in (0, 2):
@@ -186,14 +218,16 @@ def test_processes_share_out_what_one_would_see(first, steps, size, accumulate, 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loader_gives_the_samples_in_order(cached, workers):
-    samples = Samples(cached, plain(64), 0, SIZE)
+    samples = Samples(cached, plain(64), 0, GRID)
     batches = list(sample_loader(samples, Share(1, 3, 2, 1, 0, 1), workers))
     assert len(batches) == 2
     for batch, indices in zip(batches, ((2, 3), (4, 5)), strict=True):
         assert torch.equal(batch["input"], torch.cat([samples[i]["input"] for i in indices]))
 
 
-def test_normalize_by_hand():
-    out = normalize(torch.tensor([[[[255, 0, 128]]]], dtype=torch.uint8))
+def test_input_by_hand():
+    out = as_input(torch.tensor([[[255, 0, 128]]], dtype=torch.uint8), 16)
     expected = [(255 - 123.675) / 58.395, (0 - 116.28) / 57.12, (128 - 103.53) / 57.375]
     torch.testing.assert_close(out[0, :, 0, 0], torch.tensor(expected))
+    assert not out[0, :, 1:].any(), "padding"
+    assert not out[0, :, :, 1:].any()

@@ -44,6 +44,7 @@ def test_boxes_by_hand():
     scores = torch.tensor([[0.9, 0.1, 0.8, 0.2], [0.9, 0.1, 0.8, 0.2]])
     assert boxes_of(Decoded(logits, scores)).tolist() == [[16.0, 12.0, 40.0, 24.0]]
     assert boxes_of(Decoded(logits[1:], scores[1:])).shape == (0, 4)
+    assert boxes_of(Decoded(logits, scores), 8).tolist() == [[8.0, 6.0, 20.0, 12.0]], "2 x 2 at stride 8"
 
 
 def test_points_lie_where_the_image_is():
@@ -53,6 +54,28 @@ def test_points_lie_where_the_image_is():
     assert points.min() >= 0
     assert 64 < points[:, 0].max() < 80
     assert 32 < points[:, 1].max() < 48
+    half = draw_points(valid, 500, torch.Generator().manual_seed(0), 8)
+    torch.testing.assert_close(half, points / 2)
+
+
+def test_decoder_knows_its_stride():
+    """The decoder of the 512 encoder has the 64 x 64 features of the one at 1024: prompts at half the pixels mean the same."""
+    torch.manual_seed(0)
+    decoders = []
+    for name in ("gmf_sam_2282", "gmf_sam_2282_512"):
+        torch.manual_seed(0)
+        sam = build_sam_groupmix(None, encoder=name)
+        if decoders:
+            sam.prompt_encoder.load_state_dict(decoders[0].prompt_encoder.state_dict())
+            sam.mask_decoder.load_state_dict(decoders[0].mask_decoder.state_dict())
+        decoders.append(FrozenDecoder(sam))
+    assert [decoder.stride for decoder in decoders] == [16, 8]
+    features = torch.randn(1, 256, 64, 64)
+    boxes = torch.tensor([[100.0, 200.0, 500.0, 700.0]])
+    with torch.no_grad():
+        # SAM shifts a box by half a pixel, which is half as much of the image at 1024
+        large, small = decoders[0](features, boxes=boxes), decoders[1](features, boxes=(boxes + 0.5) / 2 - 0.5)
+    torch.testing.assert_close(large, small, rtol=1e-4, atol=1e-4)
 
 
 def test_losses_by_hand():

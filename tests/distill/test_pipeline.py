@@ -13,14 +13,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 from typer.testing import CliRunner
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.cli import app
-from groupmix_sam.distill import ADAPT, Phase, Recipe, RunOptions, distill, find_images
-from groupmix_sam.distill import adaptation as adapt
-from groupmix_sam.distill import trainer as training
-from groupmix_sam.distill.adaptation import format_interval, summary
+from groupmix_sam.distill import ADAPT, ImageFile, Phase, Recipe, RunOptions, adapt, distill, find_images
+from groupmix_sam.distill.adaptation import format_interval, hold_out_blocks, summary
 from groupmix_sam.distill.pipeline import hold_out
 from groupmix_sam.errors import InvalidInputError, RunStoppedError
 from groupmix_sam.weights import save_weights
@@ -44,6 +43,34 @@ def test_hold_out(photos):
     assert [len(part) for part in hold_out(many)] == [24, 576]
     with pytest.raises(InvalidInputError, match="only one image"):
         hold_out(images[:1])
+
+
+@pytest.mark.parametrize(
+    ("count", "held_out", "blocks", "gap"),
+    [(2, 1, 1, 0), (5, 1, 1, 0), (6, 1, 1, 1), (20, 2, 1, 1), (99, 9, 3, 1), (200, 20, 4, 2), (5000, 24, 4, 5)],
+)
+def test_frames_are_held_out_in_blocks(count, held_out, blocks, gap):
+    """No frame beside one that is held out is trained on, whatever the order in which the frames are found."""
+    frames = [ImageFile(Path(f"line/frame_{i}.png")) for i in range(count)]
+    measured, training = (
+        [int(image.path.stem.split("_")[1]) for image in part] for part in hold_out_blocks(sorted(frames, key=str))
+    )
+    assert len(measured) == held_out
+    assert measured == sorted(measured)
+    assert training == sorted(training)
+    starts = [i for i in measured if i - 1 not in measured]
+    assert len(starts) == blocks
+    for i in measured:
+        assert all(i + step not in training for step in range(-gap, gap + 1))
+    assert len(training) == count - held_out - 2 * gap * blocks
+    assert training[0] == 0, "there are training frames on both sides of every block"
+    if count > 2:
+        assert training[-1] == count - 1
+
+
+def test_one_frame_cannot_be_held_out():
+    with pytest.raises(InvalidInputError, match="only one image"):
+        hold_out_blocks([ImageFile(Path("a.png"))])
 
 
 def test_distill(mobile_sam, photos, tmp_path, capsys):
@@ -76,14 +103,14 @@ def test_a_run_that_was_stopped_is_resumed_from_its_images(mobile_sam, photos, t
     """Nothing but the seed says what the untrained encoder was, so the second call must come to the same one."""
     kwargs = {"encoder": "gmf_sam_test", "image_size": SIZE, "cache": tmp_path / "cache"}
     distill(photos, mobile_sam, tmp_path / "whole", SHORT, **kwargs)
-    step = training.update_average
+    update = ModelEmaV3.update
 
-    def interrupt(*args):
-        step(*args)
-        if args[-1] == 5:
+    def interrupt(average, student, step):
+        update(average, student, step)
+        if step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(training, "update_average", interrupt)
+    monkeypatch.setattr(ModelEmaV3, "update", interrupt)
     with pytest.raises(RunStoppedError, match="after step 5"):
         distill(photos, mobile_sam, tmp_path / "run", SHORT, **kwargs)
     monkeypatch.undo()
@@ -164,7 +191,7 @@ def test_a_teacher_of_one_size_is_asked_about_no_other(photos, tmp_path, monkeyp
     teacher = PlainTeacher()
     teacher.image_size = 1024
     monkeypatch.setattr("groupmix_sam.distill.pipeline.load_teacher", lambda *_: (teacher, {}))
-    with pytest.raises(InvalidInputError, match=f"the image size is {SIZE}, and the teacher takes 1024 alone"):
+    with pytest.raises(InvalidInputError, match=f"the image size is {SIZE}, for which .* at {SIZE}, and it takes 1024 alone"):
         distill(photos, "any", tmp_path / "run", encoder="gmf_sam_test", image_size=SIZE)
     assert teacher.calls == 0
 
@@ -191,11 +218,12 @@ def test_adapt(mobile_sam, tmp_path, capsys):
         replay_images=replay_images,
         image_size=SIZE,
     )
-    assert record["images"] == 6 + 2
+    assert record["images"] == 4 + 1, "one is held out with the two beside it left out, and a quarter is of the general set"
     assert record["recipe"]["ridge_start"] is False
     told = json.loads((out / "teacher_iou.json").read_text())
     said = capsys.readouterr().out
-    assert f"9 images; what the teacher says of them goes to {out / 'cache'}" in said
+    assert "frames to train on: 4; held out in blocks: 1; left out beside them: 2" in said
+    assert f"6 images; what the teacher says of them goes to {out / 'cache'}" in said
     for name in ("before", "after"):
         ious = np.array(told[f"ious_{name}"])
         assert ious.shape == (1, 16)

@@ -17,19 +17,6 @@ def test_presets_survive_yaml(name, tmp_path):
     assert load_recipe(str(path)) == PRESETS[name] == load_recipe(name)
 
 
-def test_the_papers_recipe():
-    """Huber on the features alone, 1024, batch 8, Adam at 3e-4, 13 epochs, no start of any kind."""
-    paper = PRESETS["paper"]
-    assert (paper.epochs, paper.phases, paper.loss, paper.optimizer, paper.lr) == (
-        13,
-        (Phase(1.0, 0, 8),),
-        "huber",
-        "adam",
-        3e-4,
-    )
-    assert not any([paper.hint_weight, paper.ridge_start, paper.ridge_finish, paper.teacher_blocks, paper.ema_decay])
-
-
 def test_going_on_begins_with_what_is_there():
     """Whole images as at inference, and no start that would undo what was learnt."""
     more = PRESETS["continue"]
@@ -66,8 +53,8 @@ def test_bad_files(tmp_path, text, error, match):
 
 
 def test_unknown_preset():
-    with pytest.raises(UnknownNameError, match="did you mean paper"):
-        load_recipe("papr")
+    with pytest.raises(UnknownNameError, match="did you mean continue"):
+        load_recipe("contine")
 
 
 @pytest.mark.parametrize(

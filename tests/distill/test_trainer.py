@@ -19,17 +19,30 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.utils import ModelEmaV3
 from tqdm import tqdm
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.distill import FrozenDecoder, Phase, Recipe, RunOptions, find_images, load_recipe, r2_score, train_student
+from groupmix_sam.distill import (
+    FrozenDecoder,
+    Grid,
+    Phase,
+    Recipe,
+    RunOptions,
+    cache_features,
+    find_images,
+    load_recipe,
+    r2_score,
+    train_student,
+)
 from groupmix_sam.distill import trainer as training
 from groupmix_sam.distill.checkpoint import Progress, load_checkpoint, save_checkpoint
-from groupmix_sam.distill.data import Samples, whole_images
+from groupmix_sam.distill.data import Samples, as_input, whole_images
 from groupmix_sam.distill.student import Student
 from groupmix_sam.errors import InvalidInputError, RunStoppedError, SaveError, WeightsError
+from groupmix_sam.sam import create_encoder
 
-from .conftest import SIZE, PlainTeacher
+from .conftest import GRID, SIZE, PlainTeacher
 
 TINY = Recipe(epochs=4, phases=(Phase(0.8, 64, 4), Phase(0.2, 0, 1)))
 
@@ -44,26 +57,24 @@ def rows_of(folder):
 
 
 def run(cached, folder, recipe=TINY, options=RunOptions(), **kwargs):  # noqa: B008
-    return train_student(
-        tiny_student(), PlainTeacher(), cached[2:], cached[:2], folder, recipe, options, image_size=SIZE, **kwargs
-    )
+    return train_student(tiny_student(), PlainTeacher(), cached[2:], cached[:2], folder, recipe, options, **kwargs)
 
 
 def test_r2_by_hand(cached):
     """The teacher's own maps score 1, its channels' means score 0."""
-    maps = [p["features"][p["valid"]] for p in whole_images(cached, SIZE)]
+    maps = [p["features"][p["valid"]] for p in whole_images(cached, GRID)]
     mean = torch.cat(maps).double().mean(0).float()
     perfect = lambda x: PlainTeacher()(x)["features"]  # noqa: E731
     flat = lambda x: mean[None, :, None, None].expand(1, 256, SIZE // 16, SIZE // 16)  # noqa: E731
-    assert r2_score(perfect, cached, SIZE) == pytest.approx(1.0, abs=1e-4)
-    assert r2_score(flat, cached, SIZE) == pytest.approx(0.0, abs=1e-4)
+    assert r2_score(perfect, cached, GRID) == pytest.approx(1.0, abs=1e-4)
+    assert r2_score(flat, cached, GRID) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_r2_needs_no_fp64_on_the_device(cached):
     """As MPS has none: there is one process alone, and nothing to be summed up on the device."""
     encoder = tiny_student().eval()
     alone = SimpleNamespace(process_index=0, num_processes=1, device="cpu")
-    assert r2_score(encoder, cached, SIZE, alone) == r2_score(encoder, cached, SIZE)
+    assert r2_score(encoder, cached, GRID, alone) == r2_score(encoder, cached, GRID)
 
 
 def test_learning_rate_by_hand():
@@ -75,24 +86,55 @@ def test_learning_rate_by_hand():
     assert training.learning_rate(Recipe(lr=1.0, warmup=0.0, schedule="constant"), 0.9) == 1.0
 
 
-def test_average():
-    """Three steps by hand, the last of them at the highest decay."""
-    average, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
-    value = 0.0
-    average.weight.data.fill_(value)
-    for step, target in enumerate((1.0, 3.0, 2.0), 1):
-        model.weight.data.fill_(target)
-        training.update_average(average, model, 0.15, step)
-        decay = min(0.15, step / (9 + step))
-        value = decay * value + (1 - decay) * target
-    assert average.weight.item() == pytest.approx(value)
+@pytest.mark.parametrize("decay", [0.0, 0.2])
+def test_average(cached, tmp_path, monkeypatch, decay):
+    """What a run returns, by hand: a decay of 0, 1/10, 2/11, then the recipe's. Of BatchNorm's counts the last ones stand."""
+    seen = []
+    update = ModelEmaV3.update
+
+    def note(average, student, step):
+        seen.append({name: value.clone() for name, value in student.encoder.state_dict().items()})
+        update(average, student, step)
+
+    monkeypatch.setattr(ModelEmaV3, "update", note)
+    encoder, _ = run(
+        cached, tmp_path / "run", Recipe(epochs=1.25, phases=(Phase(1.0, 64, 4),), ema_decay=decay, ridge_finish=False)
+    )
+    assert len(seen) == 5
+    average = encoder.state_dict()
+    for name, expected in seen[0].items():
+        for step, values in enumerate(seen[1:], 2):
+            rate = min(decay, (step - 1) / (8 + step)) if expected.is_floating_point() else 0
+            expected = rate * expected + (1 - rate) * values[name]
+        torch.testing.assert_close(average[name], expected.to(average[name].dtype))
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "count"),
+    [
+        ("gmf_sam_test", "nothing", 0),
+        ("sam_tiny_vit_5m", "attention_biases", 10),
+        ("sam_resnet18", "pos_embed", 1),
+        ("timm/test_vit", r"pos_embed|cls_token", 2),
+    ],
+)
+def test_what_decays(name, pattern, count):
+    """Matrices and kernels; not biases, norms, and what the encoder's authors leave out."""
+    student = Student(create_encoder(name, 224 if "vit" in name else 1024), {"hint_out": 8})
+    optimizer = training.make_optimizer(student, Recipe(weight_decay=0.1))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    named = dict(student.named_parameters())
+    left_out = [key for key in named if re.search(pattern, key)]
+    assert len(left_out) == count
+    for key, parameter in named.items():
+        assert decay[id(parameter)] == (0.0 if parameter.ndim <= 1 or key in left_out else 0.1), key
 
 
 @pytest.mark.parametrize("loss", ["mse", "huber"])
 def test_losses_by_hand(cached, loss):
     """Features over the teacher's variance, hints fading, and padding that does not count whatever the student says of it."""
     recipe = Recipe(loss=loss, hint_weight=0.5)
-    batch = next(whole_images(cached, SIZE))
+    batch = next(whole_images(cached, GRID))
     rows = int(batch["valid"][0, :, 0].sum())
     assert rows < SIZE // 16
     outputs = {name: torch.randn_like(batch[name], dtype=torch.float32) for name in ("features", "hint_in", "hint_out")}
@@ -120,7 +162,7 @@ def test_distilling_learns_the_teacher(cached, tmp_path):
     """The student gets near to images that it was not trained on, and everything that is promised is written."""
     folder = tmp_path / "run"
     encoder, record = run(cached, folder, Recipe(epochs=24, phases=(Phase(0.8, 64, 4), Phase(0.2, 0, 1))))
-    score = r2_score(encoder, cached[:2], SIZE)
+    score = r2_score(encoder, cached[:2], GRID)
     assert score > 0.5
     assert record["r2"] == pytest.approx(score, abs=1e-5)
     saved = load_file(folder / "encoder.safetensors")
@@ -134,6 +176,28 @@ def test_distilling_learns_the_teacher(cached, tmp_path):
     with Image.open(folder / "features.png") as image:
         assert image.height > 24 * 100
     assert yaml.safe_load((folder / "run.yaml").read_text())["recipe"]["epochs"] == 24
+
+
+def test_half_the_pixels_teach_the_same(photos, tmp_path):
+    """A student of stride 8 learns the teacher at twice its size; crops, R2 and the drawn features are in its own cells."""
+    grid = Grid(SIZE // 2, 8)
+    cached, _ = cache_features(find_images(photos), PlainTeacher(), tmp_path / "c", grid)
+    torch.manual_seed(0)
+    student = timm.create_model("gmf_sam_test", img_size=SIZE // 2, embed_stride=8)
+    recipe = Recipe(epochs=24, phases=(Phase(0.8, 32, 4), Phase(0.2, 0, 1)))
+    encoder, record = train_student(student, PlainTeacher(), cached[2:], cached[:2], tmp_path / "run", recipe)
+    assert record["image_size"] == SIZE // 2
+    errors, targets = [], []
+    for image in cached[:2]:
+        maps, (rows, columns) = image.read(), image.grid()
+        with torch.no_grad():
+            found = encoder(as_input(maps["image"], SIZE // 2))[0].permute(1, 2, 0)[:rows, :columns]
+        assert (rows, columns) == tuple(maps["features"].shape[:2])
+        errors.append((found - maps["features"]).square().sum().item())
+        targets.append(maps["features"].float().flatten(0, 1))
+    total = (torch.cat(targets) - torch.cat(targets).mean(0)).square().sum().item()
+    assert record["r2"] == pytest.approx(1 - sum(errors) / total, abs=1e-3)
+    assert record["r2"] > 0.4
 
 
 def test_a_run_keeps_its_recipe(cached, tmp_path):
@@ -202,12 +266,10 @@ def test_without_a_cache_the_teacher_is_asked(photos, cached, tmp_path):
     curves = []
     for source, name in ((list(images.values())[:3], "asked"), (None, "cached")):
         if source is None:
-            from groupmix_sam.distill import cache_features
-
-            by_image = [cache_features([p], PlainTeacher(), tmp_path / "c", SIZE)[0][0] for p in list(images.values())[:3]]
+            by_image = [cache_features([p], PlainTeacher(), tmp_path / "c", GRID)[0][0] for p in list(images.values())[:3]]
             source = by_image
         recipe = Recipe(epochs=2, phases=(Phase(1.0, 64, 2),), ridge_start=False, ridge_finish=False)
-        train_student(tiny_student(), PlainTeacher(), source, cached[:1], tmp_path / name, recipe, image_size=SIZE)
+        train_student(tiny_student(), PlainTeacher(), source, cached[:1], tmp_path / name, recipe)
         curves.append([float(r["features"]) for r in rows_of(tmp_path / name) if r["features"]])
     assert curves[0] == pytest.approx(curves[1], rel=1e-2)
 
@@ -226,29 +288,29 @@ def test_through_the_mask_decoder(cached, tmp_path):
 
 
 SCRIPT = """
-import os, sys, time
+import json, os, sys, time
 from pathlib import Path
-from groupmix_sam.distill import CachedImage, Decoder, RunOptions, train_student
-from groupmix_sam.distill import train as training
-from tests.distill.test_trainer import CROPS, LONG, PlainTeacher, SIZE, tiny_student
+from groupmix_sam.distill import CachedImage, RunOptions, train_student
+from tests.distill.test_trainer import CROPS, LONG, PlainTeacher, tiny_student
 import torch
+from timm.utils import ModelEmaV3
 
 torch.set_num_threads(1)
-cache, folder, accumulate, hold = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+files, folder, accumulate, hold = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 recipe = CROPS if accumulate == 2 or "WORLD_SIZE" in os.environ else LONG
-cached = [CachedImage(p) for p in sorted(cache.glob("*.safetensors"))]
-update = training.update_average
+cached = [CachedImage(Path(image), Path(maps)) for image, maps in files]
+update = ModelEmaV3.update
 
 
-def wait_and_update(*args):
-    while args[-1] == hold and not (folder.parent / f"go{hold}").exists():
+def wait_and_update(average, student, step):
+    while step == hold and not (folder.parent / f"go{hold}").exists():
         time.sleep(0.01)
-    update(*args)
+    update(average, student, step)
 
 
-training.update_average = wait_and_update
+ModelEmaV3.update = wait_and_update
 options = RunOptions(resume=True, accumulate=accumulate, save_minutes=1e-9 if hold else 5)
-train_student(tiny_student(), PlainTeacher(), cached[2:], cached[:2], folder, recipe, options, image_size=SIZE)
+train_student(tiny_student(), PlainTeacher(), cached[2:], cached[:2], folder, recipe, options)
 """
 CROPS = Recipe(epochs=10, phases=(Phase(1.0, 64, 4),))
 LONG = Recipe(epochs=10, phases=(Phase(0.6, 64, 4), Phase(0.4, 0, 2)))
@@ -257,7 +319,8 @@ ROOT = Path(__file__).parents[2]
 
 def start(cached, folder, *, hold=0, accumulate=1, launcher=()):
     """Start a run; one that holds waits in that step until there is a file go{hold} beside the folder."""
-    arguments = [str(cached[0].path.parent), str(folder), str(accumulate), str(hold)]
+    files = [[str(image.image), str(image.maps)] for image in cached]
+    arguments = [json.dumps(files), str(folder), str(accumulate), str(hold)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     script = folder.parent / "script.py"
     script.write_text(SCRIPT)
@@ -335,13 +398,13 @@ import json, sys
 from pathlib import Path
 from groupmix_sam.distill import cache_features, find_images, r2_score
 from groupmix_sam.distill.run import start_accelerator
-from tests.distill.conftest import SIZE, PlainTeacher
+from tests.distill.conftest import GRID, PlainTeacher
 from tests.distill.test_trainer import tiny_student
 
 accelerator, teacher = start_accelerator(), PlainTeacher()
-cached, skipped = cache_features(find_images(sys.argv[1]), teacher, sys.argv[2], SIZE)
-score = r2_score(tiny_student().eval(), cached, SIZE, accelerator)
-found = [teacher.calls, [str(image.path.name) for image in cached], [str(image) for image in skipped], score]
+cached, skipped = cache_features(find_images(sys.argv[1]), teacher, sys.argv[2], GRID)
+score = r2_score(tiny_student().eval(), cached, GRID, accelerator)
+found = [teacher.calls, [str(image.maps.name) for image in cached], [str(image) for image in skipped], score]
 Path(sys.argv[2], f"{accelerator.process_index}.json").write_text(json.dumps(found))
 """
 
@@ -360,9 +423,9 @@ def test_two_processes_share_the_cache_and_r2(photos, cached, tmp_path):
     assert min(found[0][0], found[1][0]) >= 2
     assert found[0][1:] == found[1][1:]
     _, names, skipped, score = found[0]
-    assert names == [image.path.name for image in cached]
+    assert names == [image.maps.name for image in cached]
     assert skipped == [str(images / "below" / "broken.png")]
-    assert score == pytest.approx(r2_score(tiny_student().eval(), cached, SIZE), abs=1e-5)
+    assert score == pytest.approx(r2_score(tiny_student().eval(), cached, GRID), abs=1e-5)
 
 
 def test_a_batch_that_cannot_be_shared_out(cached, tmp_path):
@@ -379,9 +442,7 @@ def test_another_run_is_not_resumed(cached, tmp_path):
     with pytest.raises(InvalidInputError, match=r"(?s)cannot be resumed:.*recipe\.epochs: 4 there, 5 asked for"):
         run(cached, folder, other, RunOptions(resume=True))
     with pytest.raises(InvalidInputError, match=r"images: 4 there, 3 asked for"):
-        train_student(
-            tiny_student(), PlainTeacher(), cached[3:], cached[:2], folder, TINY, RunOptions(resume=True), image_size=SIZE
-        )
+        train_student(tiny_student(), PlainTeacher(), cached[3:], cached[:2], folder, TINY, RunOptions(resume=True))
     before = (folder / "encoder.safetensors").read_bytes()
     log = (folder / "log.csv").read_text()
     run(cached, folder, options=RunOptions(resume=True))  # all done: nothing is trained any more
@@ -403,14 +464,14 @@ def test_a_run_that_is_killed_before_its_first_checkpoint_begins_anew(cached, tm
 
 
 def test_stopping_says_how_to_go_on(cached, tmp_path, monkeypatch):
-    step, before = training.update_average, signal.getsignal(signal.SIGINT)
+    update, before = ModelEmaV3.update, signal.getsignal(signal.SIGINT)
 
-    def interrupt(*args):
-        step(*args)
-        if args[-1] == 3:
+    def interrupt(average, student, step):
+        update(average, student, step)
+        if step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(training, "update_average", interrupt)
+    monkeypatch.setattr(ModelEmaV3, "update", interrupt)
     with pytest.raises(RunStoppedError, match=r"stopped after step 3 of 16: go on with --resume"):
         run(cached, tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is before
@@ -472,15 +533,15 @@ def test_resized_crops_cannot_come_from_the_cache(cached, tmp_path):
     with pytest.raises(InvalidInputError, match="cannot come from the cache"):
         run(cached, tmp_path / "run", recipe)
     with pytest.raises(InvalidInputError, match="no image to train on"):
-        train_student(tiny_student(), PlainTeacher(), [], cached, tmp_path / "run", TINY, image_size=SIZE)
+        train_student(tiny_student(), PlainTeacher(), [], cached, tmp_path / "run", TINY)
     with pytest.raises(InvalidInputError, match="no image is held out"):
-        train_student(tiny_student(), PlainTeacher(), cached, [], tmp_path / "run", TINY, image_size=SIZE)
+        train_student(tiny_student(), PlainTeacher(), cached, [], tmp_path / "run", TINY)
     assert not (tmp_path / "run").exists()
 
 
 def test_samples_of_a_run_need_no_torch_seed(cached):
     """Another seed of torch's, as another process has, gives the same samples."""
-    samples = Samples(cached, TINY, 0, SIZE)
+    samples = Samples(cached, TINY, 0, GRID)
     torch.manual_seed(1)
     first = samples[3]["input"]
     torch.manual_seed(2)

@@ -24,7 +24,7 @@ from groupmix_sam.live.loop import Result as Stream
 from groupmix_sam.live.sinks import MaskFile
 from groupmix_sam.weights import save_weights
 
-from ..distill.conftest import SIZE, PlainTeacher, paint
+from ..distill.conftest import GRID, PlainTeacher, paint
 from ..evaluate.images import PlainPredictor, draw_dataset
 from ..inference.conftest import draw
 
@@ -78,11 +78,11 @@ def test_a_full_disk_keeps_the_cache_and_the_parts(count, tmp_path):
     for i in range(2):
         paint(tmp_path / "in" / f"{i}.png", 64, 64, i)
     images = find_images(tmp_path / "in")
-    (done,), _ = cache_features(images[:1], PlainTeacher(), tmp_path / "cache", SIZE)
-    whole = done.path.read_bytes()
+    (done,), _ = cache_features(images[:1], PlainTeacher(), tmp_path / "cache", GRID)
+    whole = {path: path.read_bytes() for path in (done.image, done.maps)}
     with full_disk(), pytest.raises(SaveError):
-        cache_features(images, PlainTeacher(), tmp_path / "cache", SIZE)
-    assert [path.read_bytes() for path in (tmp_path / "cache").iterdir()] == [whole]
+        cache_features(images, PlainTeacher(), tmp_path / "cache", GRID)
+    assert {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == whole
     count("full disk")
 
 
@@ -115,7 +115,7 @@ def test_places_that_cannot_be_written_to(count, tmp_path, where):
     paint(tmp_path / "0.png", 64, 64, 0)
     place = tmp_path / where  # an absolute one replaces what is before it
     with pytest.raises(SaveError):
-        cache_features(find_images(tmp_path), PlainTeacher(), place, SIZE)
+        cache_features(find_images(tmp_path), PlainTeacher(), place, GRID)
     with pytest.raises(SaveError):
         Folder(str(place)).write("a", b"x")
     with pytest.raises(SaveError):
@@ -126,9 +126,9 @@ def test_places_that_cannot_be_written_to(count, tmp_path, where):
 def test_a_cache_that_is_whole_needs_no_writing(attempt, tmp_path, monkeypatch):
     paint(tmp_path / "0.png", 64, 64, 0)
     images = find_images(tmp_path)
-    first = cache_features(images, PlainTeacher(), tmp_path / "cache", SIZE)
+    first = cache_features(images, PlainTeacher(), tmp_path / "cache", GRID)
     with full_disk(0):
-        assert attempt("read-only cache", lambda: cache_features(images, PlainTeacher(), tmp_path / "cache", SIZE)) == first
+        assert attempt("read-only cache", lambda: cache_features(images, PlainTeacher(), tmp_path / "cache", GRID)) == first
 
 
 def test_no_network(count, attempt, monkeypatch, tmp_path):
@@ -153,12 +153,12 @@ SHARE = """
 import sys
 from pathlib import Path
 from groupmix_sam.distill import cache_features, find_images
-from tests.distill.conftest import SIZE, PlainTeacher
+from tests.distill.conftest import GRID, PlainTeacher
 ready, images, cache = map(Path, sys.argv[1:])
 ready.touch()
 while len(list(ready.parent.iterdir())) < 2:  # both begin at once
     pass
-found, skipped = cache_features(find_images(images), PlainTeacher(), cache, SIZE)
+found, skipped = cache_features(find_images(images), PlainTeacher(), cache, GRID)
 print(len(found), len(skipped))
 """
 
@@ -172,7 +172,7 @@ def test_two_processes_share_a_cache(count, tmp_path):
     arguments = [[str(tmp_path / "ready" / str(i)), str(tmp_path / "in"), str(tmp_path / "cache")] for i in range(2)]
     both = [subprocess.Popen([sys.executable, "-c", SHARE, *a], stdout=subprocess.PIPE, text=True) for a in arguments]
     assert [process.communicate(timeout=120)[0].split() for process in both] == [["40", "0"]] * 2
-    cache_features(find_images(tmp_path / "in"), PlainTeacher(), tmp_path / "alone", SIZE)
+    cache_features(find_images(tmp_path / "in"), PlainTeacher(), tmp_path / "alone", GRID)
     names = sorted(path.name for path in (tmp_path / "alone").iterdir())
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == names
     for name in names:
