@@ -12,6 +12,7 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -23,8 +24,6 @@ from .files import sha256
 
 __all__ = ["FILE_NAME", "HUB_PREFIX", "download", "model_card", "record_json", "upload"]
 
-# The base of every error of the HTTP library that this version of huggingface_hub is built on.
-HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 FILE_NAME = "model.safetensors"
 HUB_PREFIX = "hf-hub:"
 DOWNLOAD_ATTEMPTS = 3

@@ -17,14 +17,14 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
-from .config import STRIDE, check_img_size, check_input, encoder_weights, sam_cfg
-from .head import SamHead
+from .config import STRIDE, encoder_weights, sam_cfg
 from .neck import NanoSamNeck
+from .timm_mixin import SamEncoderMixin
 
 __all__ = ["SamResNet"]
 
 
-class SamResNet(ResNet):
+class SamResNet(SamEncoderMixin, ResNet):
     """NanoSAM's image encoder: B x 3 x H x W, RGB with SAM's mean and std taken off, to B x 256 x H/16 x W/16.
 
     Args:
@@ -48,15 +48,8 @@ class SamResNet(ResNet):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes=0, **kwargs)
-        self.img_size = check_img_size(img_size)
-        self.embed_stride = STRIDE
-        self.neck: NanoSamNeck | None = NanoSamNeck(self.num_features)
-        self.num_classes = num_classes
-        self.drop_rate = drop_rate
-        self.global_pool = nn.Identity()  # ResNet's own head, replaced by the one below
-        self.head = SamHead(num_classes, global_pool, drop_rate)
-        self.num_features = self.head_hidden_size = self.head.in_features
-        self.to(device, dtype)
+        self.global_pool = nn.Identity()  # ResNet's own head, replaced by SAM's
+        self._make_sam(NanoSamNeck(self.num_features), img_size, num_classes, global_pool, drop_rate, device, dtype)
 
     def no_weight_decay(self) -> set[str]:
         return {"neck.pos_embed"}
@@ -65,34 +58,8 @@ class SamResNet(ResNet):
         matcher = super().group_matcher(coarse)
         return matcher | {"neck": [(r"^neck", (99999,))]}
 
-    def get_classifier(self, **_: Any) -> nn.Module:
-        return self.head.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)
-
-    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
-        self.neck = None
-        return super().prune_intermediate_layers(*args, **kwargs)
-
-    def forward_intermediates(
-        self, x: Tensor, *args: Any, stop_early: bool = False, intermediates_only: bool = False, **kwargs: Any
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the stages' outputs and, before them unless `intermediates_only`, the features; arguments as in timm."""
-        if self.neck is not None:
-            check_input(x)
-        kwargs |= {"stop_early": stop_early and intermediates_only, "intermediates_only": intermediates_only}
-        out = super().forward_intermediates(x, *args, **kwargs)
-        if isinstance(out, tuple) and self.neck is not None:
-            return self.neck(out[0], (x.shape[-2] // STRIDE, x.shape[-1] // STRIDE)), out[1]
-        return out
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        check_input(x)
-        grid = (x.shape[-2] // STRIDE, x.shape[-1] // STRIDE)
-        x = super().forward_features(x)
-        return x if self.neck is None else self.neck(x, grid)
+    def _through_neck(self, features: Tensor, x: Tensor) -> Tensor:
+        return features if self.neck is None else self.neck(features, (x.shape[-2] // STRIDE, x.shape[-1] // STRIDE))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)

@@ -18,14 +18,14 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.tiny_vit import TinyVit
 from torch import Tensor, nn
 
-from .config import STRIDE, check_img_size, check_input, encoder_weights, sam_cfg
-from .head import SamHead
+from .config import STRIDE, encoder_weights, sam_cfg
 from .neck import SamNeck
+from .timm_mixin import SamEncoderMixin
 
 __all__ = ["SamTinyVit"]
 
 
-class SamTinyVit(TinyVit):
+class SamTinyVit(SamEncoderMixin, TinyVit):
     """MobileSAM's image encoder: B x 3 x H x W, RGB with SAM's mean and std taken off, to B x 256 x H/16 x W/16.
 
     Args:
@@ -49,47 +49,15 @@ class SamTinyVit(TinyVit):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_classes=0, **kwargs)
-        self.img_size = check_img_size(img_size)
-        self.embed_stride = STRIDE
         cast(Any, self.stages[-1]).downsample.conv2.conv.stride = (1, 1)
         self.feature_info[-1]["reduction"] = STRIDE
-        self.neck: SamNeck | None = SamNeck(self.num_features)
-        self.num_classes = num_classes
-        self.drop_rate = drop_rate
-        self.head: Any = SamHead(num_classes, global_pool, drop_rate)
-        self.num_features = self.head_hidden_size = self.head.in_features
-        self.to(device, dtype)
+        self._make_sam(SamNeck(self.num_features), img_size, num_classes, global_pool, drop_rate, device, dtype)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         matcher = super().group_matcher(coarse)
         if not coarse:
             matcher["blocks"].append((r"^neck", (99999,)))
         return matcher
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None, reset_other: bool = False) -> None:
-        self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool)  # there is nothing other: timm's norm before the classifier is gone
-
-    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
-        self.neck = None
-        return super().prune_intermediate_layers(*args, **kwargs)
-
-    def forward_intermediates(
-        self, x: Tensor, *args: Any, stop_early: bool = False, intermediates_only: bool = False, **kwargs: Any
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the stages' outputs and, before them unless `intermediates_only`, the features; arguments as in timm."""
-        if self.neck is not None:
-            check_input(x)
-        kwargs |= {"stop_early": stop_early and intermediates_only, "intermediates_only": intermediates_only}
-        out = super().forward_intermediates(x, *args, **kwargs)
-        if isinstance(out, tuple) and self.neck is not None:
-            return self.neck(out[0]), out[1]
-        return out
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        check_input(x)
-        x = cast(Any, super()).forward_features(x)  # timm leaves it untyped
-        return x if self.neck is None else self.neck(x)
 
 
 _MOBILE_SAM_NAMES = (
