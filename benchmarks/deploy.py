@@ -224,7 +224,7 @@ def main() -> None:
                 else:
                     report = json.loads((folder / f"{name}-{runtime}-{precision}" / "parity.json").read_text())
                 print(
-                    f"  {name} {runtime} {precision}: {report['mean']:.4f} in the mean, {report['least']:.4f} at least, ",
+                    f"  {name} {runtime} {precision}: {report['mean_iou']:.4f} in the mean, {report['min_iou']:.4f} at least, ",
                     end="",
                 )
                 print(f"of {report['masks']} masks")

@@ -52,7 +52,7 @@ def command(*args):
 def exported(sam, tmp_path_factory):
     """The tiny Sam for ONNX Runtime."""
     folder = tmp_path_factory.mktemp("demo") / "exported"
-    export(sam, folder, [read_image(COFFEE)], thresholds=Thresholds(score=0))
+    export(sam, folder, [read_image(COFFEE)], thresholds=Thresholds(pred_iou_thresh=0))
     return folder
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ... import __version__
 from ...encoders.groupmixformer import GroupMixFormer
 from ...errors import GroupMixSamError, InvalidInputError, SaveError
 from ...files import sha256
+from ...images import ImageFile
 from ...weights import encoder_name
 from ..backends.tensorrt import import_tensorrt
 from ..exported_folder import FORMAT_VERSION
@@ -33,34 +34,35 @@ PRECISIONS = {
     "tensorrt": ("fp32", "fp16", "int8"),
 }
 # Fewer do not show an encoder what it will see.
-LEAST_CALIBRATION = 8
+MIN_CALIBRATION = 8
 
 
 def export(
     sam: Sam,
     folder: str | PathLike[str],
-    images: Sequence[NDArray[np.uint8]],
+    images: Sequence[NDArray[np.uint8] | ImageFile],
     *,
     runtime: str = "onnx",
     precision: str = "fp32",
     dynamic_batch: bool = False,
     thresholds: Thresholds = DEFAULTS,
-    calibration: Sequence[NDArray[np.uint8]] = (),
+    calibration: Sequence[NDArray[np.uint8] | ImageFile] = (),
     timing_cache: Path | None = None,
     graphs: Path | None = None,
 ) -> dict[str, Any]:
-    """Write a model for a runtime to a new folder, if its masks hold; return the parity report.
+    """Write a model for a runtime to a new folder; return the parity report. Nothing is written if the masks differ too much.
 
     Args:
         sam: A model built by `build_sam_groupmix`, on the CPU. Its image size is the exported model's.
         folder: To make; it appears whole or not at all.
-        images: H x W x 3, uint8, RGB, on which the masks are compared with those of the Sam in fp32.
+        images: On which the masks are compared with those of the Sam in fp32: arrays, H x W x 3, uint8, RGB, or files,
+            which are read one at a time.
         runtime: "onnx", "openvino" or "tensorrt", which needs the GPU that will run it.
         precision: One of `PRECISIONS[runtime]`: of the encoder, as the decoder stays in fp32. "fp16" in OpenVINO is of the
             file, "bf16" of the arithmetic.
         dynamic_batch: Whether the encoder takes several images at once.
-        thresholds: What the masks' IoU must reach, and of which masks.
-        calibration: Images for "int8", 8 or more, and none of `images`.
+        thresholds: What the masks' IoU must reach.
+        calibration: Images for "int8", at least 8, and none of `images`.
         timing_cache: A file in which TensorRT keeps what it measured, for the next export.
         graphs: A folder in which `write_graphs` has written this Sam in the encoder's precision, which takes a minute or more:
             several exports can share it.
@@ -69,7 +71,7 @@ def export(
         InvalidInputError: the folder is there, or an argument cannot be used.
         MissingExtraError: a package for the runtime is missing.
         RuntimeUnavailableError: there is no GPU for TensorRT, or it refuses the model.
-        ParityError: the masks do not hold.
+        ParityError: the masks differ too much from PyTorch's.
         SaveError: the folder cannot be written.
     """
     folder = Path(folder)
@@ -88,10 +90,10 @@ def export(
                 shutil.copy(path, part)
         # In INT8, GroupMixFormer's depthwise convolutions cost its masks most, and nearly all its work is products.
         products_only = isinstance(sam.image_encoder, GroupMixFormer)
-        _convert(part, runtime, precision, (exact.preprocess(p)[None] for p in calibration), products_only, timing_cache)
+        _convert(part, runtime, precision, _Inputs(exact, calibration), products_only, timing_cache)
         config = _config(part, sam, exact, runtime, precision, dynamic_batch)
         _write_json(part / "config.json", config)
-        report = measure_parity(exact, Predictor.from_pretrained(part), images, thresholds.score)
+        report = measure_parity(exact, Predictor.from_pretrained(part), map(_decode, images), thresholds.pred_iou_thresh)
         check_parity(report, thresholds)
         _write_json(part / "parity.json", report)
         _write_json(part / "config.json", {**config, "parity": {k: v for k, v in report.items() if k != "each"}})
@@ -105,13 +107,31 @@ def export(
     return report
 
 
+class _Inputs(Sequence[Any]):
+    """The encoder's inputs for images, 1 x 3 x S x S, computed when they are asked for: all of them may not fit in memory."""
+
+    def __init__(self, predictor: Predictor, images: Sequence[NDArray[np.uint8] | ImageFile]) -> None:
+        self.predictor = predictor
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: Any) -> NDArray[np.float32]:
+        return self.predictor.preprocess(_decode(self.images[i]))[None]
+
+
+def _decode(image: NDArray[np.uint8] | ImageFile) -> NDArray[np.uint8]:
+    return image.decode() if isinstance(image, ImageFile) else image
+
+
 def _check(
     sam: Sam,
     folder: Path,
-    images: Sequence[NDArray[np.uint8]],
+    images: Sequence[Any],
     runtime: str,
     precision: str,
-    calibration: Sequence[NDArray[np.uint8]],
+    calibration: Sequence[Any],
 ) -> None:
     if runtime not in PRECISIONS or precision not in PRECISIONS[runtime]:
         known = "; ".join(f"{name} with {', '.join(kinds)}" for name, kinds in PRECISIONS.items())
@@ -124,15 +144,15 @@ def _check(
         raise InvalidInputError(f"there is no folder {folder.parent}: make it first.")
     if not len(images):
         raise InvalidInputError("there is no image to compare masks on: give one or more.")
-    if precision == "int8" and len(calibration) < LEAST_CALIBRATION:
-        raise InvalidInputError(f"{len(calibration)} images are too few to calibrate on: give {LEAST_CALIBRATION} or more.")
+    if precision == "int8" and len(calibration) < MIN_CALIBRATION:
+        raise InvalidInputError(f"{len(calibration)} images are too few to calibrate on: give {MIN_CALIBRATION} or more.")
 
 
 def _convert(
     part: Path,
     runtime: str,
     precision: str,
-    inputs: Iterator[NDArray[np.float32]],
+    inputs: Sequence[NDArray[np.float32]],
     products_only: bool,
     timing_cache: Path | None,
 ) -> None:

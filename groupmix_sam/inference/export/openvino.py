@@ -1,7 +1,7 @@
 """ONNX graphs to OpenVINO's IR, in fp32, fp16 or with an INT8 encoder."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from ...errors import MissingExtraError
 __all__ = ["convert"]
 
 
-def convert(folder: Path, precision: str, calibration: Iterable[NDArray[np.float32]], products_only: bool = False) -> None:
+def convert(folder: Path, precision: str, calibration: Sequence[NDArray[np.float32]], products_only: bool = False) -> None:
     """Turn every `.onnx` of a folder into `.xml` and `.bin`.
 
     Args:
@@ -32,13 +32,13 @@ def convert(folder: Path, precision: str, calibration: Iterable[NDArray[np.float
     for path in sorted(folder.glob("*.onnx")):
         model = ov.convert_model(str(path))
         if precision == "int8" and path.stem == "encoder":
-            model = _quantize(model, list(calibration), products_only)
+            model = _quantize(model, calibration, products_only)
         ov.save_model(model, str(path.with_suffix(".xml")), compress_to_fp16=precision == "fp16")
         del model
         path.unlink()
 
 
-def _quantize(model: Any, inputs: list[NDArray[np.float32]], products_only: bool) -> Any:
+def _quantize(model: Any, inputs: Sequence[NDArray[np.float32]], products_only: bool) -> Any:
     try:
         import nncf
     except ImportError as e:

@@ -1,6 +1,6 @@
-"""Whether an exported model's masks are those of the model that it was made from, told by their IoU."""
+"""Mask parity: how close an exported model's masks are to those of the model that it was made from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,27 +14,41 @@ __all__ = ["DEFAULTS", "Thresholds", "check_parity", "measure_parity"]
 
 
 class Thresholds(NamedTuple):
-    """What the IoUs must reach, their mean and the least of them, of masks that the exact model scores as high as `score`."""
+    """What the masks' IoU must reach, on average and for each mask that the PyTorch model scores `pred_iou_thresh` or more."""
 
-    mean: float = 0.97
-    least: float = 0.8
-    score: float = 0.5
+    min_mean_iou: float = 0.97
+    min_iou: float = 0.8
+    pred_iou_thresh: float = 0.5
 
 
 DEFAULTS = Thresholds()
 
 
 def measure_parity(
-    exact: Predictor, exported: Predictor, images: Sequence[NDArray[np.uint8]], pred_iou_thresh: float = DEFAULTS.score
+    exact: Predictor,
+    exported: Predictor,
+    images: Iterable[NDArray[np.uint8]],
+    pred_iou_thresh: float = DEFAULTS.pred_iou_thresh,
 ) -> dict[str, Any]:
-    """Return how alike two models' masks are, over images and prompts: the mean and least IoU, and every one of them.
+    """Return how close two models' masks are: the mean IoU, the lowest, and the IoU of each mask.
 
-    Prompts are nine boxes of half the image's sides and sixteen points, evenly spread. Of a box the single mask is taken; of
-    a point the one of three that the exact model scores best. Left out are masks under 1/1000 of the image in both models,
-    and those to which the exact model itself gives a predicted IoU under `least_score`: around a box of nothing, it guesses.
+    Each image gets nine boxes of half its sides and sixteen points, evenly spread. A box gives the single mask. A point
+    gives the one of three that the exact model scores highest. Masks under 1/1000 of the image in both models do not count,
+    nor do masks that the exact model scores under `pred_iou_thresh`: for a box around nothing, it guesses.
+
+    Args:
+        exact: The model in PyTorch, in fp32.
+        exported: The other one.
+        images: H x W x 3, uint8, RGB; read one at a time.
+        pred_iou_thresh: Lowest predicted IoU of a mask that counts.
+
+    Raises:
+        InvalidInputError: no mask counts.
     """
     records: list[dict[str, Any]] = []
+    count = 0
     for number, image in enumerate(images):
+        count += 1
         height, width = image.shape[:2]
         exact.set_image(image)
         exported.set_image(image)
@@ -55,17 +69,17 @@ def measure_parity(
                 records.append({"image": number, kind: where, "score": round(float(score), 4), "iou": round(mask_iou(a, b), 4)})
     if not records:
         raise InvalidInputError(
-            "the model is sure of no mask on these images: give others, with instances in them, or a lower score."
+            f"no mask has a predicted IoU of {pred_iou_thresh:g}: give images with objects in them, or a lower pred_iou_thresh."
         )
     ious = [record["iou"] for record in records]
-    return {"images": len(images), "masks": len(ious), "mean": float(np.mean(ious)), "least": min(ious), "each": records}
+    return {"images": count, "masks": len(ious), "mean_iou": float(np.mean(ious)), "min_iou": min(ious), "each": records}
 
 
 def check_parity(report: dict[str, Any], thresholds: Thresholds) -> None:
-    """Raise ParityError if the masks do not hold."""
-    if not report["mean"] >= thresholds.mean or not report["least"] >= thresholds.least:
+    """Raise ParityError if a report of `measure_parity` misses the thresholds."""
+    if not report["mean_iou"] >= thresholds.min_mean_iou or not report["min_iou"] >= thresholds.min_iou:
         raise ParityError(
-            f"the exported model's masks do not hold: their IoU to the fp32 model's is {report['mean']:.4f} in the mean and "
-            f"{report['least']:.4f} at least, of {report['masks']} masks, where {thresholds.mean} and {thresholds.least} are "
-            "asked for. Nothing was written. Use a higher precision, more images of your own, or lower thresholds."
+            f"the exported model's masks differ too much from PyTorch's: over {report['masks']} masks the mean IoU is "
+            f"{report['mean_iou']:.4f} (required: {thresholds.min_mean_iou}) and the lowest {report['min_iou']:.4f} (required: "
+            f"{thresholds.min_iou}). Nothing was written. Use a higher precision, more images of your own, or lower thresholds."
         )

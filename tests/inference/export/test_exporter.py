@@ -47,7 +47,7 @@ from groupmix_sam.masks import mask_iou
 from ..conftest import draw
 
 # Untrained masks are full of edges, along which the last bit decides.
-LOOSE = Thresholds(0.95, 0.5, score=-10)
+LOOSE = Thresholds(0.95, 0.5, pred_iou_thresh=-10)
 
 
 @pytest.fixture(scope="module")
@@ -292,8 +292,8 @@ def test_what_a_folder_holds(sam, exported):
     assert {path.name for path in exported.iterdir()} == {*config["files"], "config.json", "parity.json"}
     assert config["image_size"] == 256
     assert config["model_hash"] == Predictor(sam).model_hash
-    assert config["parity"]["mean"] == parity["mean"] == pytest.approx(np.mean([r["iou"] for r in parity["each"]]))
-    assert config["parity"]["least"] == min(r["iou"] for r in parity["each"]) > 0.5
+    assert config["parity"]["mean_iou"] == parity["mean_iou"] == pytest.approx(np.mean([r["iou"] for r in parity["each"]]))
+    assert config["parity"]["min_iou"] == min(r["iou"] for r in parity["each"]) > 0.5
     np.testing.assert_allclose(config["mean"], [123.675, 116.28, 103.53], rtol=1e-6)
     for name in config["files"]:
         model = onnx.load(exported / name)
@@ -339,7 +339,7 @@ def test_masks_that_do_not_hold_are_not_written(sam, quick, tmp_path):
     original = wrong.clone()
     try:
         wrong.data.mul_(-1)  # the graphs are another model's
-        with pytest.raises(ParityError, match="do not hold"):
+        with pytest.raises(ParityError, match="differ too much"):
             export(sam, tmp_path / "a", [draw()], thresholds=LOOSE)
     finally:
         wrong.data.copy_(original)
@@ -479,12 +479,12 @@ def test_iou_by_hand():
 def test_parity_of_a_model_with_itself(sam):
     predictor = Predictor(sam)
     report = measure_parity(predictor, predictor, [draw()], pred_iou_thresh=-10)
-    assert report["mean"] == report["least"] == 1
+    assert report["mean_iou"] == report["min_iou"] == 1
     assert report["masks"] == len(report["each"]) > 10
     scores = sorted(record["score"] for record in report["each"])
     gap = int(np.diff(scores).argmax())  # records are rounded
     middle = (scores[gap] + scores[gap + 1]) / 2
     surer = measure_parity(predictor, predictor, [draw()], pred_iou_thresh=middle)
     assert surer["each"] == [record for record in report["each"] if record["score"] >= middle]
-    with pytest.raises(InvalidInputError, match="sure of no mask"):
+    with pytest.raises(InvalidInputError, match="no mask has a predicted IoU"):
         measure_parity(predictor, predictor, [draw()], pred_iou_thresh=99)
