@@ -117,7 +117,7 @@ class _Inputs(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, i: Any) -> NDArray[np.float32]:
+    def __getitem__(self, i: Any) -> Any:
         return self.predictor.preprocess(_decode(self.images[i]))[None]
 
 

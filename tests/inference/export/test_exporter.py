@@ -152,7 +152,7 @@ def test_lower_precision_in_openvino(sam, quick, tmp_path, precision):
         calibration=calibration,
         dynamic_batch=True,
     )
-    low, exact = Predictor(folder), Predictor(sam)
+    low, exact = Predictor.from_pretrained(folder), Predictor(sam)
     low.set_image(draw())
     exact.set_image(draw())
     error = np.abs(low.get_image_embedding() - exact.get_image_embedding()).mean() / np.abs(exact.get_image_embedding()).mean()
@@ -196,7 +196,7 @@ def test_int8_in_onnx_runtime(sam, exported, tmp_path):
         dynamic_batch=True,
         graphs=exported,
     )
-    low, exact = Predictor(folder), Predictor(sam)
+    low, exact = Predictor.from_pretrained(folder), Predictor(sam)
     low.set_image(draw())
     exact.set_image(draw())
     error = np.abs(low.get_image_embedding() - exact.get_image_embedding()).mean() / np.abs(exact.get_image_embedding()).mean()
