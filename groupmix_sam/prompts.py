@@ -1,8 +1,9 @@
 """What to segment: points and boxes, and the files that people keep them in."""
 
 import csv
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -24,8 +25,12 @@ __all__ = [
     "check_boxes",
     "check_columns",
     "check_points",
+    "decoder_prompts",
+    "group_prompts",
     "is_ambiguous",
+    "parse_prompts",
     "read_prompts",
+    "stack_prompts",
 ]
 
 
@@ -98,7 +103,7 @@ def _numbers(values: Any, what: str) -> NDArray[np.float64]:
     return array
 
 
-# What prompts that are for every image are kept under.
+# The name of prompts that are for every image.
 EVERY = ""
 # Of a CSV.
 COLUMNS = ("image", "x", "y", "left", "top", "right", "bottom", "category")
@@ -108,9 +113,13 @@ LISTS = ("points", "labels", "box")
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked with: N x 2 points with N labels, a box (left, top, right, bottom), or both; in pixels.
+    """What to segment: points, a box, or both, in the image's pixels.
 
-    `category` is the name of what it shows, if that is known.
+    Attributes:
+        points: N x 2, x before y.
+        labels: N, 1 for foreground and 0 for background; by default all foreground.
+        box: x0, y0, x1, y1.
+        category: The name of what the prompt shows, if known.
     """
 
     points: list[list[float]] = field(default_factory=list)
@@ -118,16 +127,22 @@ class Prompt:
     box: list[float] | None = None
     category: str | None = None
 
+    def __post_init__(self) -> None:
+        if not self.labels:
+            object.__setattr__(self, "labels", [1] * len(self.points))
+
     @property
     def kind(self) -> str:
-        return "box" if self.box is not None else "point"
+        """What it is: "box" if it has one, "point" if it is a single point, else "points"."""
+        return "box" if self.box is not None else "point" if self.ambiguous else "points"
 
     @property
     def ambiguous(self) -> bool:
+        """Whether the best of three masks is taken, see `is_ambiguous`."""
         return bool(is_ambiguous(len(self.points), self.box is not None))
 
     def arrays(self) -> dict[str, Any]:
-        """Return it as `SamPredictor.predict` takes it."""
+        """Return the prompt as `SamPredictor.predict` takes it: point_coords, point_labels and box, each an array or None."""
         return {
             "point_coords": np.array(self.points, dtype=np.float64) if self.points else None,
             "point_labels": np.array(self.labels) if self.points else None,
@@ -135,11 +150,11 @@ class Prompt:
         }
 
     def record(self) -> dict[str, Any]:
-        """Return what is not empty, as JSON has it."""
+        """Return what is not empty, for JSON; `as_prompt` reads it back."""
         return {key: value for key, value in asdict(self).items() if value}
 
     def check(self, size: tuple[int, int]) -> None:
-        """Raise InvalidInputError if it cannot be asked of an image of that height and width."""
+        """Raise InvalidInputError if the prompt cannot be used on an image of that height and width."""
         if self.points:
             as_points(self.points, self.labels, size)
         if self.box is not None:
@@ -147,103 +162,153 @@ class Prompt:
 
 
 def is_ambiguous(points: Any, boxed: bool) -> Any:
-    """Return whether the best of three masks is taken, for a number of points or an array of them: of one point without a box.
+    """Return whether the best of three masks is taken for a number of points, or for an array of numbers.
 
-    One point may mean a part or the whole, so the model is asked for three masks and the best by its own word is taken; more
-    points, or a box, mean one instance.
+    This is the one rule by which the package takes a single mask. One point without a box may mean a part or the whole, so the
+    model predicts three masks, and the one of the highest predicted IoU is taken. Any other prompt means one instance, and the
+    model predicts one mask.
     """
     return (points == 1) & (not boxed)
 
 
-def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
-    """Read prompts, in pixels, for images by name.
+def stack_prompts(
+    prompts: Sequence[Prompt],
+) -> tuple[NDArray[np.float64] | None, NDArray[np.int64] | None, NDArray[np.float64] | None]:
+    """Return P prompts as `Predictor.predict_prompts` and `predict_single_mask` take them: all at once.
 
-    A CSV has a line a prompt and the columns `image`, then `x` and `y`, or `left`, `top`, `right` and `bottom`; `category`
-    if that is known. JSON is a list of objects with the same keys, or with `points` (pairs of x and y), `labels` (1 foreground,
-    0 background) and `box`. Or it is one object, for every image: `boxes`, P x 4, or `points`, P x N x 2, with `labels`,
-    P x N, or both, and `categories`, P; those stand under `EVERY`.
+    Args:
+        prompts: All with a box or all without.
+
+    Returns:
+        point_coords, P x N x 2, and point_labels, P x N, or None if there are no points; boxes, P x 4, or None. Prompts with
+        fewer than N points are padded with points of label -1, which the decoder ignores.
+
+    Raises:
+        InvalidInputError: there is no prompt, or only some have a box.
+    """
+    boxes = [prompt.box for prompt in prompts if prompt.box is not None]
+    if not prompts or len(boxes) not in (0, len(prompts)):
+        raise InvalidInputError(f"{len(boxes)} of {len(prompts)} prompts have a box: give a box to all of them or to none.")
+    most = max(len(prompt.points) for prompt in prompts)
+    coords = np.array([prompt.points + [[0.0, 0.0]] * (most - len(prompt.points)) for prompt in prompts], dtype=np.float64)
+    labels = np.array([prompt.labels + [-1] * (most - len(prompt.labels)) for prompt in prompts], dtype=np.int64)
+    return *((coords, labels) if most else (None, None)), np.array(boxes, dtype=np.float64) if boxes else None
+
+
+def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
+    """Read the prompts of a CSV or JSON file, in pixels, by the images' names.
+
+    A CSV has a line a prompt and the columns `image`, then `x` and `y`, or `left`, `top`, `right` and `bottom`, or all, and
+    `category` if it is known. JSON is a list of objects with the same keys, or with `points` (pairs of x and y), `labels` (1
+    foreground, 0 background) and `box`. Or it is one object, for every image: `boxes`, P x 4, or `points`, P x N x 2, with
+    `labels`, P x N, or both, and `categories`, P; those stand under `EVERY`.
 
     Raises:
         InvalidInputError: it is neither, a column is not known, or a prompt is not whole.
     """
-    path = Path(path)
-    columns: Sequence[str] = ()
     try:
-        if path.suffix.lower() == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as e:  # a ValueError of a name that no file can have
+        raise InvalidInputError(f"the prompts {path} cannot be read ({e}): check the path.") from e
+    return parse_prompts(data, str(path))
+
+
+def parse_prompts(data: bytes, path: str) -> dict[str, list[Prompt]]:
+    """Return the prompts in a file's bytes as `read_prompts` does; the name's ending says whether they are JSON."""
+    is_json, columns = path.lower().endswith(".json"), None
+    try:
+        text = data.decode("utf-8-sig")
+        if is_json:
+            content = json.loads(text)
         else:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                table = csv.DictReader(file)
-                content, columns = list(table), table.fieldnames or ()
-    except (OSError, ValueError, csv.Error) as e:
-        raise InvalidInputError(f"the prompts {path} cannot be read ({e}): give a CSV or a JSON file.") from e
-    check_columns(f"{path} has columns", columns, COLUMNS)
-    entries = _for_every_image(content, path) if isinstance(content, dict) else content
-    if not isinstance(entries, list) or not entries:
-        raise InvalidInputError(f"{path} holds no list of prompts: see the docs of read_prompts.")
+            table = csv.DictReader(io.StringIO(text, newline=""))
+            content, columns = list(table), table.fieldnames or ()
+    except (ValueError, RecursionError, csv.Error) as e:
+        raise InvalidInputError(f"the prompts {path} cannot be read ({e}): give a CSV or JSON file in UTF-8.") from e
+    if isinstance(content, dict):
+        return {EVERY: [prompt for _, prompt in _rows(_for_every_image(content, path), path)]}
+    if columns is not None:
+        check_columns(f"{path} has columns", columns, COLUMNS)
+    return group_prompts(content, path)
+
+
+def group_prompts(entries: Any, path: str) -> dict[str, list[Prompt]]:
+    """Return the prompts of a table's rows by their images' names.
+
+    Raises:
+        InvalidInputError: there is no row, a key is not known, or a prompt is not whole.
+    """
     prompts: dict[str, list[Prompt]] = {}
+    for name, prompt in _rows(entries, path):
+        prompts.setdefault(name, []).append(prompt)
+    return prompts
+
+
+def _rows(entries: Any, path: str) -> Iterator[tuple[str, Prompt]]:
+    """Yield each row's image and prompt."""
+    if not isinstance(entries, list) or not entries:
+        raise InvalidInputError(f"{path} has no prompts: give a row for each, such as image,x,y, see the docs of read_prompts.")
     for number, entry in enumerate(entries, 1):
-        if isinstance(entry, dict) and not columns:
-            check_columns(f"prompt {number} of {path} has keys", entry, (*COLUMNS, *LISTS))
+        if isinstance(entry, dict):
+            check_columns(f"prompt {number} of {path} has keys", [key for key in entry if key is not None], (*COLUMNS, *LISTS))
         try:
             if None in entry:  # where DictReader puts cells that have no column
                 raise ValueError("more cells than columns")
-            name = str(entry["image"])
-            if name == EVERY and entries is content:  # only an object is meant for every image
+            name = entry["image"]
+            if not isinstance(name, str) or not name.strip():
                 raise KeyError("image")
-            prompts.setdefault(name, []).append(as_prompt(entry))
+            yield name.replace("\\", "/"), as_prompt(entry)  # as name_images names them, on Windows too
         except (KeyError, OverflowError, TypeError, ValueError) as e:
             raise InvalidInputError(
                 f"prompt {number} of {path} is {entry!r}: give image, and x and y or left, top, right and bottom."
             ) from e
-    return prompts
 
 
 def check_columns(what: str, columns: Iterable[str], known: Sequence[str]) -> None:
-    """Raise InvalidInputError if there are others than the known columns, whose meaning would be lost without a word."""
+    """Raise InvalidInputError if a column is not known: its meaning would be lost in silence."""
     unknown = [name for name in columns if name not in known]
     if unknown:
-        raise InvalidInputError(
-            f"{what} that mean nothing here, {', '.join(map(repr, unknown))}: leave them out; known are {', '.join(known)}."
-        )
+        raise InvalidInputError(f"{what} that are unknown, {', '.join(map(repr, unknown))}: use {', '.join(known)}.")
 
 
-def _for_every_image(content: dict[str, Any], path: Path) -> list[dict[str, Any]]:
-    """Return columns, `boxes`, `points`, `labels` and `categories`, as a list of prompts."""
+def _for_every_image(content: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """Return columns, `boxes`, `points`, `labels` and `categories`, as a list of rows."""
     keys = {"boxes": "box", "points": "points", "labels": "labels", "categories": "category"}
     check_columns(f"{path} has keys", content, list(keys))
     columns = {keys[name]: values for name, values in content.items() if values is not None}
     if not {"box", "points"} & columns.keys():
-        raise InvalidInputError(f'{path} has neither "boxes" nor "points": write {{"boxes": [[left, top, right, bottom]]}}.')
+        raise InvalidInputError(f'{path} has neither "boxes" nor "points": write {{"boxes": [[x0, y0, x1, y1]]}}.')
     try:
         rows = list(zip(*columns.values(), strict=True))
     except (TypeError, ValueError) as e:
         raise InvalidInputError(f"{path} has lists of different lengths ({e}): give each one value a prompt.") from e
-    return [{"image": EVERY, **dict(zip(columns, row, strict=True))} for row in rows]
+    return [{"image": "*", **dict(zip(columns, row, strict=True))} for row in rows]
 
 
 def as_prompt(entry: Mapping[str, Any]) -> Prompt:
-    """Return the prompt of a row, by `COLUMNS`, by `LISTS` or both.
+    """Return the prompt of a row, by `COLUMNS`, by `LISTS` or both; None and empty cells are left out.
 
     Raises:
         KeyError: it has neither a point nor a box.
         ValueError: a value is no number, a box is not of four, or labels are more or fewer than points.
         OverflowError, TypeError: likewise.
     """
-    points = [[float(x), float(y)] for x, y in entry.get("points", [])]
-    if entry.get("x") not in (None, ""):
-        points.append([float(entry["x"]), float(entry["y"])])
-    box = entry.get("box")
-    if any(entry.get(side) not in (None, "") for side in ("left", "top", "right", "bottom")):
-        box = [entry[side] for side in ("left", "top", "right", "bottom")]
+    given = {key: value for key, value in entry.items() if value is not None and value != ""}
+    points = [[float(x), float(y)] for x, y in given.get("points", [])]
+    if "x" in given or "y" in given:
+        points.append([float(given["x"]), float(given["y"])])
+    box = given.get("box")
+    sides = ("left", "top", "right", "bottom")
+    if any(side in given for side in sides):
+        box = [given[side] for side in sides]
     if not points and not box:
         raise KeyError("x")
-    labels = [int(label) for label in entry.get("labels", [1] * len(points))]
+    labels = [int(label) for label in given.get("labels", [1] * len(points))]
     if len(labels) != len(points):
         raise ValueError("labels")
     if box is not None and len(box) != 4:
         raise ValueError("box")
-    category = entry.get("category")
+    category = given.get("category")
     return Prompt(points, labels, [float(v) for v in box] if box else None, str(category) if category else None)
 
 

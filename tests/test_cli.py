@@ -252,7 +252,7 @@ def test_prompts_by_image(tiny, line, tmp_path):
     assert f"2 of 3 images have no prompt in {prompts}" in done.stderr
     (image,) = from_coco(json.loads((tmp_path / "c.json").read_text()), tmp_path)
     assert image.path == line / "two" / "b.png"
-    assert [(instance.category, instance.prompt["points"]) for instance in image.instances] == [
+    assert [(instance.category, instance.prompt.points) for instance in image.instances] == [
         ("nut", [[10, 20]]),
         ("object", [[30, 40]]),
     ]

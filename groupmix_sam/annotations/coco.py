@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 
 from ..masks import decode_rle, encode_rle, fill_polygons
-from .types import AnnotatedImage, Instance, category_index, category_names, readable, relative_path, score_of
+from .types import (
+    AnnotatedImage,
+    Instance,
+    category_index,
+    category_names,
+    prompt_of,
+    prompt_record,
+    readable,
+    relative_path,
+    score_of,
+)
 
 __all__ = ["add_image", "from_coco", "start_coco", "to_coco"]
 
@@ -52,7 +62,7 @@ def add_image(content: dict[str, Any], image: AnnotatedImage, folder: Path | Non
             "iscrowd": 0,
             "score": instance.score,
         }
-        annotations.append(annotation | ({"prompt": instance.prompt} if instance.prompt else {}))
+        annotations.append(annotation | prompt_record(instance))
     content["images"].append({"id": number, "file_name": file_name, "width": width, "height": height})
 
 
@@ -66,7 +76,7 @@ def from_coco(content: Mapping[str, Any], folder: Path | None = None) -> list[An
             shape, size = entry["segmentation"], sizes[entry["image_id"]]
             mask = decode_rle(shape) if isinstance(shape, Mapping) else fill_polygons([[_pairs(ring)] for ring in shape], size)
             category = names.get(entry["category_id"], str(entry["category_id"]))
-            instances[entry["image_id"]].append(Instance(mask, score_of(entry), category, entry.get("prompt")))
+            instances[entry["image_id"]].append(Instance(mask, score_of(entry), category, prompt_of(entry)))
         return [
             AnnotatedImage((folder or Path()) / entry["file_name"], sizes[entry["id"]], instances[entry["id"]])
             for entry in content["images"]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..masks import TOLERANCE, fill_polygons, to_polygons
-from .types import AnnotatedImage, Instance, readable, relative_path, score_of
+from .types import AnnotatedImage, Instance, prompt_of, prompt_record, readable, relative_path, score_of
 
 __all__ = ["from_contours", "to_contours"]
 
@@ -17,7 +17,7 @@ def to_contours(image: AnnotatedImage, folder: Path | None = None, tolerance: fl
             "category": instance.category,
             "score": instance.score,
             "polygons": to_polygons(instance.mask, tolerance),
-            **({"prompt": instance.prompt} if instance.prompt else {}),
+            **prompt_record(instance),
         }
         for instance in image.instances
     ]
@@ -33,7 +33,7 @@ def from_contours(content: Mapping[str, Any], folder: Path | None = None) -> Ann
                 fill_polygons(entry["polygons"], (height, width)),
                 score_of(entry),
                 str(entry["category"]),
-                entry.get("prompt"),
+                prompt_of(entry),
             )
             for entry in content["instances"]
         ]

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import InvalidInputError, UnknownNameError
 from ..masks import Mask, check_mask, mask_window
+from ..prompts import LISTS, Prompt, as_prompt
 
 __all__ = ["AnnotatedImage", "Instance"]
 
@@ -26,7 +27,7 @@ class Instance:
         mask: H x W of bool.
         score: The predicted IoU; 1 where there is none.
         category: The name of what the mask shows.
-        prompt: The prompt of the mask, as `Prompt.record` returns it.
+        prompt: The prompt that the mask answers.
 
     Attributes:
         size: The image's height and width.
@@ -42,10 +43,10 @@ class Instance:
     area: int
     score: float
     category: str
-    prompt: dict[str, Any] | None
+    prompt: Prompt | None
     _bits: bytes = field(repr=False)
 
-    def __init__(self, mask: Mask, score: float = 1.0, category: str = "object", prompt: dict[str, Any] | None = None) -> None:
+    def __init__(self, mask: Mask, score: float = 1.0, category: str = "object", prompt: Prompt | None = None) -> None:
         check_mask(mask)
         rows, columns = mask_window(mask) or (slice(0, 0), slice(0, 0))
         crop = mask[rows, columns]
@@ -93,6 +94,19 @@ class AnnotatedImage:
 def score_of(entry: Mapping[str, Any]) -> float:
     score = entry.get("score")
     return 1.0 if score is None else float(score)
+
+
+def prompt_of(entry: Mapping[str, Any]) -> Prompt | None:
+    """Return the prompt that `Prompt.record` wrote; None where there is none, or one of another program's."""
+    prompt = entry.get("prompt")
+    if not isinstance(prompt, Mapping) or not prompt or not set(prompt) <= {*LISTS, "category"}:
+        return None
+    return as_prompt(prompt)
+
+
+def prompt_record(instance: Instance) -> dict[str, Any]:
+    """Return what a file says of an instance's prompt: nothing if there is none."""
+    return {} if instance.prompt is None else {"prompt": instance.prompt.record()}
 
 
 def category_index(category: str, names: Sequence[str]) -> int:

@@ -282,10 +282,10 @@ def leave_out_drawings(images: Mapping[str, ImageFile]) -> dict[str, ImageFile]:
 
 
 def _overlay(image: NDArray[np.uint8], annotated: AnnotatedImage, draw_prompts: bool) -> Any:
-    prompts = [instance.prompt or {} for instance in annotated.instances if draw_prompts]
-    points = [point for prompt in prompts for point in prompt.get("points", [])]
-    labels = [label for prompt in prompts for label in prompt.get("labels", [])]
-    boxes = [prompt["box"] for prompt in prompts if "box" in prompt]
+    prompts = [instance.prompt for instance in annotated.instances if draw_prompts and instance.prompt is not None]
+    points = [point for prompt in prompts for point in prompt.points]
+    labels = [label for prompt in prompts for label in prompt.labels]
+    boxes = [prompt.box for prompt in prompts if prompt.box is not None]
     return draw_masks(
         image,
         (instance.mask for instance in annotated.instances),

@@ -31,7 +31,7 @@ from ..inference.exported_folder import read_config
 from ..inference.model import model_hash
 from ..inference.predictor import Predictor
 from ..masks import encode_rle
-from ..prompts import Prompt
+from ..prompts import LISTS, Prompt
 from ..sam import build_sam_groupmix
 from ..weights import is_exported
 from .prompt_table import PROMPT, read_prompt_table
@@ -262,7 +262,10 @@ class Segmenter:
 
 def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.Table:
     """Return the list of images: that of the run that is there, if it is this one, or a new one, which is written."""
-    asked = None if prompts is None else read_prompt_table(prompts)
+    asked = None
+    if prompts is not None:
+        table = read_prompt_table(prompts)
+        asked = {name: [{key: getattr(prompt, key) for key in LISTS} for prompt in group] for name, group in table.items()}
     record = {
         "format_version": FORMAT_VERSION,
         "source": job.source,

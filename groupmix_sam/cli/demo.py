@@ -27,16 +27,18 @@ def demo(
     groupmix-sam demo photo.jpg
     groupmix-sam demo --checkpoint default --checkpoint runs/line/weights --reference mobile_sam.pt
     """
+    from functools import partial
+
     from ..demo.page import build, free_port, serve
     from ..demo.session import Demo, load_named
     from ..inference import Predictor
 
     listen = free_port(host, port)
-    models = dict(load_named(source, encoder=encoder, image_size=image_size) for source in checkpoint or ["default"])
+    named = [load_named(source, encoder=encoder, image_size=image_size) for source in checkpoint or ["default"]]
     mobile = None
     if reference is not None:
-        mobile = Predictor.from_pretrained(reference, image_size=image_size)
-    shared = Demo(models, mobile)
+        mobile = partial(Predictor, Predictor.from_pretrained(reference, image_size=image_size).model)
+    shared = Demo({name: partial(Predictor, predictor.model) for name, predictor in named}, mobile)
     page = build(shared, None if image is None else shared.open(image))
     serve(page, host, listen)
     if listen != port:

@@ -118,7 +118,7 @@ def _summary(image: AnnotatedImage, files: list[str]) -> dict[str, Any]:
             "category": instance.category,
             "score": round(instance.score, 4),
             "area": instance.area,
-            "prompt": instance.prompt,
+            "prompt": instance.prompt and instance.prompt.record(),
         }
         for instance in image.instances
     ]

@@ -75,7 +75,7 @@ def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
             with gr.Column(scale=5, min_width=320):
                 with gr.Row():
                     image = gr.Image(
-                        label="ImageFile",
+                        label="Image",
                         sources=["upload", "webcam", "clipboard"],
                         format="jpeg",
                         height=HEIGHT,

@@ -1,6 +1,6 @@
 """What the demo page does, apart from how it looks: an image, clicks on it, and the masks that models give for them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw
 
 from ..errors import ImageReadError, InvalidInputError, NoImageError, UnknownNameError
 from ..images import decode_image
-from ..inference import Predictor
+from ..inference import MaskPredictor, Predictor
 from ..inference.exported_folder import read_config
 from ..masks import mask_iou
-from ..prompts import as_box, as_points
+from ..prompts import Prompt
 from ..visualize import draw_masks
 from ..weights import is_exported
 
@@ -27,9 +27,8 @@ MAX_PIXELS = 25_000_000
 # a click was only in images that the browser does not enlarge.
 SHOWN_SIDE = 1024
 REFERENCE = "MobileSAM"
+MakePredictor = Callable[[], MaskPredictor]
 RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
-
-Prompt = tuple[NDArray[np.float64] | None, NDArray[np.int64] | None, NDArray[np.float64] | None]
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,9 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """A model that has seen an image, and the seconds that its encoder took."""
+    """A predictor whose image is set, and the seconds that its encoder took."""
 
-    predictor: Predictor
+    predictor: MaskPredictor
     seconds: float
 
 
@@ -131,19 +130,18 @@ class Session:
         return corners[-1] if len(corners) % 2 else None
 
     def prompt(self) -> Prompt | None:
-        """Return points, labels and the newest box, as `Predictor.predict` takes them; None if there is neither."""
+        """Return the points and the newest box; None if there is neither."""
         assert self.image is not None
-        size = self.image.shape[0], self.image.shape[1]
-        coords = labels = box = None
         points = [click for click in self.clicks if click.kind != "corner"]
-        if points:
-            kinds = [int(click.kind == "foreground") for click in points]
-            coords, labels = as_points([(click.x, click.y) for click in points], kinds, size)
-        corners = self._corners()
+        corners, box = self._corners(), None
         if corners and not self.corner:
-            (left, right), (top, bottom) = (sorted(pair) for pair in zip(*((c.x, c.y) for c in corners[-2:]), strict=True))
-            box = as_box((left, top, right, bottom), size)
-        return None if coords is None and box is None else (coords, labels, box)
+            (x0, x1), (y0, y1) = (sorted(pair) for pair in zip(*((c.x, c.y) for c in corners[-2:]), strict=True))
+            box = [x0, y0, x1, y1]
+        if not points and box is None:
+            return None
+        prompt = Prompt([[click.x, click.y] for click in points], [int(click.kind == "foreground") for click in points], box)
+        prompt.check((self.image.shape[0], self.image.shape[1]))
+        return prompt
 
     def mask(self, model: str | None = None) -> NDArray[np.bool_] | None:
         """Return the chosen mask, or that of the same number which another model gives."""
@@ -164,7 +162,7 @@ class Session:
         mask = self.mask(model)
         size = image.shape[1], image.shape[0]
         masks = [] if mask is None else [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))]
-        coords, labels, box = self.prompt() or (None, None, None)
+        coords, labels, box = (self.prompt() or Prompt()).arrays().values()
         drawn = draw_masks(
             image,
             masks,
@@ -193,18 +191,19 @@ class Demo:
     """Models that sessions share.
 
     Args:
-        models: By the name that the page shows.
-        reference: MobileSAM, to compare their masks with.
+        models: By the name that the page shows, each a function that returns a new predictor. Predictors of one model share its
+            weights; each keeps the embedding of one visitor's image.
+        reference: Likewise, MobileSAM, to compare their masks with.
     """
 
-    def __init__(self, models: Mapping[str, Predictor], reference: Predictor | None = None) -> None:
+    def __init__(self, models: Mapping[str, MakePredictor], reference: MakePredictor | None = None) -> None:
         self.models = tuple(models)
         self.has_reference = reference is not None
-        self._predictors = dict(models)
+        self._make = dict(models)
         if reference is not None:
-            self._predictors[REFERENCE] = reference
-        # A runtime is not asked by two threads at once.
-        self._locks = {name: Lock() for name in self._predictors}
+            self._make[REFERENCE] = reference
+        # One thread at a time runs a model: two would take each other's cores.
+        self._locks = {name: Lock() for name in self._make}
 
     def open(self, path: Path) -> Session:
         """Return a session with an image file, whose name is all of the path that an error says.
@@ -244,17 +243,16 @@ class Demo:
         return replace(session, embeddings=embeddings, answers=answers, model=model, chosen=chosen)
 
     def _embed(self, name: str, image: NDArray[np.uint8]) -> Embedding:
-        predictor = Predictor(self._predictors[name].model)  # shares the weights, and has embeddings of its own
+        predictor = self._make[name]()
         with self._locks[name]:
             start = perf_counter()
             predictor.set_image(image)
             return Embedding(predictor, perf_counter() - start)
 
-    def _answer(self, name: str, predictor: Predictor, prompt: Prompt) -> Answer:
-        coords, labels, box = prompt
+    def _answer(self, name: str, predictor: MaskPredictor, prompt: Prompt) -> Answer:
         with self._locks[name]:
             start = perf_counter()
-            masks, scores, _ = predictor.predict(coords, labels, box)
+            masks, scores, _ = predictor.predict(**prompt.arrays())
             return Answer(masks, scores, perf_counter() - start)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import ImageReadError, InvalidInputError, MissingExtraError
 from ..files import sha256
 from ..images import read_image
+from ..inference.protocol import MaskPredictor
 from ..masks import box_baseline, decode_rle, encode_rle, mask_iou, tight_box
 from ..prompts import Prompt
 from .metrics import Mask, boundary_iou
@@ -69,7 +70,7 @@ class LabelledDataset:
         """Return the images' names, in the file's order."""
         return list(self.ids)
 
-    def measure(self, predictor: Any, name: str) -> list[Row]:
+    def measure(self, predictor: MaskPredictor, name: str) -> list[Row]:
         """Return a row for every annotation and prompt of an image; none where nothing in it counts."""
         counted = self._counted(self.ids[name])
         if not counted:
@@ -81,7 +82,7 @@ class LabelledDataset:
         predictor.set_image(image)
         return [self._row(predictor, name, kind, a, mask) for kind in self.protocol.prompts for a, mask in instances]
 
-    def _row(self, predictor: Any, image: str, kind: str, annotation: dict[str, Any], truth: Mask) -> Row:
+    def _row(self, predictor: MaskPredictor, image: str, kind: str, annotation: dict[str, Any], truth: Mask) -> Row:
         box = annotation["box"] or [float(v) for v in tight_box(truth)]
         mask_selection = self.protocol.selection_for(kind)
         row = {"image": image, **{name: annotation[name] for name in ("id", "category", "area", "crowd")}}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError, MissingExtraError
 from ..files import sha256
 from ..images import read_image
+from ..inference.protocol import MaskPredictor
 from ..prompts import Prompt
 from .dataset import Row, encode, hash_images, image_names, load_coco
 from .protocol import Protocol, ask
@@ -82,7 +83,7 @@ class DetectionDataset:
         """Return the images' names, in the annotations' order."""
         return list(self.found)
 
-    def measure(self, predictor: Any, name: str) -> list[Row]:
+    def measure(self, predictor: MaskPredictor, name: str) -> list[Row]:
         """Return a row for every detection in an image."""
         if not self.found[name]:
             return []
@@ -95,7 +96,7 @@ class DetectionDataset:
             rows.append({**row, "size": list(mask.shape), "mask": encode(mask)})
         return rows
 
-    def _ask(self, predictor: Any, prompt: Prompt, size: tuple[int, int]) -> tuple[NDArray[np.bool_], float]:
+    def _ask(self, predictor: MaskPredictor, prompt: Prompt, size: tuple[int, int]) -> tuple[NDArray[np.bool_], float]:
         """Return the mask for a box and its predicted IoU; an empty one, whatever the model, for a box that shows nothing."""
         try:
             prompt.check(size)

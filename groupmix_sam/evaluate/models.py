@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..encoders.config import IMAGE_SIZE
 from ..errors import InvalidInputError, WeightsError
 from ..files import sha256
-from ..inference import Predictor
+from ..inference import MaskPredictor, Predictor
 from ..sam import build_sam_groupmix
 from ..weights import SAM_VITS, is_exported, open_weights, origin_of
 
@@ -31,13 +31,13 @@ class Model:
     """A predictor and what a result says of it.
 
     Attributes:
-        predictor: Anything with `SamPredictor`'s `set_image` and `predict`.
+        predictor: `SamPredictor`, `Predictor`, or your own with their `set_image` and `predict`.
         name: What tables call it.
         sha256: Of its weights' file, or of an exported folder's `config.json`; None where there is no one file.
         image_size: Side in pixels that it sees images at.
     """
 
-    predictor: Any
+    predictor: MaskPredictor
     name: str
     sha256: str | None = None
     image_size: int = IMAGE_SIZE

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from segment_anything.utils.amg import calculate_stability_score
 
 from ..errors import InvalidInputError, UnknownNameError
+from ..inference.protocol import MaskPredictor
 from ..masks import mask_iou
 from ..prompts import Prompt
 from .metrics import Mask, innermost_pixel, next_click, random_pixel
@@ -32,8 +33,8 @@ class Protocol:
         name: The preset that it comes from.
         prompts: "box", "point" (the innermost pixel), "random-point" (any inside), or "clicks-N" (the innermost pixel, then
             corrections at the largest error up to N).
-        mask_selection: A key of `MASK_SELECTIONS`; None is "single" for boxes and "best-of-3" for points and
-            for the first of several clicks.
+        mask_selection: A key of `MASK_SELECTIONS`; None is "best-of-3" for one point, such as the first of several clicks, and
+            "single" for any other prompt.
         crowds: Whether annotations of crowds count.
         min_mask_area: Masks of fewer pixels are left out.
         resize: "sam", as the predictor does; or "nanosam": bicubic, sides cut rather than rounded, and masks enlarged from
@@ -60,8 +61,11 @@ class Protocol:
             raise UnknownNameError.near("way to resize", self.resize, ("sam", "nanosam"))
 
     def selection_for(self, prompt: str) -> str:
-        """Return how the mask is chosen for a prompt of this kind."""
-        return self.mask_selection or ("single" if prompt == "box" else "best-of-3")
+        """Return how the mask is chosen for a prompt of this kind, one of `prompts` or a `Prompt.kind`.
+
+        Without a `mask_selection` it is the rule of `is_ambiguous`: all kinds but "box" and "points" begin with one point.
+        """
+        return self.mask_selection or ("single" if prompt in ("box", "points") else "best-of-3")
 
     def record(self) -> dict[str, Any]:
         """Return what goes into a result, as JSON has it."""
@@ -91,11 +95,13 @@ class Answer:
     low_res: NDArray[np.float32]
 
 
-def ask(predictor: Any, prompt: Prompt, mask_selection: str, truth: Mask | None = None, low_res: Any = None) -> Answer:
+def ask(
+    predictor: MaskPredictor, prompt: Prompt, mask_selection: str, truth: Mask | None = None, low_res: Any = None
+) -> Answer:
     """Ask a predictor, whose image is set, for a mask.
 
     Args:
-        predictor: Anything with `SamPredictor`'s `predict`.
+        predictor: The model, whose image is set.
         prompt: What to ask with.
         mask_selection: A key of `MASK_SELECTIONS`.
         truth: The mask that an oracle knows.
@@ -124,7 +130,7 @@ def ask(predictor: Any, prompt: Prompt, mask_selection: str, truth: Mask | None 
     return Answer(masks[best], float(predicted[best]), logits[best : best + 1])
 
 
-def click(predictor: Any, truth: Mask, clicks: int, mask_selection: str) -> tuple[Prompt, list[Answer]]:
+def click(predictor: MaskPredictor, truth: Mask, clicks: int, mask_selection: str) -> tuple[Prompt, list[Answer]]:
     """Click at the truth's middle, then at the largest error again and again; return the clicks and the answers to each.
 
     The first click's mask is chosen as said. From the second on, one mask is asked for, with the logits of the one before.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError
 from ..files import make_folder, sha256, write_beside
 from ..images import SUFFIXES, read_image
+from ..inference.protocol import MaskPredictor
 from ..masks import decode_rle, encode_rle, tight_box
 from ..prompts import EVERY, Prompt, read_prompts
 from .dataset import Row, hash_images, measure
@@ -26,8 +27,8 @@ __all__ = ["ReferenceDataset"]
 class ReferenceDataset:
     """A folder of images, prompts, and the model whose masks are taken for the truth.
 
-    The mask is chosen alike for both models: as the protocol says, or of a box the single one, else the best of three. Where an
-    oracle chooses, the reference's is the best of three by its own word.
+    The mask is chosen alike for both models, see `Protocol.selection_for`. Where an oracle chooses, the reference's mask is the
+    best of three by predicted IoU.
 
     Args:
         images: The folder.
@@ -87,7 +88,7 @@ class ReferenceDataset:
         """Return the images' names: of the grid sorted, else in the prompts' order."""
         return self.names
 
-    def measure(self, predictor: Any, name: str) -> list[Row]:
+    def measure(self, predictor: MaskPredictor, name: str) -> list[Row]:
         """Return a row for every prompt of an image that the reference has a mask for."""
         image = read_image(self.folder / name)
         size = (image.shape[0], image.shape[1])

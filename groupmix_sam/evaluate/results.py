@@ -30,7 +30,7 @@ class Result:
         data: Where images and truth came from, with their hashes.
         versions: Of Python and of the packages that can change a figure.
         rows: In the images' order; `image`, `id`, `prompt`, `given`, `iou`, `boundary_iou`, `predicted_iou`,
-            `filled_box_iou`, and the masks `mask` and `truth` as COCO's RLE `counts` of height and width `size`.
+            `box_baseline_iou`, and the masks `mask` and `truth` as COCO's RLE `counts` of height and width `size`.
     """
 
     kind: str

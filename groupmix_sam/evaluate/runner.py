@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..errors import InvalidInputError, SaveError
 from ..files import make_folder
+from ..inference.protocol import MaskPredictor
 from ..memory import keep_freed_memory
 from .dataset import Row
 from .models import Model
@@ -27,14 +28,14 @@ __all__ = ["Task", "evaluate"]
 
 
 class Task(Protocol):
-    """What `Labelled` and `Agreement` have in common."""
+    """What `LabelledDataset`, `ReferenceDataset` and `DetectionDataset` have in common."""
 
     kind: str
     protocol: Any
 
     def record(self) -> dict[str, Any]: ...
     def images(self) -> list[str]: ...
-    def measure(self, predictor: Any, image: str) -> list[Row]: ...
+    def measure(self, predictor: MaskPredictor, image: str) -> list[Row]: ...
 
 
 def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError
 from .dataset import Row
 from .results import Result
-from .tables import aligned
+from .tables import table
 
 __all__ = ["Comparison", "Figure", "check_comparable", "compare", "compare_text", "result_name", "summarize", "summary_text"]
 
@@ -42,10 +42,10 @@ class Line:
         count: The masks.
         iou: Their mean IoU.
         boundary_iou: Their mean boundary IoU.
-        box_baseline: The mean IoU of the filled box.
+        box_baseline: The mean IoU of the box baseline.
         iou_error: Mean distance of the predicted from the true IoU.
         under_half: Share of masks with an IoU under 0.5.
-        share: The share of the reference's gain over the filled box; None without a reference, or where it gains nothing.
+        share: The share of the reference's gain over the box baseline; None without a reference, or where it gains nothing.
     """
 
     prompt: str
@@ -69,10 +69,10 @@ class Comparison:
         count: The masks.
         a: A's mean IoU.
         b: B's mean IoU.
-        box_baseline: The mean IoU of the filled box.
+        box_baseline: The mean IoU of the box baseline.
         difference: Of the mean IoU.
         ratio: B's mean IoU over A's; None if A's is 0.
-        share: The share of A's gain over the filled box that B has; None where A gains nothing.
+        share: The share of A's gain over the box baseline that B has; None where A gains nothing.
         images: Names and mean differences, the worst first.
     """
 
@@ -92,7 +92,7 @@ def summarize(result: Result, reference: Result | None = None, seed: int = 0) ->
 
     Args:
         result: The result.
-        reference: Another of the same protocol and data, whose gain over the filled box is the measure.
+        reference: Another of the same protocol and data, whose gain over the box baseline is the measure.
         seed: Of the bootstrap.
 
     Raises:
@@ -161,7 +161,7 @@ def check_comparable(a: Result, b: Result) -> None:
             raise InvalidInputError(
                 f"the results differ in their {what}, {getattr(a, what)} and {getattr(b, what)}: evaluate both alike."
             )
-    for what in ("sha256", "images_sha256", "grid", "confidence", "reference"):
+    for what in ("sha256", "images_sha256", "points_per_side", "confidence", "reference"):
         if a.data.get(what) != b.data.get(what):
             raise InvalidInputError(f"the results are of different data, their {what} differ: evaluate both on the same.")
 
@@ -173,29 +173,29 @@ def summary_text(result: Result, reference: Result | None = None) -> str:
     head = f"{result_name(result)}: {images} images, {result.kind}, preset {result.protocol['name']}"
     if result.kind == "reference":
         head += f", the truth is {result.data['reference']['name']}'s"
-    columns = ["prompt", "mask", "size", "masks", "mIoU", "boundary IoU", "IoU error", "under 0.5", "filled box"]
+    columns = ["prompt", "mask", "size", "masks", "mIoU", "boundary IoU", "IoU error", "under 0.5", "box baseline"]
     if reference is not None:
         columns.append(f"share of {result_name(reference)}'s gain")
-    table = []
+    cells = []
     for line in lines:
-        cells = [line.prompt, line.mask_selection, line.size, str(line.count), str(line.iou), f"{line.boundary_iou.value:.3f}"]
-        cells += [f"{line.iou_error.value:.3f}", f"{line.under_half.value:.3f}", str(line.box_baseline)]
+        row = [line.prompt, line.mask_selection, line.size, str(line.count), str(line.iou), f"{line.boundary_iou.value:.3f}"]
+        row += [f"{line.iou_error.value:.3f}", f"{line.under_half.value:.3f}", str(line.box_baseline)]
         if reference is not None:
-            cells.append("-" if line.share is None else str(line.share))
-        table.append(cells)
-    note = "Intervals: 95 %, by bootstrap over images. Filled box: what the truth's bounding box itself scores as a mask."
-    return "\n".join([head, *aligned([columns, *table]), note])
+            row.append("-" if line.share is None else str(line.share))
+        cells.append(row)
+    note = "Intervals: 95 %, by bootstrap over images. Box baseline: the IoU of the true mask's bounding box, taken as a mask."
+    return "\n".join([head, table([columns, *cells]), note])
 
 
 def compare_text(a: Result, b: Result, images: int = 5) -> str:
     """Return a comparison as a table to print, with the images in which B loses and gains most."""
     lines = [f"A is {result_name(a)}, B is {result_name(b)}; paired by mask, intervals of 95 % by bootstrap over images"]
-    table = [["prompt", "masks", "A", "B", "B - A", "B / A", "filled box", "share of A's gain over the box"]]
+    cells = [["prompt", "masks", "A", "B", "B - A", "B / A", "box baseline", "share of A's gain over the box baseline"]]
     comparisons = compare(a, b)
     for c in comparisons:
         figures = (c.a, c.b, c.difference, c.ratio, c.box_baseline, c.share)
-        table.append([c.prompt, str(c.count), *("-" if figure is None else str(figure) for figure in figures)])
-    lines += aligned(table)
+        cells.append([c.prompt, str(c.count), *("-" if figure is None else str(figure) for figure in figures)])
+    lines.append(table(cells))
     for c in comparisons:
         for what, chosen in (("worst", c.images[:images]), ("best", c.images[::-1][:images])):
             lines.append(f"{c.prompt}, B's {what}: " + ", ".join(f"{name} {change:+.3f}" for name, change in chosen))

@@ -1,6 +1,7 @@
 """From an image and prompts, or an image alone, to the instances in it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..masks import decode_rle
 from ..preprocess import check_aspect
 from ..prompts import Prompt
 from .predictor import Predictor
+from .protocol import MaskPredictor
 
 __all__ = ["everything", "everything_costs", "segment"]
 
@@ -25,14 +27,13 @@ __all__ = ["everything", "everything_costs", "segment"]
 PIXELS_AT_ONCE = 64 * 1024 * 1024
 
 
-def segment(predictor: Any, image: NDArray[Any], prompts: Sequence[Prompt], category: str = "object") -> list[Instance]:
-    """Return what each prompt shows.
-
-    One point may mean a part or the whole, so the model is asked for three masks and the best by its own word is taken; more
-    points, or a box, mean one instance.
+def segment(
+    predictor: MaskPredictor, image: NDArray[Any], prompts: Sequence[Prompt], category: str = "object"
+) -> list[Instance]:
+    """Return an instance for each prompt, with the mask that `is_ambiguous` describes.
 
     Args:
-        predictor: A `SamPredictor` or a `Predictor`.
+        predictor: A `SamPredictor`, a `Predictor`, or another with their methods.
         image: H x W x 3, uint8, RGB; also what else `as_rgb` takes, such as grayscale, H x W.
         prompts: In the image's pixels.
         category: The name of what prompts show that have no category of their own.
@@ -53,7 +54,7 @@ def segment(predictor: Any, image: NDArray[Any], prompts: Sequence[Prompt], cate
     for prompt in prompts:
         masks, scores, _ = predictor.predict(**prompt.arrays(), multimask_output=prompt.ambiguous)
         best = int(scores.argmax())
-        given = {key: value for key, value in prompt.record().items() if key != "category"}
+        given = replace(prompt, category=None)  # which the instance has
         instances.append(Instance(masks[best], float(scores[best]), prompt.category or category, given))
     return instances
 
@@ -110,7 +111,7 @@ def everything(
             decode_rle(entry["segmentation"]),
             float(entry["predicted_iou"]),
             category,
-            Prompt(np.asarray(entry["point_coords"]).tolist(), [1]).record(),
+            Prompt(np.asarray(entry["point_coords"]).tolist()),
         )
         for entry in sorted(found, key=lambda entry: -entry["area"])
     ]

@@ -35,6 +35,7 @@ from groupmix_sam.annotations import (
 )
 from groupmix_sam.errors import InvalidInputError, MissingExtraError, UnknownNameError
 from groupmix_sam.masks import decode_rle, encode_rle, fill_polygons, to_polygons
+from groupmix_sam.prompts import Prompt
 
 masks = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=40))
 
@@ -62,7 +63,7 @@ def blobs(seed, count=3, size=(120, 160)):
 
 def image(*found, path=Path("photos/a.jpg"), categories=("nut", "bolt", "nut")):
     scores = (0.9, 0.75, 0.5)
-    prompts = ({"box": [1.0, 2.0, 30.0, 40.0]}, None, {"points": [[3.0, 4.0]], "labels": [1]})
+    prompts = (Prompt(box=[1.0, 2.0, 30.0, 40.0]), None, Prompt([[3.0, 4.0]]))
     instances = [Instance(m, *rest) for m, *rest in zip(found, scores, categories, prompts, strict=False)]
     return AnnotatedImage(path, found[0].shape, instances)
 

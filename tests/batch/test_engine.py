@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import asdict
 
 import numpy as np
 import psutil
@@ -34,6 +35,7 @@ from groupmix_sam.images import read_image
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.automatic import everything
 from groupmix_sam.masks import decode_rle, encode_rle
+from groupmix_sam.prompts import Prompt
 from groupmix_sam.sam import build_sam_groupmix
 from groupmix_sam.weights import save_weights
 
@@ -247,7 +249,11 @@ def test_a_part_that_kills_its_workers_is_given_up(weights, images, tmp_path):
 
 def test_a_uri_is_as_good_as_a_path(weights, images, prompts, tmp_path):
     worker = Segmenter(job(f"fsspec+file://{images}", f"fsspec+file://{tmp_path}/out", weights, everything=False))
-    worker(table("00.png").set_column(1, "prompts", [[read_prompt_table(f"fsspec+file://{prompts}")["00.png"][1:2]]]))
+    worker(
+        table("00.png").set_column(
+            1, "prompts", [[[asdict(p) for p in read_prompt_table(f"fsspec+file://{prompts}")["00.png"][1:2]]]]
+        )
+    )
     (row,) = masks_of(tmp_path / "out")
     assert np.array_equal(decode_rle(row), expected(weights, images, prompts)["00.png", 1][0])
 
@@ -261,30 +267,31 @@ def test_prompts_of_a_parquet_file_are_those_of_a_csv(tmp_path):
     ]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     (tmp_path / "named.csv").write_text("image,x,y,category\n01,1,2,nut\n")
-    assert read_prompt_table(tmp_path / "named.csv")["01"] == [{"points": [[1.0, 2.0]], "labels": [1], "box": None}]
+    assert read_prompt_table(tmp_path / "named.csv")["01"] == [Prompt([[1.0, 2.0]], category="nut")]
     from_csv = read_prompt_table(tmp_path / "a.csv")
     assert from_csv == read_prompt_table(tmp_path / "a.parquet")
-    assert from_csv["02"] == [{"points": [[5.0, 6.0]], "labels": [1], "box": [7.0, 8.0, 9.0, 10.0]}]
+    assert from_csv["02"] == [Prompt([[5.0, 6.0]], [1], [7.0, 8.0, 9.0, 10.0])]
     assert len(from_csv["01"]) == 2
 
 
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("", "cannot be read"),
-        ("image,x,y\n", "has no prompt"),
-        ("path,x,y\na,1,2\n", "mean nothing here, 'path'"),
-        ("image,x,y,label\na,1,2,0\n", "nothing here, 'label': .* known are image, x, y, left"),
+        ("", "has no prompts"),
+        ("image,x,y\n", "has no prompts"),
+        ("path,x,y\na,1,2\n", "unknown, 'path'"),
+        ("image,x,y,label\na,1,2,0\n", "unknown, 'label': use image, x, y, left"),
         ("x,y\n1,2\n", "prompt 1 of .*: give image"),
         ("image,x,y\na,1,\n", "prompt 1"),
         ("image,left,top\na,1,2\n", "prompt 1"),
         ("image,x,y\na,1,2\na,b,3\n", "prompt"),
         ("image\na\n", "prompt 1"),
-        ("image,x,y\na,1\n", "cannot be read"),
+        ("image,x,y\na,1\n", "prompt 1"),
+        (b"image,x,y\n\xe4,1,2\n", "cannot be read .* in UTF-8"),
     ],
 )
 def test_tables_refused(tmp_path, content, match):
-    (tmp_path / "a.csv").write_text(content)
+    (tmp_path / "a.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InvalidInputError, match=match):
         read_prompt_table(tmp_path / "a.csv")
 
@@ -292,7 +299,7 @@ def test_tables_refused(tmp_path, content, match):
 def test_what_cannot_be_run(weights, images, prompts, tmp_path, monkeypatch):
     with pytest.raises(InvalidInputError, match="threads is 0"):
         batch(images, tmp_path, threads=0, **weights)
-    with pytest.raises(InvalidInputError, match="least_score is 88: give a number from 0 to 1"):
+    with pytest.raises(InvalidInputError, match="pred_iou_thresh is 88: give a number from 0 to 1"):
         batch(images, tmp_path, pred_iou_thresh=88, **weights)
     with pytest.raises(InvalidInputError, match="workers is 0"):
         batch(images, tmp_path, workers=0, **weights)

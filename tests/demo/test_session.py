@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from groupmix_sam.demo import Answer, Demo, Session
 from groupmix_sam.demo.session import REFERENCE, load_named
 from groupmix_sam.errors import ImageReadError, InvalidInputError, NoImageError, UnknownNameError
 from groupmix_sam.inference import Predictor
+from groupmix_sam.inference.model import torch_model
+from groupmix_sam.prompts import Prompt
 from groupmix_sam.visualize import draw_masks
 from groupmix_sam.weights import save_weights
 
@@ -28,8 +31,8 @@ class Stub:
     def set_image(self, image):
         self.embedded.append(image)
 
-    def predict(self, coords, labels, box):
-        self.asked.append((coords, labels, box))
+    def predict(self, point_coords, point_labels, box):
+        self.asked.append((point_coords, point_labels, box))
         return self.masks, self.scores, None
 
 
@@ -49,7 +52,7 @@ def stubs():
 
 @pytest.fixture
 def demo(stubs):
-    return Demo({"ours": stubs[0], "again": stubs[0]}, stubs[1])
+    return Demo({"ours": lambda: stubs[0], "again": lambda: stubs[0]}, lambda: stubs[1])
 
 
 @pytest.fixture
@@ -67,21 +70,18 @@ def at(session, x, y, kind="foreground"):
 def test_points_and_boxes_are_what_was_clicked(small):
     session = at(at(at(small, 1, 2), 3, 0, "background"), 3, 3, "corner")
     assert (session.corner.x, session.corner.y) == (3, 3)
-    coords, labels, box = session.prompt()
-    assert coords.tolist() == [[1, 2], [3, 0]]
-    assert labels.tolist() == [1, 0]
-    assert box is None
+    assert session.prompt() == Prompt([[1, 2], [3, 0]], [1, 0])
     session = at(session, 0, 1, "corner")
     assert session.corner is None
-    assert session.prompt()[2].tolist() == [0, 1, 3, 3]
+    assert session.prompt().box == [0, 1, 3, 3]
 
 
 def test_a_third_corner_opens_another_box_and_undo_brings_the_first_back(small):
     boxed = at(at(small, 0, 0, "corner"), 2, 2, "corner")
     opened = at(boxed, 3, 3, "corner")
     assert opened.prompt() is None
-    assert at(opened, 1, 1, "corner").prompt()[2].tolist() == [1, 1, 3, 3]
-    assert opened.undo().prompt()[2].tolist() == [0, 0, 2, 2]
+    assert at(opened, 1, 1, "corner").prompt().box == [1, 1, 3, 3]
+    assert opened.undo().prompt().box == [0, 0, 2, 2]
     assert opened.clear().clicks == ()
     assert small.undo().clicks == ()
 
@@ -125,7 +125,7 @@ def test_a_model_sees_a_image_once(demo, stubs, small):
     session = demo.predict(session, "again", compare=False)
     assert set(session.embeddings) == {"ours", "again", REFERENCE}
     assert demo.predict(Session(), "ours", compare=True).embeddings == {}
-    without = Demo({"ours": stubs[0]})
+    without = Demo({"ours": lambda: stubs[0]})
     assert set(without.predict(small, "ours", compare=True).embeddings) == {"ours"}
 
 
@@ -167,7 +167,7 @@ def test_what_cannot_be_is_refused(demo, small, tmp_path):
 
 def test_visitors_at_once_get_what_sam_predictor_says_of_their_own_image(sam):
     images = [draw(), draw()[:, ::-1].copy(), draw(60, 80), draw(120, 90)]
-    demo = Demo({"tiny": Predictor(sam)})
+    demo = Demo({"tiny": partial(Predictor, torch_model(sam))})
 
     def visit(image):
         session, scores = Session.of(image), []

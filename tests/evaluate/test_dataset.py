@@ -25,7 +25,7 @@ def run(data, tmp_path, **protocol):
 
 
 def test_boxes_by_hand(data, tmp_path):
-    """The upper half of a square is half of it; its filled box is all of it."""
+    """The upper half of a square is half of it; its box is all of it."""
     rows = [row for row in run(data, tmp_path, prompts=("box",)).rows if row["id"] % 100 == 2]
     assert [row["iou"] for row in rows] == [0.5, 0.5, 0.5]
     assert [row["box_baseline_iou"] for row in rows] == [1, 1, 1]

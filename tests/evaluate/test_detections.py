@@ -29,7 +29,7 @@ def data(tmp_path):
         left, top, width, height = a["bbox"]
         for _ in range(rng.integers(0, 3)):
             # SAM's stand-in takes the upper half, so that boxes of twice the height give the whole
-            box = [left + rng.integers(0, 3), top, width, height * rng.selection_for([1, 2])]
+            box = [left + rng.integers(0, 3), top, width, height * rng.choice([1, 2])]
             found.append({"image_id": a["image_id"], "category_id": 1, "bbox": list(map(float, box)), "score": rng.random()})
     (folder / "found.json").write_text(json.dumps(found))
     return folder

@@ -91,8 +91,12 @@ def test_command(tmp_path):
 def test_tables():
     cells = [["a", "b"], ["1,5", "x"]]
     assert table(cells, "csv") == 'a,b\n"1,5",x'
-    assert table(cells, "markdown") == "| a | b |\n|---|---|\n| 1,5 | x |"
-    assert table(cells, "text") == "a    b\n1,5  x"
+    assert table(cells, "markdown") == "| a   | b |\n|-----|---|\n| 1,5 | x |"
+    assert table(cells) == "a    b\n1,5  x"
+    assert "[bold] 高い  x" in table([["a", "b"], ["[bold] 高い", "x"]]), (
+        "neither markup nor cut; wide letters fill two columns"
+    )
+    assert len(table([["a"], ["b" * 500]]).splitlines()[-1]) == 500
     with pytest.raises(UnknownNameError, match="did you mean markdown"):
         table(cells, "markdow")
     assert cost_table([])[0][0] == "encoder"

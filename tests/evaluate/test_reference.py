@@ -66,7 +66,7 @@ def test_the_reference_is_asked_once(images, tmp_path):
 
     def rows(**options):
         task = ReferenceDataset(
-            images, Protocol(), reference, options.pop("grid", 2), **{"truths": tmp_path / "kept", **options}
+            images, Protocol(), reference, options.pop("points_per_side", 2), **{"truths": tmp_path / "kept", **options}
         )
         return [row for image in task.images() for row in task.measure(model.predictor, image)]
 
@@ -99,7 +99,7 @@ def test_prompts_that_do_not_fit(images, tmp_path):
     (tmp_path / "p.csv").write_text("image,x,y\n0.png,100,2\n")
     with pytest.raises(InvalidInputError, match=r"0\.png: the point \(100, 2\) is outside"):
         ReferenceDataset(images, Protocol(), plain, tmp_path / "p.csv").measure(plain.predictor, "0.png")
-    with pytest.raises(InvalidInputError, match="the grid is 0"):
+    with pytest.raises(InvalidInputError, match="points_per_side is 0"):
         ReferenceDataset(images, Protocol(), plain, 0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInputError, match="has no image in it"):

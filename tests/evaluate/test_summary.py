@@ -85,12 +85,12 @@ def test_worst_and_best_images():
     assert "box, B's worst: 1.png -0.300\nbox, B's best: 2.png +0.400" in text
 
 
-def test_tables_show_the_filled_box():
+def test_tables_show_the_box_baseline():
     text = summary_text(result(random_ious(2)))
-    assert "filled box" in text
+    assert "box baseline" in text
     assert "0.300 (0.300 to 0.300)" in text
     assert "share of b (01234567)'s gain" in summary_text(result([[0.5]]), result([[0.6]], name="b"))
-    assert "filled box" in compare_text(result([[0.5]]), result([[0.6]]))
+    assert "box baseline" in compare_text(result([[0.5]]), result([[0.6]]))
 
 
 def test_rows_in_another_order_are_paired_all_the_same():
@@ -106,6 +106,7 @@ def test_rows_in_another_order_are_paired_all_the_same():
         ({"protocol": {"name": "nanosam", "prompts": {"box": "best-of-4"}}}, "differ in their protocol"),
         ({"data": {"sha256": "y"}}, "different data, their sha256 differ"),
         ({"data": {"sha256": "x", "images_sha256": "y"}}, "different data, their images_sha256 differ"),
+        ({"data": {"sha256": "x", "points_per_side": 3}}, "different data, their points_per_side differ"),
         ({"rows": []}, "has no mask for"),
     ],
 )

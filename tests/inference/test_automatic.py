@@ -1,5 +1,6 @@
 """Things in images, judged by segment-anything's own predictor and generator."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.errors import InvalidInputError
+from groupmix_sam.evaluate.protocol import Protocol, ask
 from groupmix_sam.images import as_rgb, read_image
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.automatic import everything, everything_costs, segment
-from groupmix_sam.prompts import Prompt
+from groupmix_sam.prompts import Prompt, stack_prompts
 
 COFFEE = Path(__file__).parents[2] / "examples" / "coffee.jpg"
 PROMPTS = [
@@ -45,7 +47,7 @@ def test_is_sam_predictor_and_ours(sam, coffee):
         assert np.array_equal(instance.mask, masks[scores.argmax()])
         assert instance.score == scores.max()
     assert [instance.category for instance in found] == ["object", "object", "cup"]
-    assert found[2].prompt == {"points": [[275.0, 130.0]], "labels": [1], "box": [170.0, 16.0, 420.0, 312.0]}
+    assert found[2].prompt == replace(PROMPTS[2], category=None)
     for ours, theirs in zip(segment(Predictor(sam), coffee, PROMPTS), found, strict=True):
         assert (ours.mask == theirs.mask).mean() > 0.98
 
@@ -58,6 +60,18 @@ def test_other_arrays_are_what_as_rgb_makes_of_them(sam, coffee, kind):
         settings = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
         model = sam if kind is SamPredictor else kind(sam)
         assert everything(model, image, **settings) == everything(model, as_rgb(image), **settings) != []
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS, Prompt(box=[170.0, 16.0, 420.0, 312.0])])
+def test_one_rule_says_which_mask_is_taken(sam, coffee, prompt):
+    """`segment`, `predict_single_mask`, which `stream` calls, and `evaluate` take the same one."""
+    predictor = Predictor(sam)
+    (instance,) = segment(predictor, coffee, [prompt])
+    masks, scores = predictor.predict_single_mask(*stack_prompts([prompt]))
+    answer = ask(predictor, prompt, Protocol().selection_for(prompt.kind))
+    assert np.array_equal(masks[0], instance.mask)
+    assert np.array_equal(answer.mask, instance.mask)
+    assert scores[0] == answer.predicted == instance.score
 
 
 def test_prompts_are_checked_before_the_work(coffee):
@@ -86,7 +100,7 @@ def test_everything_is_the_generator(coffee, monkeypatch):
     assert areas == sorted((entry["area"] for entry in expected), reverse=True)
     by_point = {(*entry["point_coords"][0], entry["area"]): entry for entry in expected}
     for instance, area in zip(found, areas, strict=True):
-        entry = by_point[(*instance.prompt["points"][0], area)]
+        entry = by_point[(*instance.prompt.points[0], area)]
         assert np.array_equal(instance.mask, entry["segmentation"])
         assert instance.score == pytest.approx(entry["predicted_iou"])
     monkeypatch.setattr("groupmix_sam.inference.automatic.PIXELS_AT_ONCE", 2 * coffee.shape[0] * coffee.shape[1])
