@@ -2,7 +2,8 @@
 
 A page's commands run one after the other in a folder that has what they name: photos, a table of prompts, a video, weights.
 They run as they stand, with the arguments of `SMALL` after them, so that they take seconds; of an option that is
-given twice the last one counts. `PARSED` are those that cannot run here: the command line reads them whole, and stops.
+given twice the last one counts. A block below `<!-- test: skip, why -->` is not run: the command line reads its commands
+whole, and stops. `<!-- table: NAME -->` is what `benchmarks/report.py` writes.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from groupmix_sam.cli import app
 from groupmix_sam.weights import save_pretrained, save_weights
 
 from .distill.conftest import save_mobile_sam
-from .documents import PAGES, ROOT, code_spans, commands, name, options, python
+from .documents import PAGES, ROOT, SHELL, anchors, blocks, code_spans, commands, links, name, options, python
 from .evaluate.images import draw_dataset
 from .hub import COMMIT, running_hub
 
@@ -52,56 +53,9 @@ ALSO = {
     "--reference": ["--reference", "other.safetensors"],
     "--points-per-side": ["--points-per-side", "2", "--confidence", "0"],
 }
-# Commands that are read and not run, as patterns, and why.
-PARSED = {
-    r"^groupmix-sam batch": "starts Ray, as the page's Python does; tests/test_batch.py runs the command",
-    r"^groupmix-sam demo": "serves until it is stopped; tests/demo drives it",
-    r"^groupmix-sam export": "takes half a minute, or a GPU; tests/deploy exports, in a process of its own",
-    r"^groupmix-sam stream (0|rtsp:)": "needs a camera",
-    r"^groupmix-sam profile$": "looks at all encoders; the same with --stages runs",
-    r"^groupmix-sam encoders DATA": "is `encoders CLASSES`, which runs, on other images",
-    r"^groupmix-sam evaluate --compare": "needs two whole results; tests/evaluate compares some",
-    r"^torchrun ": "needs several processes or machines; tests/distill starts two",
-}
-# What is not ours to test, by first words, and why.
-OTHERS = {
-    "git clone": "needs this repository's address",
-    "cd groupmix-sam": "goes with it",
-    "make": "the target is looked up in the Makefile",
-    "pip install": "our extras are looked up in setup.cfg",
-    "pytest": "is how these tests are run",
-    "bandit": "is no dependency, and ruff has its rules",
-    "pip-audit": "needs a database of advisories",
-    "python examples/": "tests/test_examples.py runs them",
-    "python benchmarks/": "takes minutes; its arguments are read",
-    "python3 -m venv": "for a Jetson, and for Label Studio",
-    ". env/bin/activate": "goes with it",
-    "sudo": "for a Jetson",
-    "export LABEL_STUDIO_": "goes with it",
-    "label-studio start": "a labelling tool, which pip brings",
-}
-# Options in the text that are no command's of ours.
-FOREIGN = {
-    **dict.fromkeys(["--encoders", "--runtimes", "--size", "--work"], "benchmarks/deploy.py"),
-    "--files": "examples/label_backend.py",
-    "--internal-host": "label-studio",
-}
-
-# What a page's Python takes as given, and what it cannot have here.
-GIVEN = {
-    "docs/deploy.md": (
-        "import numpy as np; from groupmix_sam.images import read_image; image = read_image('photo.jpg'); "
-        "box = np.array([170, 16, 420, 312]); find_boxes = lambda frame: np.array([[10, 10, 60, 50]]); act_on = np.shape"
-    ),
-    "docs/evaluate.md": (
-        "from segment_anything import SamPredictor; from groupmix_sam import build_sam_groupmix; "
-        "my_predictor = SamPredictor(build_sam_groupmix(None, encoder='gmf_sam_test', image_size=256))"
-    ),
-}
-REPLACED = {
-    'Frames("0")': 'Frames("line.mp4")',  # a camera
-    'Predictor.from_pretrained("exported/")': "Predictor(__import__('groupmix_sam').build_sam_groupmix())",
-}
+# Where an option of a script is named.
+SCRIPTS = [*sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "examples").glob("*.py"))]
+ADDED = re.compile(r'add_argument\("(--[\w-]+)"')
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +90,7 @@ def desk(tmp_path_factory):
     for weights in ("tiny", "other"):
         save_weights(build_sam_groupmix(None, encoder="gmf_sam_test"), desk / f"{weights}.safetensors")
     save_pretrained(build_sam_groupmix(), desk / "my_weights", half=True)
+    shutil.copytree(desk / "my_weights", desk / "exported")  # an export takes half a minute, and is loaded alike
     for result in ("A.json", "B.json"):
         run(desk, ["groupmix-sam", "evaluate", "DATA", "--output", result])
     return desk
@@ -213,7 +168,7 @@ def parse_script(path, arguments):
 def test_commands(page, desk, hub):
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    for line, words in commands(page):
+    for line, words, skipped in commands(page):
         text = " ".join(words)
         where = f"{name(page)}:{line}: {text}"
         if "-m groupmix_sam" in text:  # after torchrun or accelerate
@@ -223,23 +178,24 @@ def test_commands(page, desk, hub):
                 parse(words[1:])
             except Exception as e:
                 raise AssertionError(f"{where}: {e}") from e
-            if not any(re.search(pattern, text) for pattern in PARSED):
+            if not skipped:
                 run(desk, words)
-            continue
-        assert any(text.startswith(start) for start in OTHERS), f"{where}: run it, or say in OTHERS why not"
-        if text.startswith("make"):
-            assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), where
-        for extras in re.findall(r"groupmix-sam\[(.*?)\]", text):
-            assert set(extras.split(",")) <= set(config["options.extras_require"]), where
-        if text.startswith("python benchmarks/"):
+        elif words[0] == "make":
+            assert all(f"\n{target}:" in (ROOT / "Makefile").read_text() for target in words[1:]), where
+        elif words[:2] == ["pip", "install"]:
+            for extras in re.findall(r"groupmix-sam\[(.*?)\]", text):
+                assert set(extras.split(",")) <= set(config["options.extras_require"]), where
+        elif text.startswith("python benchmarks/"):  # takes minutes
             parse_script(ROOT / words[1], words[2:])
+        elif text.startswith("python examples/"):  # tests/test_examples.py runs them
+            assert (ROOT / words[1]).is_file(), where
+        else:
+            assert skipped, f"{where}: run it here, or write <!-- test: skip, why --> above its block"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python(page)], ids=name)
 def test_python(page, desk, hub, monkeypatch):
-    script = GIVEN.get(name(page), "") + python(page)  # on the first line, where no page has Python
-    for here, there in REPLACED.items():
-        script = script.replace(here, there)
+    script = python(page)
     if "hub" in script or "groupmix_sam.batch" in script:  # Ray warns of what is not ours
         child(desk, "-c", script)
     else:
@@ -252,7 +208,9 @@ def test_python(page, desk, hub, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_options_and_commands_in_the_text(page):
     known = {option for command in (MAIN, *OURS.values()) for p in command.params for option in (*p.opts, *p.secondary_opts)}
-    assert options(page) <= known | set(FOREIGN)
+    known |= {option for script in SCRIPTS for option in ADDED.findall(script.read_text(encoding="utf-8"))}
+    known |= {word for command in commands(page) for word in command.words if word.startswith("--")}  # of other programs too
+    assert options(page) <= known
     for span in code_spans(page):
         words = span.split()
         if words[:1] == ["groupmix-sam"] and len(words) > 1 and not words[1].startswith("-"):
@@ -261,18 +219,42 @@ def test_options_and_commands_in_the_text(page):
             assert {word for word in words if word.startswith("--")} <= own, span
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page):
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_tables_are_what_the_results_say(page):
+    report = runpy.run_path(str(ROOT / "benchmarks" / "report.py"))
+    text = page.read_text(encoding="utf-8")
+    assert text == report["fill"](text), "run python benchmarks/report.py"
+    assert page in report["PAGES"] or "<!-- table:" not in text.replace("`<!-- table:", "")
+
+
+def test_every_result_is_shown():
+    report = runpy.run_path(str(ROOT / "benchmarks" / "report.py"))
+    shown = {found for page in PAGES for found in re.findall(r"<!-- table: (\w+) -->\n", page.read_text(encoding="utf-8"))}
+    assert shown == set(report["TABLES"])
+
+
+def test_a_skipped_block_is_read():
+    skipped = [block for page in PAGES for block in blocks(page) if block.skipped]
+    assert {block.language for block in skipped} <= {*SHELL, "python"}
+    for block in skipped:
+        if block.language == "python":
+            compile(block.text, "skipped", "exec")
+
+
 def test_a_renamed_option_is_found():
     with pytest.raises(Exception, match="No such option"):
         parse(["segment", "photo.jpg", "--pont", "1,2"])
     with pytest.raises(Exception, match="Missing"):
         parse(["distill", "my_photos/"])
-
-
-def test_no_pattern_is_left_over():
-    every = [" ".join(words) for page in PAGES for _, words in commands(page)]
-    assert [pattern for pattern in PARSED if not any(re.search(pattern, text) for text in every)] == []
-    assert [start for start in OTHERS if not any(text.startswith(start) for text in every)] == []
-    assert set(FOREIGN) <= {option for page in PAGES for option in options(page)}
 
 
 def test_the_pinned_commit_is_the_servers():

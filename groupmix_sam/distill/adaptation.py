@@ -25,7 +25,7 @@ from .run import RunOptions, process_state
 __all__ = ["ADAPT", "adapt", "teacher_iou"]
 
 # A low rate and no new fit of the neck, so that what was known is kept; and whole frames, as crops undo within a minute more of
-# what trained weights know of whole ones than they teach (docs/distill.md).
+# what trained weights know of whole ones than they teach (docs/research/2026-11-25-adapt-whole-frames.md).
 ADAPT = Recipe(minutes=20.0, phases=(Phase(1.0, 0, 1),), lr=2e-4, ridge_finish=False).continued()
 POINTS = 16  # of each held-out image
 LEAST = 8  # held-out images, of which an interval can be told

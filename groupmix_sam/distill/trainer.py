@@ -11,7 +11,7 @@
         the same with --resume
 
 What a step does depends on the recipe and on its number alone, so that a run that was stopped ends with the weights of one that
-was not. docs/distill.md says what the recipe's parts are and what each is worth.
+was not. docs/training.md explains the recipe's parts.
 """
 
 import math

@@ -165,7 +165,7 @@ def holds_in_int8(weight: str) -> bool:
     """Whether a GroupMixFormer's convolution is to be in INT8, by its weight's name in the graph.
 
     The third stage's projections and MLPs are. Others cost more of the masks and gain ONNX Runtime no time, for all that is
-    quantized and transposed around them (docs/deploy.md).
+    quantized and transposed around them (docs/research/2026-11-25-int8.md).
     """
     return re.fullmatch(r"encoder\.stages\.2\.\d+\.(proj|mlp\.\d)\.weight", weight) is not None
 

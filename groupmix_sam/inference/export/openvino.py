@@ -67,5 +67,5 @@ def _stays_exact(op: Any) -> bool:
     weight = op.input_value(1).get_node()
     outputs, _, *size = weight.get_output_shape(0)
     # The 1x1 convolutions are nearly all of the work. Those to one channel are LayerNorm's means, and those that mix q, k and v
-    # cost some masks, by which this was chosen (docs/deploy.md).
+    # cost some masks, by which this was chosen (docs/research/2026-11-25-int8.md).
     return last or size != [1, 1] or outputs == 1 or "qkv" in weight.get_friendly_name().split(".")

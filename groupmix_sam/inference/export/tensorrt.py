@@ -1,4 +1,4 @@
-"""ONNX graphs to TensorRT plans, of TensorRT 10 and 11 by one path. It has never run on a GPU: see docs/deploy.md.
+"""ONNX graphs to TensorRT plans, of TensorRT 10 and 11 by one path. It has never run on a GPU: see docs/how/export.md.
 
 Networks are strongly typed, as TensorRT 11 has no others: precisions are those of the graph, in which the encoder may be fp16
 with its softmax over the tokens in fp32, or have convolutions in INT8 by symmetric Q/DQ.

@@ -1,0 +1,208 @@
+"""Write the tables of figures in README, docs and the model card, from the result files in benchmarks/results.
+
+    python benchmarks/report.py
+
+A page marks the place of a table by `<!-- table: NAME -->` and `<!-- /table -->`; what stands between the two is replaced. So a
+figure is typed once, in its result file, and tests/test_docs.py fails where a page says something else. In the files a list of
+three numbers is a value with its 95 % interval.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "groupmix_sam" / "pretrained" / "README.md")
+BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+STOCK = "stock sam_tiny_vit_5m"
+RUNTIMES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+MODELS = {"default": "`gmf_sam_2282`, default", "fast": "`gmf_sam_2282_512`, fast"}
+
+
+def load(name: str) -> dict[str, Any]:
+    """Return a result file's content."""
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def figure(value: Any, digits: int = 3) -> str:
+    """Return a cell: a value with its interval, a number, a text, or nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        middle, low, high = (f"{number:.{digits}f}" for number in value)
+        return f"{middle} ({low} to {high})"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]], digits: int = 3) -> str:
+    """Return a Markdown table."""
+    lines = [list(head), *([figure(cell, digits) for cell in row] for row in rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "".join(f"| {' | '.join(line)} |\n".replace("|  |", "| |").replace("|  |", "| |") for line in lines)
+
+
+def origin(result: dict[str, Any]) -> str:
+    """Return how a result came about, for below its table: command, date, machine, protocol."""
+    machine = dict(result.get("machine", {}))
+    parts = [f"`{result['command']}`", result["date"]]
+    if machine:
+        parts.append(f"{machine.pop('processor')}, {machine.pop('threads')} threads")
+        parts.append(", ".join(f"{name} {version}" for name, version in machine.items()))
+    facts = " ".join(result[key] for key in ("protocol", "data", "note") if key in result)
+    return f"\n{facts}\n\n{'; '.join(filter(None, parts))}.\n"
+
+
+def overview() -> str:
+    """README's table: mask quality and time of the same models, MobileSAM first."""
+    quality = {row["model"]: row for row in load("mask_quality")["models"] if row["prompt"] == "box"}
+    teacher = quality["MobileSAM"]
+    rows: list[list[Any]] = [["MobileSAM, 1024 pixels", teacher["coco"][0], teacher["tools"][0], 1, 1]]
+    for model, label, file in (
+        ("default", "default weights, 1024 pixels", "runtimes_1024"),
+        ("fast", "fast weights, 512 pixels", "runtimes_fast"),
+    ):
+        if (RESULTS / f"{file}.json").exists():
+            found = {(row["runtime"], row["precision"], row["encoder"]): row for row in load(file)["rows"]}
+            times = (found["torch", "fp32", STOCK], found["openvino", "fp32", "sam_tiny_vit_5m"])
+            ratios = [row["ours_to_it"]["image_to_mask"][0] for row in times]
+            rows.append([label, quality[model]["coco"][0], quality[model]["tools"][0], *ratios])
+    return table(("", "box mIoU, COCO", "box mIoU, hand tools", "time in PyTorch", "time in OpenVINO"), rows)
+
+
+def mask_quality() -> str:
+    """IoU with labels, and how it compares with MobileSAM's."""
+    result = load("mask_quality")
+    rows = [(MODELS.get(row["model"], row["model"]), row["prompt"], row["coco"], row["tools"]) for row in result["models"]]
+    for row in result["against_mobile_sam"]:
+        label = f"{MODELS[row['model']]}: {'ratio to MobileSAM' if row['measure'] == 'ratio' else row['measure']}"
+        rows.append((label, row["prompt"], row["coco"], row["tools"]))
+    return table(("model", "prompt", "COCO", "hand tools"), rows) + origin(result)
+
+
+def card_quality() -> str:
+    """The same for the default weights' card, without its origin."""
+    return mask_quality().split("\n\n")[0] + "\n"
+
+
+def encoder() -> str:
+    """Time and memory in PyTorch."""
+    result = load("encoder_1024")
+    times = table(
+        ("PyTorch at 1024", "median, s", "least, s", "peak memory, MiB"),
+        ((row["what"], row["median_s"], row["least_s"], row.get("peak_mib")) for row in result["times"]),
+    )
+    ratios = table(
+        ("of", "to", "time", "target", "peak memory"),
+        ((row["what"], row["to"], row["time"], row.get("target"), row.get("memory")) for row in result["ratios"]),
+    )
+    return f"{times}\n{ratios}{origin(result)}"
+
+
+def runtimes(name: str) -> str:
+    """Time and memory by runtime, precision and encoder."""
+    result = load(name)
+    rows = (
+        (
+            f"{RUNTIMES[row['runtime']]} {row['precision']}",
+            row["encoder"],
+            row["set_image_s"],
+            row["image_to_mask_s"],
+            row.get("peak_mib"),
+            row.get("ours_to_it", {}).get("image_to_mask"),
+        )
+        for row in result["rows"]
+    )
+    head = ("runtime", "encoder", "encoder, s", "image to mask, s", "peak memory, MiB", "`gmf_sam_2282` to it")
+    return table(head, rows) + origin(result)
+
+
+def parity() -> str:
+    """Masks of exports against PyTorch's."""
+    result = load("parity")
+    rows = (
+        (
+            f"{RUNTIMES[row['runtime']]} {row['precision']}",
+            row["size"],
+            row["photos"],
+            row["masks"],
+            row["mean_iou"],
+            row["min_iou"],
+        )
+        for row in result["rows"]
+    )
+    return table(("export", "image size", "photos", "masks", "mean IoU", "minimum IoU"), rows, digits=4) + origin(result)
+
+
+def adapt() -> str:
+    """Masks before and after `adapt`."""
+    result = load("adapt")
+    rows = ((row["what"], row["before"], row["after"], row["difference"], row["mobile_sam"]) for row in result["rows"])
+    return table(("", "before", "after", "paired difference", "MobileSAM"), rows) + origin(result)
+
+
+def students() -> str:
+    """The paper's Table 2 with a short training."""
+    result = load("students")
+    rows = (
+        (row["encoder"], row["structure"], row["lr"] and f"{row['lr']:.4f}", row["r2"], row["coco"], row["tools"])
+        for row in result["rows"]
+    )
+    return table(("encoder", "structure", "lr", "R2", "COCO", "hand tools"), rows) + origin(result)
+
+
+def batch() -> str:
+    """Images a second by workers."""
+    result = load("batch")
+    rows = (
+        (row["model"], row["workers"], f"{row['rate']:.2f}", row["to_one_process"], row["to_one_worker"])
+        for row in result["rows"]
+    )
+    return table(("model", "workers", "images a second", "to one process", "to one worker"), rows) + origin(result)
+
+
+def distill_speed() -> str:
+    """What the default recipe costs beside a plain loop."""
+    result = load("distill_speed")
+    rows = ((row["what"], row["ratio"]) for row in result["rows"])
+    return table(("default recipe", "to the plain loop"), rows, digits=2) + origin(result)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "adapt": adapt,
+    "batch": batch,
+    "card_quality": card_quality,
+    "distill_speed": distill_speed,
+    "encoder": encoder,
+    "mask_quality": mask_quality,
+    "overview": overview,
+    "parity": parity,
+    "runtimes_1024": lambda: runtimes("runtimes_1024"),
+    "runtimes_512": lambda: runtimes("runtimes_512"),
+    "runtimes_512_bf16": lambda: runtimes("runtimes_512_bf16"),
+    "students": students,
+}
+
+
+def fill(text: str) -> str:
+    """Return a page's text with every table written anew."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}", text)
+
+
+def main() -> None:
+    """Write the tables of every page."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if text != fill(text):
+            page.write_text(fill(text), encoding="utf-8")
+            print(f"wrote {page.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
