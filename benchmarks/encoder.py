@@ -24,8 +24,7 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.inference import Predictor
-from groupmix_sam.inference import fused_encoder as fuse_encoder
+from groupmix_sam.inference import Predictor, fuse_encoder
 from groupmix_sam.inference.fused_decoder import FusedDecoder
 
 NAME, THEIR_NAME = "gmf_sam_2282", "sam_tiny_vit_5m"

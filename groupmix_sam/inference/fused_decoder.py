@@ -15,6 +15,8 @@ from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .fused_encoder import is_traced
+
 __all__ = ["FusedDecoder", "ImageTokens"]
 
 # Prompts that PyTorch decodes at a time on a CPU: beyond that their image tokens, 4 MB each, leave the cache.
@@ -128,7 +130,7 @@ class FusedDecoder(nn.Module):
             labels: P x N, as floats: 1 foreground, 0 background, 2 a box's left top and 3 its right bottom, -1 padding, of
                 which one follows the points where there is no box.
         """
-        if points.device.type != "cpu" or torch.compiler.is_compiling() or len(points) <= CHUNK:
+        if points.device.type != "cpu" or is_traced() or len(points) <= CHUNK:
             return self._decode(image, points, labels)
         chunks = zip(points.split(CHUNK), labels.split(CHUNK), strict=True)
         parts = [self._decode(image, *chunk) for chunk in chunks]

@@ -58,6 +58,14 @@ def fuse_encoder(encoder: nn.Module) -> GroupMixFormer:
     return fused.to(original.device, original.dtype)
 
 
+def is_traced() -> bool:
+    """Whether operations are being recorded, by torch.compile, torch.export, torch.jit.trace or the older ONNX exporter.
+
+    What is done in chunks, in place or by the number of prompts must then be done at once: a recording keeps one case of it.
+    """
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def _fuse_stem(stem: nn.Module) -> nn.Sequential:
     layers = cast(Any, stem)
     return nn.Sequential(
@@ -161,7 +169,7 @@ class FusedBlock(nn.Module):
         x = to_nhwc(self.cpe(to_nchw(x)))
         y = self.norm(x)
         segments = [segment(y) for segment in self.segments]
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or is_traced():
             return self.mix(x, segments)
         del y
         tokens = [t.flatten(0, 2).split(CHUNK) for t in (x, *segments)]

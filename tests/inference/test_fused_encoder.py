@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from groupmix_sam import build_sam_groupmix, save_pretrained
 from groupmix_sam.errors import InvalidInputError
-from groupmix_sam.inference import fused_encoder as fuse_encoder
+from groupmix_sam.inference import fuse_encoder
 
 GMF = ("gmf_sam_2282", "gmf_sam_2264", "gmf_sam_33124", "gmf_sam_3312", "gmf_sam_3344", "groupmixformer_mobile", "gmf_sam_test")
 
@@ -145,3 +145,15 @@ def test_heads_across_segments_are_refused():
     model = timm.create_model("gmf_sam_test", embed_dims=(30, 30, 30, 30), num_heads=6)
     with pytest.raises(InvalidInputError, match="multiple of 4"):
         fuse_encoder(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated", "ignore::torch.jit.TracerWarning")
+@torch.no_grad()
+def test_a_recording_gives_the_same():
+    """torch.jit.trace, and so the older ONNX exporter, loses what is written in place into views."""
+    encoder = randomize(timm.create_model("gmf_sam_test"))
+    fused = fuse_encoder(encoder)
+    x = torch.randn(1, 3, 512, 512)  # more tokens than go through the MLP at a time
+    traced = torch.jit.trace(fused, x, check_trace=False)
+    other = torch.randn(1, 3, 512, 512)
+    torch.testing.assert_close(traced(other), encoder(other), rtol=1e-3, atol=1e-3)

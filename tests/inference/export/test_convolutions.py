@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from groupmix_sam.inference import fused_encoder as fuse_encoder
+from groupmix_sam.inference import fuse_encoder
 from groupmix_sam.inference.export.convolutions import ConvNorm, as_convolutions
 
 from ..test_fused_encoder import error, half_error, randomize
