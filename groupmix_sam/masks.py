@@ -16,6 +16,7 @@ __all__ = [
     "box_baseline",
     "check_mask",
     "decode_rle",
+    "decode_segmentation",
     "encode_rle",
     "fill_polygons",
     "mask_iou",
@@ -120,6 +121,42 @@ def decode_rle(rle: Mapping[str, Any]) -> Mask:
         raise InvalidInputError(f"a mask is no RLE ({e!r}): give COCO's size and counts.") from e
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape((height, width), order="F")
+
+
+def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> Mask:
+    """Return a COCO annotation's `segmentation`, RLE or polygons, as the mask that pycocotools makes of it.
+
+    COCO's polygons run along the edges of pixels: one around 20 x 20 pixels covers 400. `fill_polygons` fills those of other
+    formats, which run through the middles of the outermost pixels.
+
+    Args:
+        segmentation: RLE; or polygons, each a list of x, y, x, y ..., whose union is the mask.
+        size: The image's height and width.
+
+    Raises:
+        InvalidInputError: it is neither, or RLE of another size.
+        MissingExtraError: it is polygons, and pycocotools is not installed.
+    """
+    if isinstance(segmentation, Mapping):
+        mask = decode_rle(segmentation)
+        if mask.shape != size:
+            (height, width), (rows, columns) = size, mask.shape
+            raise InvalidInputError(f"its mask is {columns} x {rows}, the image {width} x {height}: check where it comes from.")
+        return mask
+    if min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
+        raise InvalidInputError(f"the image has {size[1]} x {size[0]} pixels: give its width and height.")
+    polygons = [np.array(polygon, dtype=np.float64) for polygon in segmentation]
+    for polygon in polygons:
+        if polygon.ndim != 1 or polygon.size < 4 or polygon.size % 2:
+            raise InvalidInputError(f"a polygon is {polygon.tolist()!r:.80}: give x, y, x, y ... in pixels.")
+        # Of points far outside pycocotools would take memory for all of the outline, and of others it would crash.
+        if not (np.isfinite(polygon).all() and (np.abs(polygon) <= 2 * max(size)).all()):
+            raise InvalidInputError(f"a polygon reaches far out of the image of {size[1]} x {size[0]} pixels: give pixels.")
+    if not polygons:
+        raise InvalidInputError("there is no polygon: give one or more.")
+    coco_mask = import_extra("pycocotools.mask", "coco")
+    rle = coco_mask.merge(coco_mask.frPyObjects([polygon.tolist() for polygon in polygons], *size))
+    return decode_rle(rle)
 
 
 def join_rings(rings: Polygon) -> list[list[int]]:

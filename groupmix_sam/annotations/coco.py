@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..masks import decode_rle, encode_rle, fill_polygons
+from ..errors import InvalidInputError
+from ..masks import decode_segmentation, encode_rle
 from .types import (
     AnnotatedImage,
     Instance,
     category_index,
     category_names,
+    image_path,
     prompt_of,
     prompt_record,
     readable,
@@ -59,7 +59,7 @@ def add_image(content: dict[str, Any], image: AnnotatedImage, folder: Path | Non
             "segmentation": encode_rle(instance.mask),
             "area": instance.area,
             "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "iscrowd": 0,
+            "iscrowd": int(instance.iscrowd),
             "score": instance.score,
         }
         annotations.append(annotation | prompt_record(instance))
@@ -67,21 +67,29 @@ def add_image(content: dict[str, Any], image: AnnotatedImage, folder: Path | Non
 
 
 def from_coco(content: Mapping[str, Any], folder: Path | None = None) -> list[AnnotatedImage]:
-    """Return the images of a COCO file in `folder`, with RLE or polygons."""
+    """Return the images of a COCO file, whose masks are RLE or polygons.
+
+    Args:
+        content: The file's content.
+        folder: The folder that the images' paths are relative to; by default the working directory.
+
+    Raises:
+        InvalidInputError: it is no COCO file, or a mask does not fit its image.
+        MissingExtraError: it has polygons, and pycocotools is not installed.
+    """
     with readable("COCO file"):
         names = {entry["id"]: str(entry["name"]) for entry in content.get("categories", [])}
         sizes = {entry["id"]: (int(entry["height"]), int(entry["width"])) for entry in content["images"]}
         instances: dict[Any, list[Instance]] = {number: [] for number in sizes}
         for entry in content["annotations"]:
-            shape, size = entry["segmentation"], sizes[entry["image_id"]]
-            mask = decode_rle(shape) if isinstance(shape, Mapping) else fill_polygons([[_pairs(ring)] for ring in shape], size)
+            try:
+                mask = decode_segmentation(entry["segmentation"], sizes[entry["image_id"]])
+            except InvalidInputError as e:
+                raise InvalidInputError(f"annotation {entry.get('id')} of image {entry['image_id']}: {e}") from e
             category = names.get(entry["category_id"], str(entry["category_id"]))
-            instances[entry["image_id"]].append(Instance(mask, score_of(entry), category, prompt_of(entry)))
+            crowd = bool(entry.get("iscrowd"))
+            instances[entry["image_id"]].append(Instance(mask, score_of(entry), category, prompt_of(entry), crowd))
         return [
-            AnnotatedImage((folder or Path()) / entry["file_name"], sizes[entry["id"]], instances[entry["id"]])
+            AnnotatedImage(image_path(folder, entry["file_name"]), sizes[entry["id"]], instances[entry["id"]])
             for entry in content["images"]
         ]
-
-
-def _pairs(numbers: Sequence[float]) -> list[list[float]]:
-    return np.array(numbers, dtype=np.float64).reshape(-1, 2).tolist()

@@ -18,6 +18,7 @@ def to_contours(image: AnnotatedImage, folder: Path | None = None, tolerance: fl
             "score": instance.score,
             "polygons": to_polygons(instance.mask, tolerance),
             **prompt_record(instance),
+            **({"iscrowd": True} if instance.iscrowd else {}),
         }
         for instance in image.instances
     ]
@@ -34,6 +35,7 @@ def from_contours(content: Mapping[str, Any], folder: Path | None = None) -> Ann
                 score_of(entry),
                 str(entry["category"]),
                 prompt_of(entry),
+                bool(entry.get("iscrowd")),
             )
             for entry in content["instances"]
         ]

@@ -34,5 +34,8 @@ def to_detections(image: AnnotatedImage, categories: Sequence[str] | None = None
         mask=masks,
         confidence=np.array([instance.score for instance in image.instances], dtype=np.float32),
         class_id=np.array([category_index(instance.category, names) for instance in image.instances]),
-        data={"class_name": np.array([instance.category for instance in image.instances])},
+        data={
+            "class_name": np.array([instance.category for instance in image.instances]),
+            "iscrowd": np.array([int(instance.iscrowd) for instance in image.instances]),
+        },
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import InvalidInputError
 from ..masks import TOLERANCE, fill_polygons, join_rings, to_polygons
-from .types import AnnotatedImage, Instance, readable, relative_path, score_of
+from .types import AnnotatedImage, Instance, image_path, readable, relative_path, score_of
 
 __all__ = ["from_labelme", "to_labelme"]
 
@@ -24,7 +24,7 @@ def to_labelme(image: AnnotatedImage, folder: Path | None = None, tolerance: flo
         for rings in polygons:
             shape: dict[str, Any] = {"label": instance.category, "score": instance.score, "points": join_rings(rings)}
             shape |= {"group_id": number if len(polygons) > 1 else None, "description": "", "shape_type": "polygon"}
-            shapes.append({**shape, "flags": {}})
+            shapes.append({**shape, "flags": {"iscrowd": True} if instance.iscrowd else {}})
     height, width = image.size
     content: dict[str, Any] = {"version": "5.5.0", "flags": {}, "shapes": shapes}
     content |= {"imagePath": relative_path(folder, image.path), "imageData": None}
@@ -48,9 +48,9 @@ def from_labelme(content: Mapping[str, Any], folder: Path | None = None) -> Anno
         instances = []
         for (label, _), shapes in groups.items():
             mask = fill_polygons([[_corners(shape)] for shape in shapes], size)
-            instances.append(Instance(mask, score_of(shapes[0]), str(label)))
-        path = content["imagePath"].replace("\\", "/")
-        return AnnotatedImage((folder or Path()) / path, size, instances)
+            crowd = bool((shapes[0].get("flags") or {}).get("iscrowd"))
+            instances.append(Instance(mask, score_of(shapes[0]), str(label), iscrowd=crowd))
+        return AnnotatedImage(image_path(folder, content["imagePath"]), size, instances)
 
 
 def _corners(shape: Mapping[str, Any]) -> list[Any]:

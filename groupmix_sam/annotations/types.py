@@ -28,6 +28,7 @@ class Instance:
         score: The predicted IoU; 1 where there is none.
         category: The name of what the mask shows.
         prompt: The prompt that the mask answers.
+        iscrowd: Whether it is a group that nobody took apart, as COCO's `iscrowd`.
 
     Attributes:
         size: The image's height and width.
@@ -44,16 +45,24 @@ class Instance:
     score: float
     category: str
     prompt: Prompt | None
+    iscrowd: bool
     _bits: bytes = field(repr=False)
 
-    def __init__(self, mask: Mask, score: float = 1.0, category: str = "object", prompt: Prompt | None = None) -> None:
+    def __init__(
+        self,
+        mask: Mask,
+        score: float = 1.0,
+        category: str = "object",
+        prompt: Prompt | None = None,
+        iscrowd: bool = False,
+    ) -> None:
         check_mask(mask)
         rows, columns = mask_window(mask) or (slice(0, 0), slice(0, 0))
         crop = mask[rows, columns]
         self.size = mask.shape[0], mask.shape[1]
         self.box = columns.start, rows.start, columns.stop, rows.stop
         self.area = int(np.count_nonzero(crop))
-        self.score, self.category, self.prompt = score, category, prompt
+        self.score, self.category, self.prompt, self.iscrowd = score, category, prompt, iscrowd
         self._bits = np.packbits(crop).tobytes()
 
     @property
@@ -80,11 +89,23 @@ class Instance:
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image's file, its height and width, and the instances in it."""
+    """An image's file, its height and width, and the instances in it.
+
+    Raises:
+        InvalidInputError: a mask is of another size.
+    """
 
     path: Path
     size: tuple[int, int]
     instances: list[Instance]
+
+    def __post_init__(self) -> None:
+        for number, instance in enumerate(self.instances, 1):
+            if instance.size != tuple(self.size):
+                raise InvalidInputError(
+                    f"the mask of instance {number} of {self.path} has height and width {instance.size}, the image has "
+                    f"{self.size}: give masks of the image's size."
+                )
 
     def masks(self) -> list[Mask]:
         """Return the instances' masks, H x W of bool each."""
@@ -125,6 +146,11 @@ def relative_path(folder: Path | None, path: Path) -> str:
         return Path(os.path.relpath(path, folder or Path())).as_posix()
     except ValueError:  # on another of Windows' drives
         return path.resolve().as_posix()
+
+
+def image_path(folder: Path | None, name: str) -> Path:
+    """Return the path that a file in `folder` names, which may have been written on Windows."""
+    return (folder or Path()) / name.replace("\\", "/")
 
 
 @contextmanager

@@ -94,6 +94,7 @@ class AnnotationWriter:
             if self._file is None:
                 self._check_names(list(images))
             self._check_there(images, overwrite)
+        self._wrote_classes = False
         self.classes = self._classes()
         self._coco = start_coco(self.categories)  # encoded at once: many images' masks would fill the memory
 
@@ -148,9 +149,11 @@ class AnnotationWriter:
         known: list[str] = []
         if "yolo" in self.formats and self._stream is None and _identity(path) is not None:
             try:
-                known = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+                # Editors on Windows write a byte-order mark, which would become part of the first name.
+                known = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
             except (OSError, ValueError) as e:
                 raise InvalidInputError(f"{path} cannot be read ({e}): fix it, or give another output.") from e
+        self._new_classes = set(self.categories) - set(known)
         return known + [name for name in self.categories if name not in known]
 
     def _path(self, kind: str, name: str) -> Path:
@@ -179,6 +182,8 @@ class AnnotationWriter:
             if kind == "coco":
                 add_image(self._coco, annotated, self._folder)
             else:
+                if kind == "yolo" and self._new_classes:
+                    self._write_classes()  # before the first label: what a kill leaves must mean the same later
                 written += self._write(kind, name, self._render(kind, name, image, annotated))
         return written
 
@@ -189,19 +194,23 @@ class AnnotationWriter:
             SaveError: a file cannot be written.
         """
         written = []
+        if self._wrote_classes:
+            written.append(str(self._folder / "classes.txt"))
+        self._wrote_classes = False
         content, self._coco = self._coco, start_coco(self.categories)
         if content["images"]:
             written += self._write("coco", "", _json(content))
-        if "yolo" in self.formats and self._stream is None:
-            written += self._write_classes()
         return written
 
-    def _write_classes(self) -> list[str]:
-        from ..files import write_beside  # here and below, as it imports torch, which `--help` should not wait for
+    def _write_classes(self) -> None:
+        from ..files import make_folder, write_beside  # here and below, as it imports torch, which `--help` should not wait for
 
+        if self._stream is not None:
+            return
         path = self._folder / "classes.txt"
+        make_folder(path.parent)
         write_beside(path, lambda part: part.write_text("".join(f"{name}\n" for name in self.classes), encoding="utf-8"))
-        return [str(path)]
+        self._new_classes, self._wrote_classes = set(), True
 
     def _render(self, kind: str, name: str, image: NDArray[np.uint8], annotated: AnnotatedImage) -> bytes:
         if kind == "overlay":

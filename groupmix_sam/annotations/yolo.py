@@ -32,7 +32,7 @@ def from_yolo(text: str, path: Path, size: tuple[int, int], categories: Sequence
     height, width = size
     instances = []
     with readable("YOLO file"):
-        for line in filter(str.strip, text.splitlines()):
+        for line in filter(str.strip, text.removeprefix("\ufeff").splitlines()):  # a byte-order mark of Windows' editors
             category, *numbers = line.split()
             points = np.array(numbers, dtype=np.float64).reshape(-1, 2) * (width, height)
             if len(points) < 3 or int(category) < 0:

@@ -16,7 +16,7 @@ from ..errors import ImageReadError, InvalidInputError, MissingExtraError
 from ..files import sha256
 from ..images import read_image
 from ..inference.protocol import MaskPredictor
-from ..masks import box_baseline, decode_rle, encode_rle, mask_iou, tight_box
+from ..masks import box_baseline, decode_rle, decode_segmentation, encode_rle, mask_iou, tight_box
 from ..prompts import Prompt
 from .metrics import Mask, boundary_iou
 from .protocol import Answer, Protocol, ask, click, prompt_for
@@ -111,12 +111,10 @@ class LabelledDataset:
                     "if its EXIF data turn it, save it upright or without them."
                 )
             try:
-                if isinstance(segmentation, list):
-                    _check_polygons(segmentation, size)
-                mask = decode_rle(self.coco.annToRLE(a))
+                mask = decode_segmentation(segmentation, size)
                 masks.append((self._facts(a, mask), mask))
             except Exception as e:  # pycocotools raises whatever its C code trips over
-                raise InvalidInputError(f"annotation {a['id']} of {self.file} has no readable mask ({e!r}): mend it.") from e
+                raise InvalidInputError(f"annotation {a['id']} of {self.file} has no readable mask ({e!r}): fix it.") from e
         return [(a, mask) for a, mask in masks if np.count_nonzero(mask) >= self.protocol.min_mask_area]
 
     def _facts(self, annotation: dict[str, Any], mask: Mask) -> dict[str, Any]:
@@ -134,14 +132,6 @@ class LabelledDataset:
         category = self.coco.cats.get(annotation["category_id"], {}).get("name", str(annotation["category_id"]))
         crowd = bool(annotation.get("iscrowd", 0))
         return {"id": annotation["id"], "category": category, "area": area, "crowd": crowd, "box": box}
-
-
-def _check_polygons(polygons: list[Any], size: tuple[int, int]) -> None:
-    """Raise ValueError for polygons that reach far out of the image: pycocotools takes memory for all of their outline."""
-    for polygon in polygons:
-        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-        if not (np.isfinite(points).all() and (abs(points) <= 2 * max(size)).all()):
-            raise ValueError(f"a polygon reaches out of an image of {size[1]} x {size[0]} pixels")
 
 
 def measure(kind: str, prompt: Prompt, answer: Answer, truth: Mask, box: Any) -> Row:
@@ -182,7 +172,7 @@ def load_coco(path: str | PathLike[str]) -> COCO:
     """Read an annotation file, without pycocotools' talk on stdout."""
     path = Path(path)
     try:
-        dataset = json.loads(path.read_text(encoding="utf-8"))
+        dataset = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as e:
         raise InvalidInputError(f"{path} cannot be read as JSON ({e}): give a COCO-format annotation file.") from e
     if not isinstance(dataset, dict) or not {"images", "annotations"} <= dataset.keys():

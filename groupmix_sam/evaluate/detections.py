@@ -59,7 +59,7 @@ class DetectionDataset:
         names = image_names(load_coco(annotations), Path(annotations))
         self.found: dict[str, list[Row]] = {name: [] for name in list(names.values())[:limit]}
         try:
-            for entry in json.loads(self.file.read_text(encoding="utf-8")):
+            for entry in json.loads(self.file.read_text(encoding="utf-8-sig")):
                 left, top, width, height = map(float, entry["bbox"])
                 row: Row = {"image_id": entry["image_id"], "category_id": int(entry["category_id"])}
                 row |= {"score": float(entry["score"]), "box": [left, top, left + width, top + height]}
@@ -117,9 +117,10 @@ def average_precision(result: Result, annotations: str | PathLike[str]) -> dict[
         }
         for row in result.rows
     ]
-    names = image_names(load_coco(annotations), Path(annotations))  # in the order by which `Detections` takes the first ones
+    coco = load_coco(annotations)
+    names = image_names(coco, Path(annotations))  # in the order by which `DetectionDataset` takes the first ones
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(annotations))
+        truth = COCO(coco.dataset)
         evaluation = COCOeval_faster(truth, truth.loadRes(masks), iouType="segm")
         evaluation.params.imgIds = list(names)[: result.data["images"]]
         evaluation.evaluate()

@@ -52,7 +52,7 @@ def load_result(path: str | PathLike[str]) -> Result:
         InvalidInputError: it is not there or no result.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         if content.pop("format") != FORMAT:
             raise KeyError("format")
         result = Result(**content)

@@ -180,6 +180,38 @@ class TestPolygons:
             to_polygons(np.ones((3, 3), bool))
 
 
+def even(numbers):
+    return numbers[: len(numbers) // 2 * 2]
+
+
+def coco_with(segmentation):
+    """Return what is read of a file with one annotation in an image of 50 x 40."""
+    content = to_coco([image(np.zeros((40, 50), bool))])
+    content["annotations"][0]["segmentation"] = segmentation
+    ((instance,),) = (annotated.instances for annotated in from_coco(content))
+    return instance
+
+
+def test_crowds_stay_crowds():
+    """Where the format has a place for them: COCO, LabelMe's flags, contours, supervision's data."""
+    mask = np.ones((4, 5), bool)
+    annotated = AnnotatedImage(Path("a.jpg"), (4, 5), [Instance(mask, iscrowd=True), Instance(mask, category="one")])
+    assert [a["iscrowd"] for a in to_coco([annotated])["annotations"]] == [1, 0]
+    for write, read in (
+        (lambda image: to_coco([image]), lambda content: from_coco(content)[0]),
+        (to_labelme, from_labelme),
+        (to_contours, from_contours),
+    ):
+        assert [i.iscrowd for i in read(json.loads(json.dumps(write(annotated)))).instances] == [True, False]
+    assert to_detections(annotated).data["iscrowd"].tolist() == [1, 0]
+
+
+def test_a_mask_of_another_size_is_refused():
+    """So that no format is written, or read, whose masks are not the image's."""
+    with pytest.raises(InvalidInputError, match=r"instance 1 of a.jpg has height and width \(4, 5\), the image has \(5, 4\)"):
+        AnnotatedImage(Path("a.jpg"), (5, 4), [Instance(np.ones((4, 5), bool))])
+
+
 class TestCoco:
     def test_as_pycocotools_and_supervision_read_it(self, tmp_path):
         one, two = image(*blobs(0), path=tmp_path / "a.png"), image(*blobs(1, 2, (90, 70)), path=tmp_path / "sub" / "b.png")
@@ -214,13 +246,61 @@ class TestCoco:
         images.append(AnnotatedImage(Path("empty.jpg"), (4, 5), []))
         assert from_coco(json.loads(json.dumps(to_coco(images)))) == images
 
-    def test_polygons_are_read_as_supervision_reads_them(self):
-        polygon = [10.0, 5.0, 30.2, 5.4, 30.0, 25.0, 10.0, 20.0]
-        content = to_coco([image(np.zeros((40, 50), bool))])
-        content["annotations"][0]["segmentation"] = [polygon]
-        (read,) = from_coco(content)
-        expected = sv.polygon_to_mask(np.round(np.reshape(polygon, (-1, 2))).astype(int), (50, 40))
-        assert np.array_equal(read.masks()[0], expected)
+    def test_a_square_along_the_edges_of_pixels_has_its_area(self):
+        """20 x 20 pixels: 400, and not the 441 of corners that are taken for pixels."""
+        read = coco_with([[5, 5, 25, 5, 25, 25, 5, 25]])
+        assert np.argwhere(read.mask).min(0).tolist() == [5, 5]
+        assert (read.area, read.box) == (400, (5, 5, 25, 25))
+
+    @given(st.lists(st.lists(st.floats(-40, 90, width=32), min_size=4, max_size=16).map(even), min_size=1, max_size=3))
+    @settings(deadline=None)
+    def test_polygons_are_read_as_pycocotools_reads_them(self, polygons):
+        try:
+            read = coco_with(polygons)
+        except InvalidInputError:
+            assert len(polygons[0]) == 4, "a box to pycocotools, and then it wants boxes alone"
+            return
+        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, 40, 50))
+        assert np.array_equal(read.mask, by_pycocotools(rle))
+
+    @pytest.mark.parametrize(
+        ("segmentation", "message"),
+        [
+            ({"size": [600, 400], "counts": [240000]}, r"annotation 1 of image 1: its mask is 400 x 600, the image 50 x 40"),
+            ([], "there is no polygon"),
+            ([[1, 2]], r"a polygon is \[1.0, 2.0\]"),
+            ([[1, 2, 3, 4, 5]], "give x, y, x, y"),
+            ([[1, 2, 3, 4, 5, float("nan")]], "far out of the image"),
+            ([[1, 2, 3, 4, 5, 1e9]], "annotation 1 of image 1: a polygon reaches far out of the image"),
+        ],
+    )
+    def test_masks_that_do_not_fit_are_named(self, segmentation, message):
+        with pytest.raises(InvalidInputError, match=message):
+            coco_with(segmentation)
+
+    def test_without_pycocotools(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
+        assert coco_with({"size": [40, 50], "counts": [0, 2000]}).area == 2000, "RLE needs none"
+        with pytest.raises(MissingExtraError, match=r"groupmix-sam\[coco\]"):
+            coco_with([[5, 5, 25, 5, 25, 25, 5, 25]])
+
+    def test_paths_from_windows(self):
+        content = to_coco([AnnotatedImage(Path("a.jpg"), (4, 5), [])])
+        content["images"][0]["file_name"] = "photos\\a.jpg"
+        assert from_coco(content)[0].path == Path("photos/a.jpg")
+
+    @pytest.mark.parametrize(
+        ("name", "area", "crowd"), [("square_400px", 400, False), ("crowd", 375, True), ("rle_of_another_size", None, False)]
+    )
+    def test_files_that_users_had(self, shared, name, area, crowd):
+        content = json.loads((shared / "inputs" / f"{name}.coco.json").read_text())
+        if area is None:
+            with pytest.raises(InvalidInputError, match="annotation 1 of image 1: its mask is 400 x 600, the image 40 x 60"):
+                from_coco(content)
+            return
+        (image,) = from_coco(content)
+        assert [(i.area, i.iscrowd) for i in image.instances] == [(area, crowd)]
+        assert to_coco([image])["annotations"][0]["iscrowd"] == int(crowd)
 
     def test_names_of_files(self, tmp_path, monkeypatch):
         annotated = image(np.ones((2, 2), bool), path=tmp_path / "photos" / "a.jpg")
@@ -331,6 +411,10 @@ class TestYolo:
         with pytest.raises(InvalidInputError, match="YOLO file"):
             from_yolo(f"0 0 0 1 0 1 1\n\n{line}\n", Path("a.jpg"), (50, 60), ["nut"])
         assert len(from_yolo("0 0 0 1 0 1 1\n\n", Path("a.jpg"), (50, 60), ["nut"]).instances) == 1
+
+    def test_a_byte_order_mark_is_no_part_of_the_class(self):
+        (read,) = from_yolo("\ufeff0 0 0 1 0 1 1\r\n", Path("a.jpg"), (50, 60), ["nut"]).instances
+        assert read.category == "nut"
 
     def test_an_empty_mask_has_no_line(self):
         assert to_yolo(image(np.zeros((5, 5), bool)), ["nut"]) == ""

@@ -193,6 +193,28 @@ def test_yolo_classes_keep_their_numbers(line, tmp_path):
         write(image, tmp_path, "yolo", overwrite=True)
 
 
+def test_yolo_classes_of_another_editor_are_kept_as_they_are(line, tmp_path):
+    """With a byte-order mark and CRLF, as on Windows: cup is 0 and spoon is 1, and the file is not rewritten."""
+    content = b"\xef\xbb\xbfcup\r\nspoon\r\n"
+    (tmp_path / "classes.txt").write_bytes(content)
+    write(line / "a.png", tmp_path, "yolo", categories=["cup", "spoon"])
+    assert (tmp_path / "a.txt").read_text().split()[0] == "1"
+    assert (tmp_path / "classes.txt").read_bytes() == content
+    write(line / "a.png", tmp_path, "yolo", categories=["cup", "fork"], overwrite=True)
+    assert (tmp_path / "classes.txt").read_text(encoding="utf-8") == "cup\nspoon\nfork\n"
+
+
+def test_yolo_classes_lie_there_before_the_first_label(line, tmp_path):
+    """A run that is killed after its first image leaves labels that mean the same to the next one."""
+    images = name_images([line])
+    writer = AnnotationWriter(tmp_path, ["yolo"], images, ["screw"])  # never closed
+    next(annotate(images, found("screw"), writer))
+    assert files(tmp_path) >= {"a.txt", "classes.txt"}
+    write(line / "two", tmp_path, "yolo", categories=["nut"])
+    assert (tmp_path / "classes.txt").read_text() == "screw\nnut\n"
+    assert ((tmp_path / "a.txt").read_text()[0], (tmp_path / "b.txt").read_text()[0]) == ("0", "1")
+
+
 def test_closing_twice_writes_once(line, tmp_path):
     images = name_images([line / "a.png"])
     writer = AnnotationWriter(tmp_path, ["coco"], images, ["nut"])
