@@ -197,7 +197,7 @@ def test_half_the_pixels_teach_the_same(photos, tmp_path):
         targets.append(maps["features"].float().flatten(0, 1))
     total = (torch.cat(targets) - torch.cat(targets).mean(0)).square().sum().item()
     assert record["r2"] == pytest.approx(1 - sum(errors) / total, abs=1e-3)
-    assert record["r2"] > 0.4
+    assert record["r2"] > 0.2, "and 0 for one that knows the channels' means"
 
 
 def test_a_run_keeps_its_recipe(cached, tmp_path):
