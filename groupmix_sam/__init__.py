@@ -3,10 +3,13 @@
 Importing this package registers its encoders in timm and imports nothing heavier than torch and timm.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import encoders
+# The command line starts without them, see there.
+if not getattr(sys.modules.get("groupmix_sam_cli"), "starting", False):
+    from . import encoders
 
 if TYPE_CHECKING:
     from .sam import build_sam_groupmix, sam_model_registry

@@ -6,13 +6,14 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from .errors import SaveError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["checksum", "make_folder", "sha256", "write_beside"]
 
@@ -26,8 +27,10 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def checksum(tensors: dict[str, Tensor]) -> str:
+def checksum(tensors: dict[str, "Tensor"]) -> str:
     """Return what changes with the tensors' names, types, shapes and values."""
+    import torch
+
     crc = 0
     for name in sorted(tensors):
         value = tensors[name].contiguous()

@@ -1,9 +1,13 @@
-"""The command line, `groupmix-sam`: one file a command."""
+"""The command line, `groupmix-sam`: one file a command.
+
+Nothing that is imported here imports torch: commands do that when they run.
+"""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from .. import __version__
 from ..errors import GroupMixSamError
@@ -37,6 +41,16 @@ Progress goes to the terminal alone, results to stdout, what went wrong to stder
 """
 EPILOG = "Exit codes: 0 done; 1 an error, which is told in one line, or images that were skipped; 2 wrong usage."
 
+
+class Command(TyperCommand):
+    """A command that registers the encoders in timm when it runs, if the command line started without them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from .. import encoders as _  # noqa: F401
+
+        return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="groupmix-sam",
     help=HELP,
@@ -54,7 +68,7 @@ PANELS = {
 }
 for panel, commands in PANELS.items():
     for command in commands:
-        app.command(rich_help_panel=panel)(command)
+        app.command(cls=Command, rich_help_panel=panel)(command)
 
 
 def _show_version(wanted: bool) -> None:

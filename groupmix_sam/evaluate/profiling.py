@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-import groupmix_sam  # noqa: F401  registers the encoders in timm
+import groupmix_sam.encoders  # noqa: F401  registers the encoders in timm
 
 from ..errors import InvalidInputError, MissingExtraError, RuntimeUnavailableError, UnknownNameError
 

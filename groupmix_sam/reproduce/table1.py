@@ -22,7 +22,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
-import groupmix_sam  # noqa: F401  registers groupmixformer_mobile in timm
+import groupmix_sam.encoders  # noqa: F401  registers groupmixformer_mobile in timm
 
 from ..errors import InvalidInputError, MissingExtraError, UnknownNameError
 from ..files import make_folder, write_beside

@@ -270,11 +270,3 @@ def test_summary_by_hand():
 @pytest.mark.parametrize(("figure", "text"), [([0.0349, 0.01, -0.06], "+0.035 (+0.010 to -0.060)"), ([-0.2], "-0.200")])
 def test_figures_are_told(figure, text):
     assert format_interval(figure, "+") == text
-
-
-def test_python_dash_m(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "groupmix_sam", "--help"], capture_output=True, text=True, cwd=Path(__file__).parents[2]
-    )
-    assert done.returncode == 0
-    assert "distill" in done.stdout
