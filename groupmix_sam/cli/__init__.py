@@ -11,20 +11,22 @@ from typer.core import TyperCommand
 
 from .. import __version__
 from ..errors import GroupMixSamError
-from .adapt import adapt
-from .batch import batch
-from .compare import compare
-from .demo import demo
-from .distill import distill
-from .encoders import encoders
-from .evaluate import evaluate
-from .everything import everything
-from .export import export
-from .info import info
-from .profile import profile
-from .push import push
-from .segment import segment
-from .stream import stream
+from . import (
+    adapt,
+    batch,
+    compare,
+    demo,
+    distill,
+    encoders,
+    evaluate,
+    everything,
+    export,
+    info,
+    profile,
+    push,
+    segment,
+    stream,
+)
 
 __all__ = ["app", "main"]
 
@@ -61,10 +63,10 @@ app = typer.Typer(
 
 # The order is that of --help.
 PANELS = {
-    "Use": (segment, everything, demo, stream, info),
-    "Train": (distill, adapt),
-    "Measure": (evaluate, compare, profile, encoders),
-    "Deploy": (export, batch, push),
+    "Use": (segment.segment, everything.everything, demo.demo, stream.stream, info.info),
+    "Train": (distill.distill, adapt.adapt),
+    "Measure": (evaluate.evaluate, compare.compare, profile.profile, encoders.encoders),
+    "Deploy": (export.export, batch.batch, push.push),
 }
 for panel, commands in PANELS.items():
     for command in commands:
