@@ -63,7 +63,7 @@ def is_traced() -> bool:
 
     What is done in chunks, in place or by the number of prompts must then be done at once: a recording keeps one case of it.
     """
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or bool(cast(Any, torch.jit).is_tracing())
 
 
 def _fuse_stem(stem: nn.Module) -> nn.Sequential:
