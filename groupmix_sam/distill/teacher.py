@@ -16,8 +16,8 @@ from ..encoders.tiny_vit import checkpoint_filter_fn
 from ..errors import WeightsError
 from ..files import sha256
 from ..inference.backends.base import Backend
-from ..inference.backends.onnxruntime import OnnxModel
-from ..inference.backends.tensorrt import TensorrtModel
+from ..inference.backends.onnxruntime import OnnxBackend
+from ..inference.backends.tensorrt import TensorrtBackend
 from ..weights import SAM_VITS, find_weights, read_weights
 from .data import Maps
 
@@ -130,11 +130,11 @@ def load_teacher(
     """
     path = find_weights(checkpoint, MOBILE_SAM)
     if path.suffix == ".onnx":
-        model = OnnxModel(path, providers)
+        model = OnnxBackend(path, providers)
         batch, *_, side = (n if isinstance(n, int) else None for n in model.session.get_inputs()[0].shape)
         return RuntimeTeacher(path, model, batch, side), {}
     if path.suffix in {".engine", ".plan"}:
-        return RuntimeTeacher(path, TensorrtModel(path), 1), {}
+        return RuntimeTeacher(path, TensorrtBackend(path), 1), {}
     state_dict, _ = read_weights(path)
     position = state_dict.get("image_encoder.pos_embed")
     try:

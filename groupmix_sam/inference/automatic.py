@@ -73,7 +73,7 @@ def everything(
     """Return all instances in an image, the largest first, by segment-anything's `SamAutomaticMaskGenerator`.
 
     Args:
-        model: A Sam; or a `Predictor`, whose decoder takes a fraction of the time and whose masks differ by a hair.
+        model: A Sam; or a `Predictor`, which decodes in a fraction of the time; its masks differ slightly along outlines.
         image: H x W x 3, uint8, RGB; also what else `as_rgb` takes, such as grayscale, H x W.
         points_per_side: Points per side of the prompt grid.
         pred_iou_thresh: Drop masks with a lower predicted IoU.

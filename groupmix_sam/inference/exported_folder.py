@@ -10,7 +10,7 @@ import numpy as np
 from ..encoders.config import check_embed_stride, check_img_size
 from ..errors import InvalidInputError, WeightsError, WeightsNotFoundError
 from ..files import sha256
-from .backends import Backend, OnnxModel, OpenvinoModel, TensorrtModel
+from .backends import Backend, OnnxBackend, OpenvinoBackend, TensorrtBackend
 from .model import InferenceModel
 
 __all__ = ["FORMAT_VERSION", "PARTS", "SUFFIXES", "folder_model", "read_config"]
@@ -53,11 +53,11 @@ def folder_model(
     def load(part: str) -> Backend:
         path = folder / f"{part}{SUFFIXES[runtime]}"
         if runtime == "onnx":
-            return OnnxModel(path, providers or (), threads)
+            return OnnxBackend(path, providers or (), threads)
         if runtime == "openvino":
             precision = "bf16" if config["precision"] == "bf16" and part == "encoder" else "f32"
-            return OpenvinoModel(path, (device or "CPU").upper(), precision, threads)
-        return TensorrtModel(path)
+            return OpenvinoBackend(path, (device or "CPU").upper(), precision, threads)
+        return TensorrtBackend(path)
 
     return InferenceModel(
         **{part: load(part) for part in PARTS},

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..encoders.groupmixformer import GroupMixFormer
 from ..errors import InvalidInputError, RuntimeUnavailableError
-from .backends import Backend, TorchModel
+from .backends import Backend, TorchBackend
 from .fused_decoder import FusedDecoder, ImageTokens
 from .fused_encoder import fuse_encoder
 
@@ -72,10 +72,10 @@ def torch_model(sam: Sam, device: str | torch.device | None = None, dtype: torch
     decoder = FusedDecoder(sam).to(where)
     mean, std = (value.flatten().float().cpu().numpy() for value in (sam.pixel_mean, sam.pixel_std))
     return InferenceModel(
-        encoder=TorchModel(fused.to(where, dtype), where, dtype),
-        masks=TorchModel(decoder.embed_masks, where),
-        image=TorchModel(decoder.image, where),
-        decoder=TorchModel(partial(_decode, decoder), where),
+        encoder=TorchBackend(fused.to(where, dtype), where, dtype),
+        masks=TorchBackend(decoder.embed_masks, where),
+        image=TorchBackend(decoder.image, where),
+        decoder=TorchBackend(partial(_decode, decoder), where),
         image_size=int(encoder.img_size),
         embed_stride=int(encoder.embed_stride),
         mean=mean,

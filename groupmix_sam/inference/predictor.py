@@ -33,9 +33,9 @@ FORMAT_VERSION = "1"
 class Predictor:
     """Masks from prompts, with SamPredictor's methods and semantics, in any runtime.
 
-    Beside those: several images (`set_image_batch`), many prompts at once (`predict_prompts`), and embeddings that are kept
-    (`save_embedding`, `load_embedding`). Masks come from one resize of the logits to the image, where segment-anything
-    resizes twice: they differ along outlines, by a hair. NumPy arrays go in and come out.
+    It also takes several images (`set_image_batch`) and many prompts at once (`predict_prompts`), and keeps embeddings
+    (`save_embedding`, `load_embedding`). Logits are resized to the image once, where segment-anything resizes them twice: masks
+    differ slightly along outlines. NumPy arrays go in and come out.
 
     Args:
         model: A Sam that `build_sam_groupmix` built, which is not changed; or what `torch_model` and `folder_model` return.

@@ -1,9 +1,9 @@
 """The runtimes: PyTorch, ONNX Runtime, OpenVINO and TensorRT, called alike."""
 
 from .base import Backend
-from .onnxruntime import OnnxModel
-from .openvino import OpenvinoModel
-from .tensorrt import TensorrtModel
-from .torch import TorchModel
+from .onnxruntime import OnnxBackend
+from .openvino import OpenvinoBackend
+from .tensorrt import TensorrtBackend
+from .torch import TorchBackend
 
-__all__ = ["Backend", "OnnxModel", "OpenvinoModel", "TensorrtModel", "TorchModel"]
+__all__ = ["Backend", "OnnxBackend", "OpenvinoBackend", "TensorrtBackend", "TorchBackend"]

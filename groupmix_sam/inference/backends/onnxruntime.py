@@ -6,10 +6,10 @@ from pathlib import Path
 from ...errors import RuntimeUnavailableError, import_extra
 from .base import Array, input_refused
 
-__all__ = ["OnnxModel"]
+__all__ = ["OnnxBackend"]
 
 
-class OnnxModel:
+class OnnxBackend:
     """An ONNX file in ONNX Runtime.
 
     Args:

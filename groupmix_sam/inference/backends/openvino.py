@@ -9,10 +9,10 @@ from typing import Any
 from ...errors import RuntimeUnavailableError, import_extra
 from .base import Array, input_refused
 
-__all__ = ["OpenvinoModel", "openvino_core"]
+__all__ = ["OpenvinoBackend", "openvino_core"]
 
 
-class OpenvinoModel:
+class OpenvinoBackend:
     """An OpenVINO IR, or an ONNX file, in OpenVINO.
 
     Args:

@@ -11,10 +11,10 @@ import torch
 from ...errors import RuntimeUnavailableError, import_extra
 from .base import Array, input_refused
 
-__all__ = ["TensorrtModel", "import_tensorrt"]
+__all__ = ["TensorrtBackend", "import_tensorrt"]
 
 
-class TensorrtModel:
+class TensorrtBackend:
     """A TensorRT plan, of TensorRT 10 or newer.
 
     Args:

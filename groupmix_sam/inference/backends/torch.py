@@ -7,10 +7,10 @@ import torch
 
 from .base import Array
 
-__all__ = ["TorchModel"]
+__all__ = ["TorchBackend"]
 
 
-class TorchModel:
+class TorchBackend:
     """A PyTorch function of tensors, as it is on a device and in a dtype; fp32 arrays in and out."""
 
     def __init__(self, function: Callable[..., Any], device: torch.device, dtype: torch.dtype = torch.float32) -> None:

@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from groupmix_sam.inference import Predictor
-from groupmix_sam.inference.backends import OnnxModel, OpenvinoModel, TorchModel
+from groupmix_sam.inference.backends import OnnxBackend, OpenvinoBackend, TorchBackend
 
 from ..conftest import draw
 
@@ -44,9 +44,9 @@ def in_torch(x):
 @pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
 def test_a_model_that_threads_share(path, backend):
     if backend == "torch":
-        model = TorchModel(in_torch, torch.device("cpu"))
+        model = TorchBackend(in_torch, torch.device("cpu"))
     else:
-        model = {"onnx": OnnxModel, "openvino": OpenvinoModel}[backend](path)
+        model = {"onnx": OnnxBackend, "openvino": OpenvinoBackend}[backend](path)
     exact = np.linalg.multi_dot(products())
 
     def ask(number):

@@ -33,8 +33,8 @@ from groupmix_sam.errors import (
 )
 from groupmix_sam.evaluate import load_model
 from groupmix_sam.inference import Predictor
-from groupmix_sam.inference.backends.onnxruntime import OnnxModel
-from groupmix_sam.inference.backends.openvino import OpenvinoModel
+from groupmix_sam.inference.backends.onnxruntime import OnnxBackend
+from groupmix_sam.inference.backends.openvino import OpenvinoBackend
 from groupmix_sam.inference.export.convolutions import as_convolutions
 from groupmix_sam.inference.export.exporter import export
 from groupmix_sam.inference.export.onnx import OPSET, _gelu, holds_in_int8, quantize
@@ -242,7 +242,7 @@ def test_int8_for_tensorrt(sam, exported, monkeypatch, tmp_path):
         if not path.exists():
             shutil.copy(exported / "encoder.onnx", path)
             quantize(path, (predictor.preprocess(image)[None] for image in calibration), products_only=True)
-        errors.append(np.abs(OnnxModel(path)(images)[0] - features).mean() / np.abs(features).mean())
+        errors.append(np.abs(OnnxBackend(path)(images)[0] - features).mean() / np.abs(features).mean())
     assert 1e-4 < errors[0] < 1.5 * errors[1]
     assert len(onnx_low(tmp_path, "encoder.onnx")) == len(onnx_low(tmp_path, "other.onnx")) > 0
     assert any("zero point" in fault for fault in lint(tmp_path / "other.onnx"))
@@ -425,7 +425,7 @@ def test_providers_and_devices_that_are_missing(exported, monkeypatch):
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(RuntimeUnavailableError, match="did not load"):
         Predictor.from_pretrained(exported, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.raises(RuntimeUnavailableError, match="its devices are CPU"):
-        OpenvinoModel(exported / "image.onnx", "NPU")
+        OpenvinoBackend(exported / "image.onnx", "NPU")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'groupmix-sam\[onnx\]'"):
         Predictor.from_pretrained(exported)
@@ -433,17 +433,17 @@ def test_providers_and_devices_that_are_missing(exported, monkeypatch):
 
 def test_other_sizes_are_refused(exported):
     with pytest.raises(InvalidInputError, match=r"refuses inputs of \(1, 256, 9, 9\)"):
-        OnnxModel(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
+        OnnxBackend(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
     with pytest.raises(InvalidInputError, match=r"refuses inputs of \(1, 256, 9, 9\)"):
-        OpenvinoModel(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
+        OpenvinoBackend(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
 
 
 def test_bf16_without_its_instructions_is_told_of(exported):
     flags = Path("/proc/cpuinfo").read_text().split()
     quick = "avx512_bf16" in flags or "amx_bf16" in flags
     with nullcontext() if quick else pytest.warns(UserWarning, match="no instructions for bf16"):
-        OpenvinoModel(exported / "masks.onnx", precision="bf16")
-    OpenvinoModel(exported / "masks.onnx")
+        OpenvinoBackend(exported / "masks.onnx", precision="bf16")
+    OpenvinoBackend(exported / "masks.onnx")
 
 
 def test_signals_after_openvino(exported):
@@ -451,9 +451,9 @@ def test_signals_after_openvino(exported):
     code = """
 import signal, sys
 from pathlib import Path
-from groupmix_sam.inference.backends.base import OpenvinoModel
+from groupmix_sam.inference.backends.base import OpenvinoBackend
 
-models = [OpenvinoModel(Path(sys.argv[1])) for _ in range(3)]
+models = [OpenvinoBackend(Path(sys.argv[1])) for _ in range(3)]
 while models:
     del models[0]
 signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
@@ -466,7 +466,7 @@ signal.raise_signal(signal.SIGUSR1)
 def test_not_a_model(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"nothing")
     with pytest.raises(RuntimeUnavailableError, match="export it again"):
-        OnnxModel(tmp_path / "a.onnx")
+        OnnxBackend(tmp_path / "a.onnx")
 
 
 def test_iou_by_hand():

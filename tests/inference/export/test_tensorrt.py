@@ -22,7 +22,7 @@ from onnx import TensorProto, helper
 
 from groupmix_sam.errors import InvalidInputError, RuntimeUnavailableError, SaveError
 from groupmix_sam.inference import Predictor
-from groupmix_sam.inference.backends.tensorrt import TensorrtModel, import_tensorrt
+from groupmix_sam.inference.backends.tensorrt import TensorrtBackend, import_tensorrt
 from groupmix_sam.inference.export.exporter import export
 from groupmix_sam.inference.export.parity import Thresholds
 from groupmix_sam.inference.export.tensorrt import build_plans, lint
@@ -81,7 +81,7 @@ def test_refused_graphs(faked, tmp_path, name, match):
 def test_runner(faked, tmp_path):
     """Addresses, shapes and the outputs' memory; of many shapes in turn."""
     (tmp_path / "a.plan").write_bytes(b"fake plan")
-    model = TensorrtModel(tmp_path / "a.plan", device="cpu")
+    model = TensorrtBackend(tmp_path / "a.plan", device="cpu")
     for shape in ((2, 3), (5, 7, 1), (1,)):
         x = np.random.default_rng(0).random(shape, dtype=np.float32)
         np.testing.assert_array_equal(model(x)[0], 2 * x)
@@ -89,7 +89,7 @@ def test_runner(faked, tmp_path):
         model(np.zeros((65, 1), np.float32))
     (tmp_path / "a.plan").write_bytes(b"another machine's")
     with pytest.raises(RuntimeUnavailableError, match="export it again here"):
-        TensorrtModel(tmp_path / "a.plan", device="cpu")
+        TensorrtBackend(tmp_path / "a.plan", device="cpu")
 
 
 def test_lint(tmp_path):
