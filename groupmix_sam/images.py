@@ -1,7 +1,10 @@
-"""Images by the many: those of a folder, a list file or a tar."""
+"""Images: finding those of a folder, a list or a tar, and reading them."""
 
 import glob
 import io
+import logging
+import os
+import struct
 import tarfile
 import warnings
 from collections.abc import Iterable, Sequence
@@ -12,13 +15,33 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ImageFile as PillowFile
 
-from .errors import ImageReadError, InvalidInputError
+from .errors import ImageReadError, InvalidInputError, MissingExtraError, import_extra
 
-__all__ = ["SUFFIXES", "ImageFile", "as_rgb", "decode_image", "evenly_spaced", "find_images", "name_images", "read_image"]
+__all__ = [
+    "SUFFIXES",
+    "ImageFile",
+    "as_rgb",
+    "decode_image",
+    "evenly_spaced",
+    "exif_orientation",
+    "find_images",
+    "is_image",
+    "listed_path",
+    "name_images",
+    "read_image",
+    "report_left_out",
+]
 
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+# What is expected beside images, and not reported as left out: annotations and notes.
+BESIDE = {"", ".csv", ".json", ".jsonl", ".md", ".tar", ".txt", ".xml", ".yaml", ".yml"}
+# The brands of HEIF files, bytes 8 to 12, that Pillow reads with pillow-heif alone.
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,21 +79,22 @@ class ImageFile:
 def find_images(source: str | PathLike[str]) -> list[ImageFile]:
     """Return the images in a folder and those below it, in a list file, or in a tar; sorted, but for a list's.
 
-    A folder's tars are looked into as well: WebDataset shards such as SA-1B's, as they are. A list file, `.txt`, has a path a
-    line, relative to the file.
+    A folder's links are followed, its hidden files and folders are left out, and what else is no image is named in a warning of
+    the logger "groupmix_sam.images", which goes to stderr by default. Its tars are looked into: WebDataset shards such as
+    SA-1B's, as they are. A list file, `.txt`, has a path a line, relative to the file.
 
     Raises:
         InvalidInputError: there is no such folder or file, or no image in it.
     """
     source = Path(source)
     if source.is_dir():
-        files = sorted(p for p in source.rglob("*") if p.suffix.lower() in {*SUFFIXES, ".tar"} and p.is_file())
+        files = _files_below(source)
     elif source.suffix.lower() == ".txt" and source.is_file():
         try:
-            lines = source.read_text(encoding="utf-8").splitlines()
+            lines = source.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as e:
             raise InvalidInputError(f"{source} cannot be read as a list ({e}): write a path a line, in UTF-8.") from e
-        files = [source.parent / line.strip() for line in lines if line.strip()]
+        files = [listed_path(source.parent, line.strip()) for line in lines if line.strip()]
     elif source.suffix.lower() == ".tar" and source.is_file():
         files = [source]
     else:
@@ -81,6 +105,51 @@ def find_images(source: str | PathLike[str]) -> list[ImageFile]:
     if not images:
         raise InvalidInputError(f"{source} has no image in it: {', '.join(sorted(SUFFIXES))} are looked for, and .tar.")
     return images
+
+
+def is_image(name: str | PathLike[str]) -> bool:
+    """Return whether a path below a folder is an image's: it ends as one, and no part of it is hidden, as macOS's `._x.jpg`."""
+    path = PurePath(name)
+    return path.suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in path.parts if part != "..")
+
+
+def listed_path(folder: Path, name: str) -> Path:
+    """Return the path that a text file in `folder` names, which may have been written on Windows."""
+    path = folder / name
+    return folder / name.replace("\\", "/") if "\\" in name and not path.exists() else path
+
+
+def report_left_out(source: object, names: Iterable[str]) -> None:
+    """Warn of files that are neither images nor what is expected beside them, so that nobody misses an image in silence."""
+    names = sorted(name for name in names if not _is_expected(PurePath(name)))
+    if names:
+        shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
+        logger.warning("%d files in %s are left out, as they are no images that can be read: %s", len(names), source, shown)
+
+
+def _is_expected(path: PurePath) -> bool:
+    return path.suffix.lower() in BESIDE or any(part.startswith(".") for part in path.parts)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Return the images and tars in a folder and those below it, linked ones too, sorted."""
+    found, left_out = [], []
+    seen: set[tuple[int, int]] = set()  # a link may lead back to a folder above it
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=lambda e: left_out.append(str(e.filename))):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            path = Path(place, name)
+            if (is_image(name) or (path.suffix.lower() == ".tar" and not name.startswith("."))) and path.is_file():
+                found.append(path)
+            else:
+                left_out.append(name)
+    report_left_out(folder, left_out)
+    return sorted(found)
 
 
 def evenly_spaced(images: Sequence[ImageFile], count: int) -> list[ImageFile]:
@@ -129,9 +198,11 @@ def _in_tar(path: Path) -> list[ImageFile]:
     # The standard library's index and not a stream: only with random access can a stopped run go on at the same sample.
     try:
         with tarfile.open(path, "r:") as tar:
-            members = [m for m in tar if m.isfile() and Path(m.name).suffix.lower() in SUFFIXES]
+            files = [m for m in tar if m.isfile()]
     except (OSError, tarfile.TarError) as e:
         raise InvalidInputError(f"{path} cannot be read as an uncompressed tar ({e}): fetch it again, or unpack it.") from e
+    members = [m for m in files if is_image(_inside(m.name))]
+    report_left_out(path, (m.name for m in files if not is_image(_inside(m.name))))
     return [ImageFile(path, m.name, m.offset_data, m.size) for m in members]
 
 
@@ -139,10 +210,14 @@ def _in_tar(path: Path) -> list[ImageFile]:
 DIM = 4095
 
 
-def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
-    """Read an image as H x W x 3, uint8, RGB, turned upright as its EXIF data say.
+def read_image(path: str | PathLike[str], *, upright: bool = True) -> NDArray[np.uint8]:
+    """Read an image as H x W x 3, uint8, RGB.
 
-    Grayscale and palettes become RGB, 16 bits become 8, transparency is dropped.
+    Grayscale and palettes become RGB, 16 bits become 8, transparency is dropped. HEIC needs the extra "heic".
+
+    Args:
+        path: The file.
+        upright: Turn the image as its EXIF data say; without it the pixels are taken as they are stored.
 
     Warns:
         UserWarning: it has 16 bits of which 12 or fewer are used, and so comes out nearly black.
@@ -153,7 +228,7 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
     if not isinstance(path, (str, PathLike)):
         raise InvalidInputError(f"the image is {path!r}: give a path, or as_rgb() an array.")
     try:
-        return decode_image(Path(path).read_bytes(), path)
+        return decode_image(Path(path).read_bytes(), path, upright=upright)
     except FileNotFoundError as e:
         raise ImageReadError(f"there is no image {path}: check the path.") from e
     except (OSError, ValueError) as e:  # a ValueError of a name that no file can have
@@ -162,33 +237,31 @@ def read_image(path: str | PathLike[str]) -> NDArray[np.uint8]:
         raise ImageReadError(f"{path} cannot be read ({e}): check the path and its permissions.") from e
 
 
-def decode_image(data: bytes, name: object, max_pixels: int | None = None) -> NDArray[np.uint8]:
-    """Decode an image file's bytes as `read_image` does.
+def decode_image(data: bytes, name: object, max_pixels: int | None = None, *, upright: bool = True) -> NDArray[np.uint8]:
+    """Decode an image file's bytes as `read_image` does. Any number of threads may do so.
 
     Args:
         data: The file's bytes.
         name: What an error calls it.
         max_pixels: A limit that is lower than Pillow's, checked before the image is decoded.
+        upright: As for `read_image`.
 
     Raises:
         ImageReadError: they are no image, are cut short or make one that is larger than a limit.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damage beside the pixels, such as in EXIF data
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as file:
-                if max_pixels is not None and file.width * file.height > max_pixels:
-                    raise ImageReadError(
-                        f"{name} has {file.width} x {file.height} pixels, more than {max_pixels / 1e6:g} million: scale it "
-                        "down first."
-                    )
-                image = ImageOps.exif_transpose(file)
-                if not image.mode.startswith(("I", "F")):
-                    return np.array(image.convert("RGB"))
-                values = _as_uint16(np.asarray(image), name)  # deeper than 8 bits, which Pillow would clip rather than scale
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise ImageReadError(f"{name} is too large ({e}): scale it down first.") from e
+        with _open(data, name) as file:
+            limits = [limit for limit in (max_pixels, Image.MAX_IMAGE_PIXELS) if limit is not None]
+            if limits and file.width * file.height > min(limits):
+                raise ImageReadError(
+                    f"{name} has {file.width} x {file.height} pixels, more than {min(limits) / 1e6:g} million: scale it down "
+                    "first."
+                )
+            image = ImageOps.exif_transpose(file) if upright else file
+            image.info.pop("transparency", None)  # Pillow would warn that it is dropped
+            if not image.mode.startswith(("I", "F")):
+                return np.array(image.convert("RGB"))
+            values = _as_uint16(np.asarray(image), name)  # deeper than 8 bits, which Pillow would clip rather than scale
     except ImageReadError:
         raise
     except UnidentifiedImageError as e:  # which only says where in memory the bytes are
@@ -202,6 +275,52 @@ def decode_image(data: bytes, name: object, max_pixels: int | None = None) -> ND
             stacklevel=2,
         )
     return as_rgb(values)
+
+
+def exif_orientation(path: str | PathLike[str]) -> int:
+    """Return how an image is turned by its EXIF data, from 1, not at all, to 8; 2 to 4 keep its width and height.
+
+    Raises:
+        ImageReadError: it is no image that can be read.
+    """
+    try:
+        with _open(Path(path).read_bytes(), path) as file:
+            orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+    except ImageReadError:
+        raise
+    except Exception as e:  # damaged files make Pillow raise nearly anything
+        raise ImageReadError(f"{path} cannot be read as an image ({e}): convert it to PNG or JPEG.") from e
+    return int(orientation) if orientation in range(1, 9) else 1
+
+
+def _open(data: bytes, name: object) -> PillowFile.ImageFile:
+    """Open an image as Pillow's `Image.open` does, but for its warning about large ones.
+
+    To silence that warning, or to make it an error, would change the filters of all threads. The caller checks the size.
+    """
+    try:
+        return _open_plugin(data)
+    except UnidentifiedImageError:
+        if data[4:8] != b"ftyp" or data[8:12] not in HEIF_BRANDS:
+            raise
+        try:
+            import_extra("pillow_heif", "heic").register_heif_opener()
+        except MissingExtraError as e:
+            raise ImageReadError(f"{name} is HEIC: {e}") from e
+        return _open_plugin(data)
+
+
+def _open_plugin(data: bytes) -> PillowFile.ImageFile:
+    for load in (Image.preinit, Image.init):  # first the common formats alone, as importing all takes long
+        load()
+        for kind in Image.ID:
+            factory, accept = Image.OPEN[kind]
+            if accept is None or accept(data[:16]) is True:
+                try:
+                    return factory(io.BytesIO(data), "")
+                except (SyntaxError, IndexError, TypeError, struct.error):
+                    continue  # of another format, which begins alike
+    raise UnidentifiedImageError("no plugin of Pillow takes it")
 
 
 def as_rgb(image: Any) -> NDArray[np.uint8]:

@@ -215,10 +215,10 @@ def mask_iou(a: Mask, b: Mask) -> float:
 
 
 def box_baseline(size: tuple[int, int], box: NDArray[np.float64]) -> Mask:
-    """Return a box, left, top, right, bottom, as a mask of height and width `size`, one pixel at least."""
+    """Return a box, x0, y0, x1, y1, as a mask of height and width `size`: one pixel at least, none of a box outside."""
     mask = np.zeros(size, dtype=bool)
-    left, top, right, bottom = np.round(box).astype(int)
-    mask[max(top, 0) : max(bottom, top + 1), max(left, 0) : max(right, left + 1)] = True
+    x0, y0, x1, y1 = np.round(box).astype(int).tolist()
+    mask[max(y0, 0) : max(y1, y0 + 1, 0), max(x0, 0) : max(x1, x0 + 1, 0)] = True  # a stop under 0 would count from the end
     return mask
 
 

@@ -1,6 +1,7 @@
 import hashlib
 import inspect
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -231,6 +232,20 @@ def test_stdout(tiny, line, monkeypatch):
     many = CliRunner().invoke(app, ["segment", ".", "--point", "20,20", "--format", "coco", "--output", "-", *tiny])
     assert many.exit_code == 1
     assert [image["file_name"] for image in json.loads(many.stdout)["images"]] == ["a.png", "two/b.png"]
+
+
+def test_a_name_that_stdout_cannot_write(tiny, line, tmp_path):
+    """Is escaped, and the run goes on: a terminal of Windows, and a name of Latin-1 under UTF-8."""
+    (line / "cut.png").rename(line / "b高.png")
+    (line / "b高.png").write_bytes((line / "a.png").read_bytes())
+    command = ["segment", str(line), "--point", "5,5", "--format", "mask", "--output", str(tmp_path), *tiny]
+    done = CliRunner(charset="cp1252").invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "b\\u9ad8_mask.png" in done.stdout
+    assert (tmp_path / "two" / "b_mask.png").is_file()
+    os.rename(line / "b高.png", os.fsencode(line) + b"/b\xe4.png")
+    done = run(*command)
+    assert "b\\udce4_mask.png" in done.stdout
 
 
 def test_json_lines(tiny, line, tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
 import io
+import logging
+import os
 import tarfile
 from pathlib import Path
 
@@ -6,7 +8,7 @@ import pytest
 from PIL import Image
 
 from groupmix_sam.errors import ImageReadError, InvalidInputError
-from groupmix_sam.images import ImageFile, evenly_spaced, name_images
+from groupmix_sam.images import ImageFile, evenly_spaced, find_images, is_image, name_images
 
 
 @pytest.fixture
@@ -84,3 +86,107 @@ def test_a_tar_leads_nowhere_else(folder, name):
 def test_one_that_is_not_there(tmp_path):
     with pytest.raises(ImageReadError, match=r"there is no image .*x\.png: check the path"):
         ImageFile(tmp_path / "x.png").decode()
+
+
+def test_linked_folders_are_followed(folder, tmp_path_factory):
+    """And one that leads back up is not followed for ever."""
+    other = tmp_path_factory.mktemp("other")
+    (other / "d.png").write_bytes((folder / "one" / "b.png").read_bytes())
+    (folder / "one" / "linked").symlink_to(other)
+    (other / "back").symlink_to(folder / "one")
+    (folder / "one" / "e.png").symlink_to(other / "d.png")
+    names = list(name_images([folder / "one"]))
+    assert names == ["a.jpg", "b.png", "e.png", "linked/d.png", "shard.tar/in/c.png", "sub/a.jpg"]
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".GIF", ".jpeg", ".tif", ".webp", ".bmp"])
+def test_endings_that_are_read(tmp_path, suffix):
+    kind = {".jfif": "JPEG", ".jpe": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:].upper())
+    Image.new("RGB", (3, 2), (0, 0, 255)).save(tmp_path / f"a{suffix}", kind)
+    (image,) = find_images(tmp_path)
+    assert image.decode()[0, 0].tolist() == pytest.approx([0, 0, 255], abs=2)
+
+
+def test_what_is_left_out_is_counted_and_named(folder, caplog):
+    """But for hidden files and what belongs beside images; tars and the files of a batch likewise."""
+    for name in ("x.avi", "y.psd", "z.cr2", "w.cr2", "sub/no.bin", "notes.txt", "labels.json", "._a.jpg", ".DS_Store"):
+        (folder / "one" / name).touch()
+    (folder / "one" / "gone.png").symlink_to(folder / "nowhere.png")
+    with tarfile.open(folder / "one" / "shard.tar", "w") as tar:
+        for name in ("in/c.png", "in/c.json", "in/c.raw", "in/._c.png"):
+            tar.add(folder / "one" / "b.png", name)
+    found = find_images(folder / "one")
+    assert [str(image).rpartition("one/")[2] for image in found] == ["a.jpg", "b.png", "shard.tar:in/c.png", "sub/a.jpg"]
+    first, second = caplog.messages
+    assert first == f"6 files in {folder / 'one'} are left out, as they are no images that can be read: " + (
+        "gone.png, no.bin, w.cr2, ..."
+    )
+    assert second.endswith("no images that can be read: in/c.raw")
+    caplog.clear()
+    (folder / "clean").mkdir()
+    (folder / "clean" / "a.png").write_bytes((folder / "one" / "b.png").read_bytes())
+    find_images(folder / "clean")
+    assert caplog.messages == []
+
+
+def test_a_warning_goes_to_stderr(folder, capsys, monkeypatch):
+    """Of a program that has set up no logging."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    (folder / "one" / "x.avi").touch()
+    find_images(folder / "one")
+    assert "1 files in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.jpg", True),
+        ("sub/A.PNG", True),
+        ("._a.jpg", False),
+        (".hidden/a.jpg", False),
+        ("sub/.a.jpg", False),
+        ("../a.jpg", True),
+        ("a.txt", False),
+        ("jpg", False),
+        (".jpg", False),
+    ],
+)
+def test_one_rule_says_what_an_image_is(name, expected):
+    assert is_image(name) == expected
+
+
+def test_hidden_files_are_no_images_anywhere(folder, monkeypatch):
+    """Not in folders, patterns and tars, nor where evaluate and batch look for images."""
+    pytest.importorskip("scipy", reason="evaluate needs groupmix-sam[eval]")
+    from groupmix_sam.evaluate import Model, Protocol, ReferenceDataset
+
+    (folder / "one" / "shard.tar").unlink()
+    for name in ("._a.jpg", ".b.png", ".thumbnails/c.jpg"):
+        (folder / "one" / name).parent.mkdir(exist_ok=True)
+        (folder / "one" / name).touch()
+    monkeypatch.chdir(folder)
+    expected = ["a.jpg", "b.png", "sub/a.jpg"]
+    assert list(name_images(["one"])) == expected
+    assert list(name_images(["one/*.[jp][pn]g"])) == expected[:2]
+    assert ReferenceDataset("one", Protocol(), Model(None, "none"), 2).images() == expected
+
+
+def test_a_list_from_windows(folder):
+    """A byte-order mark, CRLF and back slashes."""
+    (folder / "list.txt").write_bytes(b"\xef\xbb\xbfone\\b.png\r\none\\sub\\a.jpg\r\n")
+    assert [image.path for image in find_images(folder / "list.txt")] == [
+        folder / "one" / "b.png",
+        folder / "one" / "sub" / "a.jpg",
+    ]
+    if os.name != "nt":
+        (folder / "a\\b.png").touch()
+        (folder / "list.txt").write_text("a\\b.png\n")
+        assert [image.path for image in find_images(folder / "list.txt")] == [folder / "a\\b.png"], "a name, where it is one"
+
+
+def test_the_list_that_a_user_had(shared, tmp_path):
+    for name in ("list_with_bom.txt", "small.png"):
+        (tmp_path / name).write_bytes((shared / "inputs" / name).read_bytes())
+    (image,) = find_images(tmp_path / "list_with_bom.txt")
+    assert image.path == tmp_path / "small.png"
+    assert image.decode().shape == (60, 40, 3)

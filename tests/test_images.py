@@ -1,13 +1,16 @@
 import io
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from groupmix_sam.errors import ImageReadError, InvalidInputError
-from groupmix_sam.images import as_rgb, decode_image, read_image
+from groupmix_sam.images import as_rgb, decode_image, exif_orientation, read_image
 from groupmix_sam.preprocess import check_aspect
 from groupmix_sam.prompts import as_box, as_points
 from groupmix_sam.visualize import draw_masks
@@ -78,8 +81,84 @@ class TestReadImage:
     def test_a_bomb(self, tmp_path, monkeypatch):
         Image.fromarray(RED).save(tmp_path / "a.png")
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-        with pytest.raises(ImageReadError, match="is too large"):
+        with pytest.raises(ImageReadError, match=r"a\.png has 6 x 4 pixels, more than 2e-05 million: scale it down first"):
             read_image(tmp_path / "a.png")
+
+
+def with_orientation(path, orientation):
+    image = Image.fromarray(np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(path, exif=exif)
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations(tmp_path, orientation):
+    """What each of them is, by the Exif standard's table: where the stored row 0 and column 0 are seen."""
+    stored = with_orientation(tmp_path / "a.png", orientation)
+    upright = {
+        1: stored,
+        2: stored[:, ::-1],
+        3: stored[::-1, ::-1],
+        4: stored[::-1],
+        5: stored.swapaxes(0, 1),
+        6: np.rot90(stored, -1),
+        7: stored[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(stored),
+    }[orientation]
+    assert exif_orientation(tmp_path / "a.png") == orientation
+    assert np.array_equal(read_image(tmp_path / "a.png"), upright)
+    assert np.array_equal(read_image(tmp_path / "a.png", upright=False), stored)
+
+
+def test_no_orientation(tmp_path):
+    Image.fromarray(RED).save(tmp_path / "a.png")
+    with_orientation(tmp_path / "b.png", 99)
+    assert (exif_orientation(tmp_path / "a.png"), exif_orientation(tmp_path / "b.png")) == (1, 1)
+    (tmp_path / "c.png").write_text("no image")
+    with pytest.raises(ImageReadError, match=r"c\.png cannot be read as an image"):
+        exif_orientation(tmp_path / "c.png")
+
+
+def test_reading_touches_no_filter_of_warnings(tmp_path, monkeypatch):
+    """They are of all threads: two that read at once would leave the one's filters behind."""
+    Image.fromarray(RED).save(tmp_path / "a.png")
+    seen, transpose = [], ImageOps.exif_transpose
+    monkeypatch.setattr(ImageOps, "exif_transpose", lambda image: seen.append(list(warnings.filters)) or transpose(image))
+    before = list(warnings.filters)
+    read_image(tmp_path / "a.png")
+    assert seen == [before]
+    assert warnings.filters == before
+
+
+def test_many_threads_read_what_one_reads(tmp_path):
+    images = [np.random.default_rng(i).integers(0, 255, (40, 50, 3), dtype=np.uint8) for i in range(8)]
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        for i, found in enumerate(pool.map(read_image, [tmp_path / f"{i % 8}.png" for i in range(64)])):
+            assert np.array_equal(found, images[i % 8])
+    assert warnings.filters == before
+
+
+def test_a_palette_with_transparency_of_many_colours(tmp_path):
+    image = Image.fromarray(RED).quantize(4)
+    image.save(tmp_path / "a.png", transparency=bytes([0, 128, 255]))
+    assert np.array_equal(read_image(tmp_path / "a.png"), RED)
+
+
+def test_heic(tmp_path):
+    heif = pytest.importorskip("pillow_heif", reason="needs groupmix-sam[heic]")
+    heif.from_pillow(Image.fromarray(RED.repeat(20, 0).repeat(20, 1))).save(tmp_path / "a.heic", quality=100)
+    assert read_image(tmp_path / "a.heic")[40, 60].tolist() == pytest.approx([200, 10, 30], abs=4)
+
+
+def test_heic_without_its_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageReadError, match=r"photo is HEIC: .*groupmix-sam\[heic\]"):
+        decode_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(50), "photo")
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (4, 6, 3), (4, 6, 4), (1, 1), (50, 20000, 3)])

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError
 from ..hub import HUB_PREFIX
-from ..images import SUFFIXES, decode_image
+from ..images import SUFFIXES, decode_image, is_image, report_left_out
 from ..inference.automatic import everything, segment
 from ..inference.exported_folder import read_config
 from ..inference.model import model_hash
@@ -33,7 +33,7 @@ from ..inference.predictor import Predictor
 from ..masks import encode_rle
 from ..prompts import LISTS, Prompt
 from ..sam import build_sam_groupmix
-from ..weights import is_exported
+from ..weights import SHIPPED, is_exported
 from .prompt_table import PROMPT, read_prompt_table
 from .storage import Folder, absolute
 
@@ -127,7 +127,7 @@ def batch(
     output: str | PathLike[str],
     prompts: str | PathLike[str] | None = None,
     *,
-    checkpoint: str = "default",
+    checkpoint: str | PathLike[str] = "default",
     encoder: str | None = None,
     image_size: int | None = None,
     points_per_side: int = 32,
@@ -168,7 +168,7 @@ def batch(
         source=absolute(source),
         output=absolute(output),
         everything=prompts is None,
-        checkpoint=checkpoint if checkpoint == "default" or checkpoint.startswith(HUB_PREFIX) else absolute(checkpoint),
+        checkpoint=_named_or_absolute(checkpoint),
         encoder=encoder,
         image_size=image_size,
         points_per_side=points_per_side,
@@ -189,6 +189,13 @@ def batch(
     totals = _run(job, left, tables, workers, before) if left else Totals(before=before)
     _clean(place)
     return totals
+
+
+def _named_or_absolute(checkpoint: str | PathLike[str]) -> str:
+    """Return a checkpoint as workers in other folders find it."""
+    if checkpoint in SHIPPED or str(checkpoint).startswith(HUB_PREFIX):
+        return str(checkpoint)
+    return absolute(checkpoint)
 
 
 class Segmenter:
@@ -307,9 +314,11 @@ def _list(job: Job, prompts: dict[str, list[dict[str, Any]]] | None) -> pa.Table
     if prompts is not None:
         return pa.table({"image": list(prompts), "prompts": list(prompts.values())}, schema=IMAGES)
     try:
-        names = sorted(name for name in Folder(job.source).names() if Path(name).suffix.lower() in SUFFIXES)
+        files = sorted(Folder(job.source).names())
     except OSError as e:
         raise InvalidInputError(f"{job.source} cannot be listed ({e}): give a folder, and check the rights to it.") from e
+    names = [name for name in files if is_image(name)]
+    report_left_out(job.source, (name for name in files if not is_image(name)))
     if not names:
         raise InvalidInputError(f"{job.source} has no image in it: {', '.join(sorted(SUFFIXES))} are looked for.")
     return pa.table({"image": names, "prompts": [None] * len(names)}, schema=IMAGES)

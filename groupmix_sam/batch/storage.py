@@ -64,5 +64,5 @@ class Folder:
 
 
 def absolute(where: str | PathLike[str]) -> str:
-    """Return a path made absolute, as workers are elsewhere; a URI as it is."""
-    return str(where) if "://" in str(where) else str(Path(where).absolute())
+    """Return a path made absolute, with slashes, as workers are elsewhere; a URI as it is."""
+    return str(where) if "://" in str(where) else Path(where).absolute().as_posix()

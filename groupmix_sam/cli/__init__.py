@@ -3,6 +3,7 @@
 Nothing that is imported here imports torch: commands do that when they run.
 """
 
+import io
 import sys
 from typing import Annotated, Any
 
@@ -86,6 +87,8 @@ def common(
     ] = False,
 ) -> None:
     """Take the options that belong to no command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name that the terminal's encoding lacks must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:

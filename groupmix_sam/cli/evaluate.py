@@ -47,6 +47,9 @@ def evaluate(
     points_per_side: Annotated[int | None, typer.Option(help="Without labels: n x n points an image.")] = None,
     confidence: Annotated[float, typer.Option(help="Of the grid, keep points of which the reference is so sure.")] = 0.88,
     limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    ignore_exif: Annotated[
+        bool, typer.Option("--ignore-exif", help="The labels were made on the images' stored pixels: do not turn them upright.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="The result, JSON; by default in runs/evaluate.")] = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Two results: print how the second differs from the first, and stop.")
@@ -68,6 +71,12 @@ def evaluate(
         a, b = map(evaluation.load_result, compare)
         typer.echo(evaluation.compare_text(a, b))
         return
+    without_labels = prompts is not None or points_per_side is not None
+    for name, value in {"--detections": detections, "--annotations": annotations, "--ignore-exif": ignore_exif}.items():
+        if without_labels and value:
+            raise InvalidInputError(f"{name} is about labels, --prompts and --points-per-side need none: leave one out.")
+    if detections is not None and prompt_kind:
+        raise InvalidInputError("--detections prompts with its boxes: leave out --prompt-kind.")
     if data is None or not data.is_dir():
         raise InvalidInputError(f"there is no folder {data}: give one with annotations.json and images/, or with images.")
     changes: dict[str, Any] = {
@@ -80,12 +89,12 @@ def evaluate(
     given = {name: value for name, value in changes.items() if value is not None}
     protocol = replace(evaluation.preset(preset), seed=seed, **given)
     task: Task
-    if detections is None and (prompts is not None or points_per_side is not None):
+    if without_labels:
         truths = (output.parent if output else RESULTS) / "truths"
         task = _reference_task(data, protocol, reference, prompts, points_per_side, confidence, limit, truths)
         reference = None
     else:
-        task = _labelled(data, annotations, detections, protocol, limit)
+        task = _labelled(data, annotations, detections, protocol, limit, ignore_exif)
     if reference and reference.endswith(".json"):
         evaluation.load_result(reference)  # what is wrong with it is told before the work
     model = evaluation.load_model(checkpoint, encoder=encoder, image_size=image_size, resize=protocol.resize)
@@ -115,7 +124,14 @@ def evaluate(
     typer.echo(f"wrote {output}")
 
 
-def _labelled(data: Path, annotations: Path | None, detections: Path | None, protocol: "Protocol", limit: int | None) -> "Task":
+def _labelled(
+    data: Path,
+    annotations: Path | None,
+    detections: Path | None,
+    protocol: "Protocol",
+    limit: int | None,
+    ignore_exif: bool,
+) -> "Task":
     """Return what is measured by labels, those of the data unless an annotation file is given."""
     from ..evaluate import LabelledDataset
 
@@ -124,13 +140,13 @@ def _labelled(data: Path, annotations: Path | None, detections: Path | None, pro
     if detections is not None:
         from ..evaluate.detections import DetectionDataset
 
-        return DetectionDataset(detections, file, folder, protocol, limit)
+        return DetectionDataset(detections, file, folder, protocol, limit, ignore_exif)
     if annotations is None and not file.exists():
         raise InvalidInputError(
             f"{data} has no labels, there is no {file.name} in it: "
             "add --reference and --points-per-side or --prompts to measure without them, or --annotations and their file."
         )
-    return LabelledDataset(file, folder, protocol, limit)
+    return LabelledDataset(file, folder, protocol, limit, ignore_exif)
 
 
 def _reference_task(

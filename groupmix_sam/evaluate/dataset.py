@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from os import PathLike
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ImageReadError, InvalidInputError, MissingExtraError
 from ..files import sha256
-from ..images import read_image
+from ..images import exif_orientation, read_image
 from ..inference.protocol import MaskPredictor
 from ..masks import box_baseline, decode_rle, decode_segmentation, encode_rle, mask_iou, tight_box
 from ..prompts import Prompt
@@ -26,7 +28,9 @@ try:
 except ImportError as e:
     raise MissingExtraError.of("pycocotools", "eval") from e
 
-__all__ = ["LabelledDataset", "Row", "decode", "encode", "hash_images", "load_coco", "measure"]
+__all__ = ["LabelledDataset", "Row", "decode", "encode", "hash_images", "load_coco", "measure", "read_labelled"]
+
+logger = logging.getLogger(__name__)
 
 # What a result keeps of one mask, as JSON has it.
 Row = dict[str, Any]
@@ -40,6 +44,7 @@ class LabelledDataset:
         images: The folder that each `file_name` is relative to.
         protocol: How to evaluate.
         limit: Take the first images only.
+        ignore_exif: Take images as they are stored, because their labels were made on them so, and do not turn them upright.
 
     Raises:
         InvalidInputError: the file is not in COCO's format, or an image is missing.
@@ -53,8 +58,10 @@ class LabelledDataset:
         images: str | PathLike[str],
         protocol: Protocol,
         limit: int | None = None,
+        ignore_exif: bool = False,
     ) -> None:
         self.file, self.folder, self.protocol = Path(annotations), Path(images), protocol
+        self.ignore_exif = ignore_exif
         self.coco = load_coco(self.file)
         self.ids = {name: i for i, name in list(image_names(self.coco, self.file).items())[:limit]}
         for image in self.ids:
@@ -63,8 +70,9 @@ class LabelledDataset:
 
     def record(self) -> dict[str, Any]:
         """Return what a result says of the data."""
-        record = {"annotations": str(self.file), "sha256": sha256(self.file), "folder": str(self.folder)}
-        return {**record, "images": len(self.ids), "images_sha256": hash_images(self.folder, self.ids)}
+        record: dict[str, Any] = {"annotations": str(self.file), "sha256": sha256(self.file), "folder": str(self.folder)}
+        record |= {"images": len(self.ids), "images_sha256": hash_images(self.folder, self.ids)}
+        return record | ({"ignore_exif": True} if self.ignore_exif else {})
 
     def images(self) -> list[str]:
         """Return the images' names, in the file's order."""
@@ -75,7 +83,7 @@ class LabelledDataset:
         counted = self._counted(self.ids[name])
         if not counted:
             return []
-        image = read_image(self.folder / name)
+        image = read_labelled(self.folder / name, self.ignore_exif)
         instances = self._instances(counted, name, (image.shape[0], image.shape[1]))
         if not instances:
             return []
@@ -108,7 +116,7 @@ class LabelledDataset:
                 shown = " x ".join(map(str, reversed(declared))) if isinstance(declared, list) else declared
                 raise InvalidInputError(
                     f"{image} has {size[1]} x {size[0]} pixels, its masks {shown}: "
-                    "if its EXIF data turn it, save it upright or without them."
+                    "if its EXIF data turn it, and the labels are of the stored pixels, set ignore_exif."
                 )
             try:
                 mask = decode_segmentation(segmentation, size)
@@ -132,6 +140,17 @@ class LabelledDataset:
         category = self.coco.cats.get(annotation["category_id"], {}).get("name", str(annotation["category_id"]))
         crowd = bool(annotation.get("iscrowd", 0))
         return {"id": annotation["id"], "category": category, "area": area, "crowd": crowd, "box": box}
+
+
+def read_labelled(path: Path, ignore_exif: bool = False) -> NDArray[np.uint8]:
+    """Read an image that has labels, and warn where its EXIF data mirror or turn it and its size does not show it."""
+    if not ignore_exif and exif_orientation(path) in (2, 3, 4):
+        logger.warning(
+            "%s is turned upright by its EXIF data: if its labels were made on the stored pixels, set ignore_exif, or else all "
+            "figures are wrong",
+            path,
+        )
+    return read_image(path, upright=not ignore_exif)
 
 
 def measure(kind: str, prompt: Prompt, answer: Answer, truth: Mask, box: Any) -> Row:

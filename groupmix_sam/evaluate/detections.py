@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidInputError, MissingExtraError
 from ..files import sha256
-from ..images import read_image
 from ..inference.protocol import MaskPredictor
 from ..prompts import Prompt
-from .dataset import Row, encode, hash_images, image_names, load_coco
+from .dataset import Row, encode, hash_images, image_names, load_coco, read_labelled
 from .protocol import Protocol, ask
 from .results import Result
 
@@ -40,6 +39,7 @@ class DetectionDataset:
         images: The folder that its `file_name`s are relative to.
         protocol: How the mask is chosen; only boxes are asked with.
         limit: Take the first images only.
+        ignore_exif: As for `LabelledDataset`.
 
     Raises:
         InvalidInputError: the file is not like that, or names an image that is not there.
@@ -54,7 +54,9 @@ class DetectionDataset:
         images: str | PathLike[str],
         protocol: Protocol,
         limit: int | None = None,
+        ignore_exif: bool = False,
     ) -> None:
+        self.ignore_exif = ignore_exif
         self.file, self.annotations, self.folder, self.protocol = Path(detections), Path(annotations), Path(images), protocol
         names = image_names(load_coco(annotations), Path(annotations))
         self.found: dict[str, list[Row]] = {name: [] for name in list(names.values())[:limit]}
@@ -77,7 +79,8 @@ class DetectionDataset:
         """Return what a result says of the data."""
         digests = {"detections": str(self.file), "sha256": sha256(self.file), "annotations_sha256": sha256(self.annotations)}
         digests["images_sha256"] = hash_images(self.folder, self.found)
-        return {**digests, "folder": str(self.folder), "images": len(self.found)}
+        record = {**digests, "folder": str(self.folder), "images": len(self.found)}
+        return record | ({"ignore_exif": True} if self.ignore_exif else {})
 
     def images(self) -> list[str]:
         """Return the images' names, in the annotations' order."""
@@ -87,7 +90,7 @@ class DetectionDataset:
         """Return a row for every detection in an image."""
         if not self.found[name]:
             return []
-        image = read_image(self.folder / name)
+        image = read_labelled(self.folder / name, self.ignore_exif)
         predictor.set_image(image)
         rows = []
         for i, found in enumerate(self.found[name]):

@@ -33,7 +33,8 @@ class Model:
     Attributes:
         predictor: `SamPredictor`, `Predictor`, or your own with their `set_image` and `predict`.
         name: What tables call it.
-        sha256: Of its weights' file, or of an exported folder's `config.json`; None where there is no one file.
+        sha256: Of its weights' file, or of an exported folder's `config.json`: by it a result is known again. Give any string
+            that changes when your own model does; None if there is none, and every evaluation starts afresh.
         image_size: Side in pixels that it sees images at.
     """
 

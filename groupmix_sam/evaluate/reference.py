@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidInputError
 from ..files import make_folder, sha256, write_beside
-from ..images import SUFFIXES, read_image
+from ..images import find_images, read_image
 from ..inference.protocol import MaskPredictor
 from ..masks import decode_rle, encode_rle, tight_box
 from ..prompts import EVERY, Prompt, read_prompts
@@ -62,10 +62,11 @@ class ReferenceDataset:
         if self.points_per_side is not None:
             if self.points_per_side < 1:
                 raise InvalidInputError(f"points_per_side is {self.points_per_side}: give 1 or more points a side.")
-            found = (path for path in self.folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-            names = sorted(path.relative_to(self.folder).as_posix() for path in found)
-            if not names:
-                raise InvalidInputError(f"{self.folder} has no image in it: {', '.join(sorted(SUFFIXES))} are looked for.")
+            found = find_images(self.folder)
+            packed = [image for image in found if image.name]
+            if packed:
+                raise InvalidInputError(f"{packed[0]} lies in a tar: unpack it, results name images by their path.")
+            names = [image.path.relative_to(self.folder).as_posix() for image in found]
             self._record: dict[str, Any] = {"points_per_side": self.points_per_side, "confidence": confidence}
         else:
             file = Path(prompts)  # type: ignore[arg-type]  # an int is a grid
@@ -112,7 +113,7 @@ class ReferenceDataset:
 
     def _truths(self, name: str, image: NDArray[np.uint8], prompts: Sequence[Prompt]) -> dict[int, Mask]:
         """Return the reference's masks that count, by the numbers of their prompts: kept ones, or asked for now."""
-        if self.kept is None:
+        if self.kept is None or self.reference.sha256 is None:  # of a model without a hash nobody knows which it was
             return self._ask(image, prompts)
         # All that a mask depends on; the folder's name and the other images are not part of it.
         asked = [self.reference.record(), self._record.get("confidence"), sha256(self.folder / name)]

@@ -47,20 +47,24 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
 
     Args:
         task: What to evaluate on.
-        model: The model; its predictor needs only `SamPredictor`'s `set_image` and `predict`.
+        model: The model. Without a `sha256` nothing tells it from another of its name: nothing is then taken from earlier runs,
+            and the work cannot be shared out.
         output: The JSON file to write.
 
     Returns:
         The result, or None if other processes have still to finish.
 
     Raises:
-        InvalidInputError: `output` or its parts are of another evaluation, or damaged.
+        InvalidInputError: `output` or its parts are of another evaluation, of a model without a hash, or damaged.
         SaveError: they cannot be written; what is done is kept.
     """
     output = Path(output)
     header = {"kind": task.kind, "protocol": task.protocol.record(), "model": model.record(), "data": task.record()}
     header = json.loads(json.dumps(header))  # so that it compares equal to what is read back
     rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    unknown = [m["name"] for m in (header["model"], header["data"].get("reference")) if m and m["sha256"] is None]
+    if unknown:
+        return _evaluate_unknown(task, model, output, header, unknown[0], processes)
     if output.exists():
         result = load_result(output)
         _check_same(header, asdict(result), output)
@@ -85,12 +89,34 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
         return load_result(output)
     if any(image not in done for image in images):
         return None
-    result = Result(**header, versions=_versions(), rows=[row for image in images for row in done[image]])
-    if not result.rows:
-        raise InvalidInputError(f"nothing in {header['data']['folder']} counts: see the protocol's crowds and least area.")
-    result.save(output)
+    result = _save(Result(**header, versions=_versions(), rows=[row for image in images for row in done[image]]), output)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(parts.rename(output.with_name(f"{output.name}.done-{rank}")))
+    return result
+
+
+def _evaluate_unknown(task: Task, model: Model, output: Path, header: dict[str, Any], unknown: str, processes: int) -> Result:
+    """Evaluate in one go, as nothing tells the model, or the reference, of the name `unknown` from others."""
+    if output.exists():
+        raise InvalidInputError(
+            f"{output} is there, and {unknown} has no sha256 that says whether it is of this model: give another output, or "
+            "Model a sha256."
+        )
+    if processes > 1:
+        raise InvalidInputError(f"{unknown} has no sha256, which several processes need: give it to Model.")
+    keep_freed_memory()
+    images = tqdm(task.images(), desc=model.name, unit="image", disable=None)
+    rows = [row for image in images for row in task.measure(model.predictor, image)]
+    make_folder(output.parent)
+    return _save(Result(**header, versions=_versions(), rows=rows), output)
+
+
+def _save(result: Result, output: Path) -> Result:
+    if not result.rows:
+        raise InvalidInputError(
+            f"nothing in {result.data['folder']} is evaluated: see the protocol's crowds and min_mask_area, or add labels."
+        )
+    result.save(output)
     return result
 
 

@@ -154,6 +154,8 @@ class Predictor:
             raise InvalidInputError(f"image_format is {image_format!r}: use 'RGB' or 'BGR'.")
         if batch_size < 1:
             raise InvalidInputError(f"batch_size is {batch_size}: give 1 or more.")
+        if isinstance(images, np.ndarray) and images.ndim < 4:
+            raise InvalidInputError(f"images is one array of shape {images.shape}: give a list of images.")
         if not len(images):
             raise InvalidInputError("there is no image: give one or more.")
         arrays = [as_rgb(image) for image in images]

@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import PureWindowsPath
 
 import numpy as np
 import psutil
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from groupmix_sam.batch import engine as module
 from groupmix_sam.batch.engine import MASKS, TRIES, Job, Segmenter, Totals, batch
 from groupmix_sam.batch.prompt_table import read_prompt_table
-from groupmix_sam.batch.storage import Folder
+from groupmix_sam.batch.storage import Folder, absolute
 from groupmix_sam.cli import app
 from groupmix_sam.errors import (
     ImageReadError,
@@ -236,6 +237,35 @@ def test_default_is_never_a_folder(tmp_path, monkeypatch):
     batch("photos", "out")
     batch("photos", "out", checkpoint="./default")
     assert [(job.checkpoint, job.exported) for job in jobs] == [("default", False), (str(tmp_path / "default"), True)]
+    batch("photos", "out", checkpoint=tmp_path / "a.safetensors")
+    batch("photos", "out", checkpoint="fast")
+    batch("photos", "out", checkpoint="hf-hub:org/repo")
+    assert [job.checkpoint for job in jobs[2:]] == [str(tmp_path / "a.safetensors"), "fast", "hf-hub:org/repo"]
+
+
+def test_images_are_those_of_the_other_commands(weights, images, tmp_path, caplog):
+    """Hidden ones are none, linked folders are followed, and what is left out is named."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "linked").symlink_to(images / "below")
+    for name in ("a.jfif", "._a.jpg", ".b.png", "c.cr2", "d.txt"):
+        (folder / name).touch()
+    names = module._list(job(folder, tmp_path, weights), None)["image"].to_pylist()
+    assert names == ["a.jfif", *sorted(f"linked/{path.name}" for path in (images / "below").iterdir())]
+    assert [message.rpartition(": ")[2] for message in caplog.messages] == ["c.cr2"]
+
+
+def test_a_path_of_windows(monkeypatch):
+    class Windows:
+        def __init__(self, where):
+            self.path = PureWindowsPath(where)
+
+        def absolute(self):
+            return PureWindowsPath("C:/work") / self.path
+
+    monkeypatch.setattr("groupmix_sam.batch.storage.Path", Windows)
+    assert absolute("photos\\line") == "C:/work/photos/line"
+    assert absolute("s3://bucket/a") == "s3://bucket/a"
 
 
 def test_a_part_that_kills_its_workers_is_given_up(weights, images, tmp_path):

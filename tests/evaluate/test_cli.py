@@ -77,6 +77,11 @@ def test_agreement(data, weights, tmp_path):
         (["DATA/images", "--points-per-side", "3"], "without labels a reference is needed"),
         (["DATA/images", "--points-per-side", "3", "--prompts", "p.csv"], "both say what is asked"),
         (["DATA", "--prompt-kind", "circle"], "the prompt is 'circle'"),
+        (["DATA", "--detections", "d.json", "--points-per-side", "3"], "--detections is about labels"),
+        (["DATA", "--detections", "d.json", "--prompts", "p.csv"], "--detections is about labels"),
+        (["DATA", "--annotations", "a.json", "--points-per-side", "3"], "--annotations is about labels"),
+        (["DATA", "--ignore-exif", "--points-per-side", "3"], "--ignore-exif is about labels"),
+        (["DATA", "--detections", "d.json", "--prompt-kind", "box"], "leave out --prompt-kind"),
     ],
 )
 def test_what_is_wrong_is_said(data, args, message):

@@ -129,3 +129,37 @@ def test_bad_annotation_files(tmp_path, content, message):
 def test_no_talk_on_stdout(data, capsys):
     load_coco(data / "annotations.json")
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_labels_of_stored_pixels_are_told(data, tmp_path, caplog, orientation):
+    """An image that EXIF data turn by half keeps its size, and its labels lie elsewhere: a warning, and a way to say it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(data / "images" / "0.png") as image:
+        image.save(data / "images" / "0.png", exif=exif)
+    dataset = LabelledDataset(data / "annotations.json", data / "images", Protocol())
+    dataset.measure(PlainPredictor(), "0.png")
+    assert [message.partition(" is turned upright")[0] for message in caplog.messages] == (
+        [str(data / "images" / "0.png")] if orientation == 3 else []
+    )
+    caplog.clear()
+    stored = LabelledDataset(data / "annotations.json", data / "images", Protocol(), ignore_exif=True)
+    seen = Seen()
+    stored.measure(seen, "0.png")
+    with Image.open(data / "images" / "0.png") as image:
+        assert np.array_equal(seen.image, np.asarray(image))
+    assert caplog.messages == []
+    assert stored.record()["ignore_exif"]
+    assert "ignore_exif" not in dataset.record()
+
+
+class Seen(PlainPredictor):
+    def set_image(self, image):
+        super().set_image(image)
+        self.image = image
+
+
+def test_a_file_with_a_byte_order_mark(data, tmp_path):
+    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + (data / "annotations.json").read_bytes())
+    assert load_coco(tmp_path / "bom.json").dataset == load_coco(data / "annotations.json").dataset

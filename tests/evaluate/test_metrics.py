@@ -10,6 +10,7 @@ from pycocotools import mask as rle
 
 from groupmix_sam.errors import InvalidInputError, MissingExtraError
 from groupmix_sam.evaluate import metrics
+from groupmix_sam.masks import box_baseline
 
 masks = st.tuples(st.integers(1, 24), st.integers(1, 24)).flatmap(lambda size: arrays(bool, size))
 
@@ -109,3 +110,21 @@ def test_missing_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "groupmix_sam.evaluate.metrics")
     with pytest.raises(MissingExtraError, match=r"pip install 'groupmix-sam\[eval\]'"):
         from groupmix_sam.masks import mask_iou  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("box", "pixels"),
+    [
+        ([1, 2, 4, 5], 9),
+        ([1.4, 2.4, 1.4, 2.4], 1),
+        ([-3, -3, 2, 2], 4),
+        ([8, 8, 50, 50], 4),
+        ([-9, -9, -2, -2], 0),
+        ([-9, 2, -2, 5], 0),
+        ([2, -9, 5, -2], 0),
+        ([20, 2, 30, 5], 0),
+        ([0, 0, 10, 10], 100),
+    ],
+)
+def test_a_box_covers_what_lies_in_the_image(box, pixels):
+    assert box_baseline((10, 10), np.array(box, dtype=float)).sum() == pixels

@@ -51,7 +51,7 @@ def test_grid_keeps_what_the_reference_is_sure_of(images, tmp_path):
 
 
 def test_renamed_images_of_a_grid_are_another_evaluation(images, tmp_path):
-    plain = Model(PlainPredictor(), "plain")
+    plain = Model(PlainPredictor(), "plain", "hash")
     before = evaluate(ReferenceDataset(images, Protocol(), plain, 2), plain, tmp_path / "r.json")
     (images / "0.png").rename(images / "3.png")
     task = ReferenceDataset(images, Protocol(), plain, 2)
@@ -62,7 +62,7 @@ def test_renamed_images_of_a_grid_are_another_evaluation(images, tmp_path):
 
 def test_the_reference_is_asked_once(images, tmp_path):
     """Its masks are kept by all that they depend on; what is damaged is asked for anew."""
-    reference, model = Model(Larger(), "larger"), Model(PlainPredictor(), "plain")
+    reference, model = Model(Larger(), "larger", "hash"), Model(PlainPredictor(), "plain")
 
     def rows(**options):
         task = ReferenceDataset(
@@ -89,6 +89,9 @@ def test_the_reference_is_asked_once(images, tmp_path):
     Image.new("RGB", (96, 64)).save(images / "0.png")
     assert rows() == expected
     assert reference.predictor.images == 18, "another image of the same name"
+    reference = Model(Larger(), "larger")
+    assert rows() == rows() == expected
+    assert reference.predictor.images == 6, "nothing is kept of a model that nothing tells from others"
 
 
 def test_prompts_that_do_not_fit(images, tmp_path):

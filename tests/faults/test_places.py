@@ -102,10 +102,10 @@ def test_a_full_disk_keeps_what_is_evaluated(count, tmp_path):
     """And the next start goes on to what would have come of one."""
     data = draw_dataset(tmp_path / "data")
     task = LabelledDataset(data / "annotations.json", data / "images", Protocol(prompts=("box",)))
-    whole = evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "whole.json")
+    whole = evaluate(task, Model(PlainPredictor(), "plain", "hash"), tmp_path / "whole.json")
     with full_disk(2000), pytest.raises(SaveError, match="what is done is kept"):
-        evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "again.json")
-    assert evaluate(task, Model(PlainPredictor(), "plain"), tmp_path / "again.json") == whole
+        evaluate(task, Model(PlainPredictor(), "plain", "hash"), tmp_path / "again.json")
+    assert evaluate(task, Model(PlainPredictor(), "plain", "hash"), tmp_path / "again.json") == whole
     count("full disk")
 
 

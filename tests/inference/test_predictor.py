@@ -345,3 +345,10 @@ def test_bad_models(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"runtime": "onnx", "format_version": 99, "files": {}}))
     with pytest.raises(WeightsError, match="of format 99"):
         Predictor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(40, 60, 3), (40, 60)])
+def test_one_array_is_no_list_of_images(sam, shape):
+    """Whose rows would be taken for images."""
+    with pytest.raises(InvalidInputError, match=r"images is one array of shape \(40, 60.*give a list of images"):
+        Predictor(sam).set_image_batch(np.zeros(shape, np.uint8))
