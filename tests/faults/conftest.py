@@ -1,6 +1,6 @@
 """Counts the cases; `tests/conftest.py` says in the end how many there were and what became of them."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pytest
 
@@ -9,18 +9,38 @@ from groupmix_sam.errors import GroupMixSamError
 COUNTS: Counter[tuple[str, str]] = Counter()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def attempt():
-    """A function that reads something damaged: an error of ours is counted and None returned, another fails the test."""
+    """A function that reads what may be damaged: an error of ours is counted and None returned, another fails the test.
+
+    Of each kind some must be refused and some read, or what a test checks of the ones or the others would never run.
+    """
+    ends = defaultdict(set)
 
     def run(kind, read):
         try:
             result = read()
         except GroupMixSamError:
-            COUNTS[kind, "refused"] += 1
-            return None
-        COUNTS[kind, "well"] += 1
+            end, result = "refused", None
+        else:
+            end = "well"
+        COUNTS[kind, end] += 1
+        ends[kind].add(end)
         return result
+
+    yield run
+    for kind, found in ends.items():
+        assert found == {"refused", "well"}, f"{kind}: all of it ended alike"
+
+
+@pytest.fixture(scope="session")
+def refuse():
+    """A function that reads what must be refused by an error of ours, and counts it."""
+
+    def run(kind, read):
+        with pytest.raises(GroupMixSamError):
+            read()
+        COUNTS[kind, "refused"] += 1
 
     return run
 
