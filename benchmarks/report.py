@@ -118,7 +118,7 @@ def runtimes(name: str) -> str:
         )
         for row in result["rows"]
     )
-    head = ("runtime", "encoder", "encoder, s", "image to mask, s", "peak memory, MiB", "`gmf_sam_2282` to it")
+    head = ("runtime", "encoder", "encoder, s", "image to mask, s", "peak memory, MiB", "time of `gmf_sam_2282` to it")
     return table(head, rows) + origin(result)
 
 

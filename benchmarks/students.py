@@ -17,7 +17,7 @@ from typing import Any
 from machine import describe
 
 from groupmix_sam.distill import Recipe, RunOptions, distill
-from groupmix_sam.evaluate import Labelled, Model, Result, evaluate, load_model, preset, summarize
+from groupmix_sam.evaluate import LabelledDataset, Model, Result, evaluate, load_model, preset, summarize
 
 SIZE = 512
 DEFAULT = replace(Recipe(), phases=tuple(replace(phase, crop=phase.crop * SIZE // 1024) for phase in Recipe().phases))
@@ -45,7 +45,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/students"))
     args = parser.parse_args()
     tasks = {
-        d.name: Labelled(d / "annotations.json", d / "images", replace(preset("sam"), prompts=("box",))) for d in args.data
+        d.name: LabelledDataset(d / "annotations.json", d / "images", replace(preset("sam"), prompts=("box",)))
+        for d in args.data
     }
 
     def measure(model: Model, name: str) -> dict[str, Result]:
