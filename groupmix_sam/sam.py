@@ -59,7 +59,9 @@ def build_sam_groupmix(
     if encoder is not None and encoder != origin.encoder:
         origin = Origin(encoder)  # the sizes in the header are those of another one
     image_encoder: Any = create_encoder(
-        _encoder_of(origin, weights), image_size or origin.image_size, embed_stride or origin.embed_stride
+        _encoder_of(origin, weights),
+        origin.image_size if image_size is None else image_size,
+        origin.embed_stride if embed_stride is None else embed_stride,
     )
     size, grid = image_encoder.img_size, image_encoder.img_size // image_encoder.embed_stride
     sam = Sam(
@@ -115,11 +117,12 @@ def create_encoder(name: str, image_size: int | None = None, embed_stride: int |
     Raises:
         InvalidInputError: the image size or the stride cannot be used.
     """
-    given = {"img_size": image_size and check_img_size(image_size), "embed_stride": embed_stride}
-    kwargs: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    kwargs: dict[str, Any] = {} if image_size is None else {"img_size": check_img_size(image_size)}
+    if embed_stride not in (None, 8 if name.endswith("_512") else STRIDE):  # what is the default is not kept as an argument
+        kwargs["embed_stride"] = embed_stride
     if name.startswith(PREFIX):
         return SamBackbone(name.removeprefix(PREFIX), **kwargs)
-    if not name.startswith("gmf_") and kwargs.pop("embed_stride", STRIDE) != STRIDE:
+    if not name.startswith("gmf_") and "embed_stride" in kwargs:
         raise InvalidInputError(f"embed_stride is {embed_stride}: the features of {name} have stride {STRIDE} alone.")
     return timm.create_model(name, **kwargs)
 
