@@ -34,6 +34,7 @@ from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.automatic import everything, segment
 from groupmix_sam.inference.export.exporter import export
 from groupmix_sam.inference.export.parity import Thresholds
+from groupmix_sam.inference.model import torch_model
 from groupmix_sam.reproduce.table1 import Settings, train_encoders
 from groupmix_sam.visualize import draw_masks
 from groupmix_sam.weights import push_to_hub, save_weights
@@ -274,14 +275,14 @@ def test_prompts_by_image(tiny, line, tmp_path):
 
 
 def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
-    """It is `deploy.Predictor` that gets it."""
+    """Is opened in its runtime, for which the Sam itself stands here."""
     sam = build_sam_groupmix(tiny[1])
     asked = []
     (tmp_path / "config.json").touch()
-    fake = lambda folder: asked.append(folder) or SamPredictor(sam)  # noqa: E731
-    monkeypatch.setattr("groupmix_sam.inference.predictor.Predictor", fake)
+    fake = lambda folder, *_: asked.append(folder) or torch_model(sam)  # noqa: E731
+    monkeypatch.setattr("groupmix_sam.inference.predictor.folder_model", fake)
     done = run("segment", line / "a.png", "--point", "20,20", "--checkpoint", tmp_path, "--output", tmp_path / "o.png")
-    assert (done.exit_code, asked) == (0, [str(tmp_path)])
+    assert (done.exit_code, asked) == (0, [tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -293,13 +294,13 @@ def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
         (["--point", "1,1", "--output", "-"], "takes one file"),
         (["--point", "1,1", "--output", "-", "--format", "coco", "--json"], "both write to stdout"),
         (["--point", "1,1", "--box", "1,1,5,5", "--box", "1,1,6,6"], "any of 2 boxes"),
-        (["--point", "1,1", "--prompts", "p.csv"], "give one of them"),
-        (["--prompts", "p.csv"], "none.png, which p.csv names, is not among the images"),
-        (["--point", "1,1", "--checkpoint", "out", "--image-size", "512"], "out was exported, with its own encoder and size"),
+        (["--point", "1,1", "--prompts", "p.csv"], "--prompts excludes --point"),
+        (["--prompts", "p.csv"], "p.csv has a prompt for none.png, which is not among the images"),
+        (["--point", "1,1", "--checkpoint", "out", "--image-size", "512"], "out was exported: leave out encoder, image_size"),
         (["--point", "1,1", "--checkpoint", "line"], "there is no weights file line/model.safetensors"),
         (["--point", "1,1", "--checkpoint", "x" * 300], "there is no weights file xxx"),
         (["--point", "1,1", "--encoder", "vit_b"], "there is no encoder 'vit_b'"),
-        (["no/*.png", "--point", "1,1"], "no file is like no/*.png"),
+        (["no/*.png", "--point", "1,1"], "no file matches no/*.png"),
         (["line/a.jpg", "--point", "1,1"], "a_overlay.png would belong to both a.png and a.jpg"),
     ],
 )
