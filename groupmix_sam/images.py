@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file, or, with a name, one that lies in a tar at an offset in bytes."""
+    """An image file; with a name, a member of a tar, `size` bytes at `offset`."""
 
     path: Path
     name: str = ""
@@ -60,7 +60,7 @@ class ImageFile:
         """Return the encoded image.
 
         Raises:
-            ImageReadError: it cannot be read.
+            ImageReadError: the file cannot be read.
         """
         try:
             with self.path.open("rb") as f:
@@ -72,19 +72,19 @@ class ImageFile:
             raise ImageReadError(f"{self} cannot be read ({e}): check the path and its permissions.") from e
 
     def decode(self) -> NDArray[np.uint8]:
-        """Return the image as H x W x 3, uint8, RGB, upright."""
+        """Return the image, H x W x 3, uint8, RGB, turned upright by its EXIF data."""
         return decode_image(self.read_bytes(), self)
 
 
 def find_images(source: str | PathLike[str]) -> list[ImageFile]:
-    """Return the images in a folder and those below it, in a list file, or in a tar; sorted, but for a list's.
+    """Return the images of a folder and its subfolders, of a list file, or of a tar; sorted, except for a list's.
 
-    A folder's links are followed, its hidden files and folders are left out, and what else is no image is named in a warning of
-    the logger "groupmix_sam.images", which goes to stderr by default. Its tars are looked into: WebDataset shards such as
-    SA-1B's, as they are. A list file, `.txt`, has a path a line, relative to the file.
+    Links are followed. Hidden files and folders are left out. Other files that are no images are named in a warning of the
+    logger "groupmix_sam.images", which goes to stderr by default. The members of tars, such as SA-1B's or WebDataset's shards,
+    are images too. A list file, `.txt`, has one path per line, relative to the file.
 
     Raises:
-        InvalidInputError: there is no such folder or file, or no image in it.
+        InvalidInputError: there is no such folder or file, or it has no image.
     """
     source = Path(source)
     if source.is_dir():
@@ -103,7 +103,7 @@ def find_images(source: str | PathLike[str]) -> list[ImageFile]:
         )
     images = [p for file in files for p in (_in_tar(file) if file.suffix.lower() == ".tar" else [ImageFile(file)])]
     if not images:
-        raise InvalidInputError(f"{source} has no image in it: {', '.join(sorted(SUFFIXES))} are looked for, and .tar.")
+        raise InvalidInputError(f"{source} has no image in it: give a folder with {', '.join(sorted(SUFFIXES))} or .tar files.")
     return images
 
 
@@ -153,16 +153,16 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def evenly_spaced(images: Sequence[ImageFile], count: int) -> list[ImageFile]:
-    """Return so many of them, evenly from first to last, or all if there are fewer."""
+    """Return `count` images, evenly spaced from first to last, or all if there are fewer."""
     count = min(count, len(images))
     return [images[i * len(images) // count] for i in range(count)]
 
 
 def name_images(sources: Iterable[str | PathLike[str]]) -> dict[str, ImageFile]:
-    """Return the images that sources stand for, each by a name: its file's, or its path below the folder or in the tar.
+    """Return the images of several sources by name: the file's name, or its path in the folder or tar.
 
     Args:
-        sources: Image files, whose names may have `*`, `?` and `**`; and what `find_images` takes.
+        sources: Image files; patterns with `*`, `?` and `**`; and folders, lists and tars as for `find_images`.
 
     Raises:
         InvalidInputError: a pattern, folder, list or tar has no image, or two images have the same name.
@@ -183,19 +183,19 @@ def _named(source: Path) -> list[tuple[str, ImageFile]]:
     if glob.has_magic(str(source)) and not source.exists():
         files = sorted(glob.glob(str(source), recursive=True))
         if not files:
-            raise InvalidInputError(f"no file is like {source}: check the pattern.")
+            raise InvalidInputError(f"no file matches {source}: check the pattern.")
         return [pair for file in files for pair in _named(Path(file))]
     return [(source.name, ImageFile(source))]
 
 
 def _inside(name: str) -> str:
-    """Return a name in a tar without what would lead out of a folder, on any system: files are named after it."""
+    """Return a name in a tar without parts that lead out of a folder on any system: output files are named after it."""
     path = PureWindowsPath(name)
     return "/".join(part for part in path.parts if part not in (path.anchor, ".."))
 
 
 def _in_tar(path: Path) -> list[ImageFile]:
-    # The standard library's index and not a stream: only with random access can a stopped run go on at the same sample.
+    # An index and not a stream: a stopped run needs random access to resume at the same sample.
     try:
         with tarfile.open(path, "r:") as tar:
             files = [m for m in tar if m.isfile()]
@@ -206,7 +206,7 @@ def _in_tar(path: Path) -> list[ImageFile]:
     return [ImageFile(path, m.name, m.offset_data, m.size) for m in members]
 
 
-# An image of 16 bits without a higher value is one of 12 bits or fewer, or too dark for anything to be seen.
+# A 16-bit image without a higher value uses 12 bits or fewer, or is too dark.
 DIM = 4095
 
 
@@ -220,10 +220,10 @@ def read_image(path: str | PathLike[str], *, upright: bool = True) -> NDArray[np
         upright: Turn the image as its EXIF data say; without it the pixels are taken as they are stored.
 
     Warns:
-        UserWarning: it has 16 bits of which 12 or fewer are used, and so comes out nearly black.
+        UserWarning: it has 16 bits and uses 12 or fewer, so that it comes out nearly black.
 
     Raises:
-        ImageReadError: it is not there, is no image, is cut short or is larger than Pillow's limit.
+        ImageReadError: it does not exist, is no image, is truncated, or is larger than Pillow's limit.
     """
     if not isinstance(path, (str, PathLike)):
         raise InvalidInputError(f"the image is {path!r}: give a path, or as_rgb() an array.")
@@ -242,12 +242,12 @@ def decode_image(data: bytes, name: object, max_pixels: int | None = None, *, up
 
     Args:
         data: The file's bytes.
-        name: What an error calls it.
-        max_pixels: A limit that is lower than Pillow's, checked before the image is decoded.
+        name: What errors call the image.
+        max_pixels: A limit below Pillow's, checked before decoding.
         upright: As for `read_image`.
 
     Raises:
-        ImageReadError: they are no image, are cut short or make one that is larger than a limit.
+        ImageReadError: they are no image, are truncated, or exceed a limit.
     """
     try:
         with _open(data, name) as file:
@@ -264,13 +264,13 @@ def decode_image(data: bytes, name: object, max_pixels: int | None = None, *, up
             values = _as_uint16(np.asarray(image), name)  # deeper than 8 bits, which Pillow would clip rather than scale
     except ImageReadError:
         raise
-    except UnidentifiedImageError as e:  # which only says where in memory the bytes are
+    except UnidentifiedImageError as e:  # whose message only gives a memory address
         raise ImageReadError(f"{name} cannot be read as an image: convert it to PNG or JPEG.") from e
     except Exception as e:  # damaged files make Pillow raise nearly anything
         raise ImageReadError(f"{name} cannot be read as an image ({e}): convert it to PNG or JPEG.") from e
     if 0 < values.max() <= DIM:
         warnings.warn(
-            f"{name} has 16 bits and no value above {values.max()}, and is nearly black when white is 65535: if it has "
+            f"{name} has 16 bits and no value above {values.max()}, so it is nearly black where white is 65535: if it has "
             "fewer bits, scale it to 16 first.",
             stacklevel=2,
         )
@@ -278,7 +278,7 @@ def decode_image(data: bytes, name: object, max_pixels: int | None = None, *, up
 
 
 def exif_orientation(path: str | PathLike[str]) -> int:
-    """Return how an image is turned by its EXIF data, from 1, not at all, to 8; 2 to 4 keep its width and height.
+    """Return the EXIF orientation of an image, 1 to 8: 1 is upright, and 2 to 4 keep width and height.
 
     Raises:
         ImageReadError: it is no image that can be read.
@@ -341,7 +341,7 @@ def as_rgb(image: Any) -> NDArray[np.uint8]:
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
         raise InvalidInputError(f"the image has shape {image.shape}: give H x W, H x W x 3 or H x W x 4.")
     if image.size == 0:
-        raise InvalidInputError(f"the image has shape {image.shape}, no pixel at all: check where it comes from.")
+        raise InvalidInputError(f"the image has shape {image.shape}, no pixel: check where it comes from.")
     if image.shape[2] == 1:
         image = image.repeat(3, axis=2)
     return np.ascontiguousarray(image[:, :, :3])

@@ -1,4 +1,4 @@
-"""Masks, H x W of bool: COCO's run lengths, polygons, boxes and the IoU."""
+"""Masks, H x W of bool: COCO's run lengths, polygons, boxes and IoU."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -25,28 +25,28 @@ __all__ = [
 ]
 
 Mask = NDArray[np.bool_]
-# A ring of points, x and y in pixels, and the rings of its holes.
+# An outline and its holes, each a ring of points x, y in pixels.
 Polygon = list[list[list[int]]]
-# What labelling tools can still move about by hand.
+# Pixels: polygons then have few enough points to be edited by hand.
 TOLERANCE = 1.0
-# Larger images are a fault in a file, and would take all memory.
+# A larger image in a file is an error, and would take all memory.
 MOST_PIXELS = 2**31
 
 
 class Rle(TypedDict):
-    """A mask as COCO has it: height and width, and run lengths, column by column, compressed into a string."""
+    """COCO's compressed RLE: height and width, and the run lengths, column by column, as a string."""
 
     size: list[int]
     counts: str
 
 
 def to_polygons(mask: Mask, tolerance: float = TOLERANCE) -> list[Polygon]:
-    """Return a mask's parts, each an outline and its holes'; with tolerance 0, `fill_polygons` gives the same mask again.
+    """Return the parts of a mask as polygons, each an outline and its holes; `fill_polygons` is the inverse for tolerance 0.
 
     Args:
         mask: H x W of bool.
-        tolerance: Pixels by which the polygons may leave the outline, so as to have fewer points; parts and holes that are no
-            wider vanish, but for the largest part.
+        tolerance: Pixels that polygons may deviate from the outline. More gives fewer points. Parts and holes that are no wider
+            vanish, except for the largest part.
 
     Raises:
         MissingExtraError: there is no OpenCV.
@@ -61,7 +61,7 @@ def to_polygons(mask: Mask, tolerance: float = TOLERANCE) -> list[Polygon]:
         if len(ring) < 3:
             if tolerance > 0 and i != largest:
                 continue
-            ring += [ring[-1]] * (3 - len(ring))  # fewer than three points are no polygon to most tools
+            ring += [ring[-1]] * (3 - len(ring))  # most tools refuse a polygon of fewer than three points
         outline = int(tree[0, i, 3])
         if outline < 0:
             parts[i] = [ring]
@@ -71,7 +71,11 @@ def to_polygons(mask: Mask, tolerance: float = TOLERANCE) -> list[Polygon]:
 
 
 def fill_polygons(polygons: Iterable[Sequence[Any]], size: tuple[int, int]) -> Mask:
-    """Return the mask, of height and width `size`, of parts, each an outline and its holes'; points are rounded to pixels.
+    """Return the mask, of height and width `size`, that polygons cover; their points are rounded to pixels, which are covered.
+
+    Args:
+        polygons: Each an outline and its holes, rings of x, y in pixels.
+        size: Height and width in pixels.
 
     Raises:
         MissingExtraError: there is no OpenCV.
@@ -93,7 +97,7 @@ def check_mask(mask: object, size: tuple[int, ...] | None = None) -> None:
 
 
 def encode_rle(mask: Mask) -> Rle:
-    """Return a mask, H x W of bool, as COCO's compressed RLE; byte for byte what pycocotools writes."""
+    """Return a mask, H x W of bool, as COCO's compressed RLE, the same string as pycocotools'."""
     check_mask(mask)
     columns = np.flatnonzero(mask.any(0))
     used = slice(columns[0], columns[-1] + 1) if len(columns) else slice(0, 0)
@@ -107,10 +111,10 @@ def encode_rle(mask: Mask) -> Rle:
 
 
 def decode_rle(rle: Mapping[str, Any]) -> Mask:
-    """Return COCO's RLE, compressed or as a list of run lengths, as a mask, H x W of bool.
+    """Return the mask, H x W of bool, of COCO's RLE, compressed or a list of run lengths.
 
     Raises:
-        InvalidInputError: it is no RLE, or its runs are not the size's.
+        InvalidInputError: it is no RLE, or its runs do not add up to its size.
     """
     try:
         (height, width), counts = map(int, rle["size"]), rle["counts"]
@@ -149,7 +153,7 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> Mask:
     for polygon in polygons:
         if polygon.ndim != 1 or polygon.size < 4 or polygon.size % 2:
             raise InvalidInputError(f"a polygon is {polygon.tolist()!r:.80}: give x, y, x, y ... in pixels.")
-        # Of points far outside pycocotools would take memory for all of the outline, and of others it would crash.
+        # pycocotools allocates memory for the whole outline, also far outside, and crashes on numbers that are not finite.
         if not (np.isfinite(polygon).all() and (np.abs(polygon) <= 2 * max(size)).all()):
             raise InvalidInputError(f"a polygon reaches far out of the image of {size[1]} x {size[0]} pixels: give pixels.")
     if not polygons:
@@ -160,7 +164,7 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> Mask:
 
 
 def join_rings(rings: Polygon) -> list[list[int]]:
-    """Return one ring that goes through all: there and back between the nearest points of each and of those before it."""
+    """Return one ring through all rings, which are joined by cuts of no width between nearest points."""
     path = np.array(rings[0])
     for ring in map(np.array, rings[1:]):
         distances = ((path[:, None] - ring[None]) ** 2).sum(2)
@@ -171,7 +175,7 @@ def join_rings(rings: Polygon) -> list[list[int]]:
 
 
 def _ring(points: Any) -> NDArray[np.int32]:
-    """Return N x 2 points, rounded, as OpenCV takes them."""
+    """Return N x 2 points, rounded, in OpenCV's form."""
     ring = np.array(points, dtype=np.float64)
     if ring.ndim != 2 or ring.shape[1] != 2 or not (np.abs(ring) < 1e6).all():
         raise InvalidInputError(f"a polygon is {points!r:.80}: give pairs of x and y in pixels.")
@@ -179,7 +183,7 @@ def _ring(points: Any) -> NDArray[np.int32]:
 
 
 def _compress(counts: list[int]) -> str:
-    """Return run lengths as COCO's string: from the fourth on less the one before the last, five bits a character."""
+    """Return run lengths as COCO's string: five bits a character; from the fourth on, differences to the last but one."""
     out = bytearray()
     for i, count in enumerate(counts):
         value = count - counts[i - 2] if i > 2 else count
@@ -223,7 +227,7 @@ def box_baseline(size: tuple[int, int], box: NDArray[np.float64]) -> Mask:
 
 
 def tight_box(mask: Mask) -> NDArray[np.float64]:
-    """Return left, top, right, bottom of a mask; zeros if it is empty."""
+    """Return the bounding box of a mask, x0, y0, x1, y1 in pixels; zeros if it is empty."""
     window = mask_window(mask)
     if window is None:
         return np.zeros(4)
@@ -232,7 +236,7 @@ def tight_box(mask: Mask) -> NDArray[np.float64]:
 
 
 def mask_window(mask: Mask) -> tuple[slice, slice] | None:
-    """Return the rows and columns that hold all of the mask: distances inside it need nothing more of the image."""
+    """Return the rows and columns of a mask's bounding box; None if it is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None

@@ -1,4 +1,4 @@
-"""Drawing masks and prompts over an image."""
+"""Drawing masks and prompts on images."""
 
 from collections.abc import Iterable
 from itertools import cycle
@@ -12,7 +12,7 @@ from .masks import Mask, check_mask, mask_window
 
 __all__ = ["draw_masks"]
 
-# Okabe and Ito's colours, which people with colour blindness can tell apart.
+# Okabe and Ito's palette, which is readable with colour blindness.
 COLORS = ((0, 158, 115), (230, 159, 0), (86, 180, 233), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178))
 
 
@@ -24,14 +24,17 @@ def draw_masks(
     labels: NDArray[np.int64] | None = None,
     box: NDArray[np.float64] | None = None,
 ) -> Image.Image:
-    """Return the image with its masks tinted and outlined, and the prompts drawn.
+    """Return the image with its masks, tinted and outlined, and with prompts.
 
     Args:
-        image: What `as_rgb` takes.
-        masks: H x W each, of bool.
-        points: N x 2, in pixels, x before y.
-        labels: N, 1 for foreground (green) and 0 for background (red).
-        box: Left, top, right, bottom in pixels; or several, N x 4.
+        image: H x W x 3, uint8, RGB, or what else `as_rgb` takes.
+        masks: H x W of bool each.
+        points: N x 2, x before y, in pixels.
+        labels: N, 1 for foreground (green) and 0 for background (red); by default all foreground.
+        box: x0, y0, x1, y1 in pixels, or N x 4 for several boxes.
+
+    Raises:
+        InvalidInputError: a mask is no array of bool of the image's size.
     """
     image = as_rgb(image)
     out = image.astype(np.float32)

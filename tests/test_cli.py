@@ -275,11 +275,11 @@ def test_prompts_by_image(tiny, line, tmp_path):
 
 
 def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
-    """It is `folder_model` that gets it."""
-    model = torch_model(build_sam_groupmix(tiny[1]))
+    """Is opened in its runtime, for which the Sam itself stands here."""
+    sam = build_sam_groupmix(tiny[1])
     asked = []
     (tmp_path / "config.json").touch()
-    fake = lambda folder, *_: asked.append(folder) or model  # noqa: E731
+    fake = lambda folder, *_: asked.append(folder) or torch_model(sam)  # noqa: E731
     monkeypatch.setattr("groupmix_sam.inference.predictor.folder_model", fake)
     done = run("segment", line / "a.png", "--point", "20,20", "--checkpoint", tmp_path, "--output", tmp_path / "o.png")
     assert (done.exit_code, asked) == (0, [tmp_path])
@@ -294,16 +294,13 @@ def test_an_exported_folder(tiny, line, tmp_path, monkeypatch):
         (["--point", "1,1", "--output", "-"], "takes one file"),
         (["--point", "1,1", "--output", "-", "--format", "coco", "--json"], "both write to stdout"),
         (["--point", "1,1", "--box", "1,1,5,5", "--box", "1,1,6,6"], "any of 2 boxes"),
-        (["--point", "1,1", "--prompts", "p.csv"], "give one of them"),
-        (["--prompts", "p.csv"], "none.png, which p.csv names, is not among the images"),
-        (
-            ["--point", "1,1", "--checkpoint", "out", "--image-size", "512"],
-            "out was exported: leave out encoder",
-        ),
+        (["--point", "1,1", "--prompts", "p.csv"], "--prompts excludes --point"),
+        (["--prompts", "p.csv"], "p.csv has a prompt for none.png, which is not among the images"),
+        (["--point", "1,1", "--checkpoint", "out", "--image-size", "512"], "out was exported: leave out encoder, image_size"),
         (["--point", "1,1", "--checkpoint", "line"], "there is no weights file line/model.safetensors"),
         (["--point", "1,1", "--checkpoint", "x" * 300], "there is no weights file xxx"),
         (["--point", "1,1", "--encoder", "vit_b"], "there is no encoder 'vit_b'"),
-        (["no/*.png", "--point", "1,1"], "no file is like no/*.png"),
+        (["no/*.png", "--point", "1,1"], "no file matches no/*.png"),
         (["line/a.jpg", "--point", "1,1"], "a_overlay.png would belong to both a.png and a.jpg"),
     ],
 )

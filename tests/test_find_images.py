@@ -55,7 +55,7 @@ def test_names(folder, monkeypatch, sources, expected):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        (["one/*.webp"], "no file is like"),
+        (["one/*.webp"], "no file matches"),
         (["one", "one/sub"], r"are both named a\.jpg"),
         (["empty"], "has no image in it"),
         (["no.txt"], "there is no folder"),

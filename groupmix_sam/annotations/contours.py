@@ -11,7 +11,16 @@ __all__ = ["from_contours", "to_contours"]
 
 
 def to_contours(image: AnnotatedImage, folder: Path | None = None, tolerance: float = TOLERANCE) -> dict[str, Any]:
-    """Return an image's instances as polygons: of each a list, each with its outline first and then its holes'."""
+    """Return an image and its instances as the content of a file of contours.
+
+    Args:
+        image: With its instances, each of which becomes a list of polygons: an outline and its holes.
+        folder: Where the file will lie; by default the working directory.
+        tolerance: See `to_polygons`.
+
+    Raises:
+        MissingExtraError: there is no OpenCV.
+    """
     instances = [
         {
             "category": instance.category,
@@ -26,7 +35,11 @@ def to_contours(image: AnnotatedImage, folder: Path | None = None, tolerance: fl
 
 
 def from_contours(content: Mapping[str, Any], folder: Path | None = None) -> AnnotatedImage:
-    """Return the image of a file of contours in `folder`."""
+    """Return the image of a file of contours, whose path is relative to `folder`, by default the working directory.
+
+    Raises:
+        InvalidInputError: it is no file of contours.
+    """
     with readable("file of contours"):
         height, width = map(int, content["size"])
         instances = [

@@ -15,14 +15,14 @@ __all__ = ["to_detections"]
 
 
 def to_detections(image: AnnotatedImage, categories: Sequence[str] | None = None) -> "supervision.Detections":
-    """Return an image's instances for supervision: boxes, masks, scores as confidence, categories as class_id and class_name.
+    """Return an image's instances as supervision's Detections: xyxy, mask, confidence (the score), class_id and class_name.
 
     Args:
         image: With its instances.
         categories: Names, counted from 0; by default those that occur, sorted.
 
     Raises:
-        MissingExtraError: there is no supervision.
+        MissingExtraError: supervision is not installed.
     """
     sv = import_extra("supervision", "supervision")
     if not image.instances:

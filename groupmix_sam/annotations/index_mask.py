@@ -1,4 +1,4 @@
-"""Index masks: one image whose values are instance numbers."""
+"""Index masks: images whose values are the numbers of instances."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ __all__ = ["from_mask", "to_mask"]
 
 
 def to_mask(image: AnnotatedImage) -> Image.Image:
-    """Return an image of numbers: 0 is nothing, n the n-th instance, small ones before large ones where they overlap.
+    """Return an image whose values are 0 for background and n for the n-th instance; smaller instances cover larger ones.
 
-    Up to 255 instances it has 8 bits and a palette, in which they have the overlay's colours; above, 16 bits.
+    With up to 255 instances it has 8 bits and a palette of the overlay's colours, with more 16 bits.
     """
     index = np.zeros(image.size, dtype=np.uint8 if len(image.instances) < 256 else np.uint16)
     for number, instance in sorted(enumerate(image.instances, 1), key=lambda pair: -pair[1].area):
@@ -27,9 +27,13 @@ def to_mask(image: AnnotatedImage) -> Image.Image:
 
 
 def from_mask(image: Image.Image, path: Path) -> AnnotatedImage:
-    """Return the instances of the image `path` that `to_mask` numbered; what others hide of them is not there."""
+    """Return the image `path` with the instances that `to_mask` numbered, without the parts that others cover.
+
+    Raises:
+        InvalidInputError: the mask is no image of numbers.
+    """
     index = np.asarray(image)
     if index.ndim != 2:
-        raise InvalidInputError(f"the mask has shape {index.shape}: give an image of numbers, of a palette or gray.")
+        raise InvalidInputError(f"the mask has shape {index.shape}: give an image of numbers, with a palette or in gray.")
     instances = [Instance(index == number) for number in np.unique(index) if number]
     return AnnotatedImage(path, (index.shape[0], index.shape[1]), instances)

@@ -14,9 +14,18 @@ __all__ = ["from_labelme", "to_labelme"]
 
 
 def to_labelme(image: AnnotatedImage, folder: Path | None = None, tolerance: float = TOLERANCE) -> dict[str, Any]:
-    """Return an image's instances as a LabelMe file in `folder` has them: a polygon a part, parts of one instance in one group.
+    """Return an image and its instances as the content of a LabelMe file.
 
-    A hole is joined to its outline by a cut of no width.
+    Each part of an instance is a polygon, and the parts of an instance share a `group_id`. A hole is joined to its outline by a
+    cut of no width.
+
+    Args:
+        image: With its instances.
+        folder: Where the file will lie; by default the working directory.
+        tolerance: See `to_polygons`.
+
+    Raises:
+        MissingExtraError: there is no OpenCV.
     """
     shapes = []
     for number, instance in enumerate(image.instances, 1):
@@ -32,17 +41,18 @@ def to_labelme(image: AnnotatedImage, folder: Path | None = None, tolerance: flo
 
 
 def from_labelme(content: Mapping[str, Any], folder: Path | None = None) -> AnnotatedImage:
-    """Return the image of a LabelMe file in `folder`; shapes of one label and group are one instance.
+    """Return the image of a LabelMe file, whose path is relative to `folder`; shapes of one label and group are one instance.
 
     Raises:
-        InvalidInputError: it is none, or has another shape than polygons and rectangles.
+        InvalidInputError: it is no LabelMe file, or has other shapes than polygons and rectangles.
+        MissingExtraError: there is no OpenCV.
     """
     with readable("LabelMe file"):
         size = int(content["imageHeight"]), int(content["imageWidth"])
         groups: dict[Any, list[Mapping[str, Any]]] = {}
         for number, shape in enumerate(content["shapes"]):
             if shape["shape_type"] not in ("polygon", "rectangle"):
-                raise InvalidInputError(f"a shape is a {shape['shape_type']}: give polygons and rectangles alone.")
+                raise InvalidInputError(f"a shape is a {shape['shape_type']}: give only polygons and rectangles.")
             group = shape.get("group_id")
             groups.setdefault((shape["label"], number if group is None else ("group", group)), []).append(shape)
         instances = []
@@ -56,7 +66,7 @@ def from_labelme(content: Mapping[str, Any], folder: Path | None = None) -> Anno
 def _corners(shape: Mapping[str, Any]) -> list[Any]:
     if shape["shape_type"] == "polygon":
         return list(shape["points"])
-    points = np.array(shape["points"], dtype=np.float64)  # LabelMe has two opposite corners, X-AnyLabeling all four
+    points = np.array(shape["points"], dtype=np.float64)  # two opposite corners from LabelMe, all four from X-AnyLabeling
     if points.shape not in ((2, 2), (4, 2)):
         raise ValueError(f"a rectangle of {len(points)} points")
     (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()

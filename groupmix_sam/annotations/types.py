@@ -1,4 +1,4 @@
-"""What every annotation format holds: instances and the image that they are in."""
+"""What every annotation format holds: images and the instances in them."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,17 +18,17 @@ __all__ = ["AnnotatedImage", "Instance"]
 
 @dataclass(init=False)
 class Instance:
-    """A mask and what is known of it.
+    """A mask with its score, category and prompt.
 
-    It keeps the bits inside the mask's bounding box, so that a hundred instances of a large photo fit into memory: of 24
-    megapixels each full mask would be 24 MB. `mask` unpacks them into a new array.
+    It stores the bits inside the bounding box, so that hundreds of instances of a large photo fit into memory: one full mask of
+    24 megapixels has 24 MB. `mask` unpacks them into a new array.
 
     Args:
         mask: H x W of bool.
         score: The predicted IoU; 1 where there is none.
         category: The name of what the mask shows.
         prompt: The prompt that the mask answers.
-        iscrowd: Whether it is a group that nobody took apart, as COCO's `iscrowd`.
+        iscrowd: Whether it is a crowd of instances that nobody separated, COCO's `iscrowd`.
 
     Attributes:
         size: The image's height and width.
@@ -36,7 +36,7 @@ class Instance:
         area: The number of pixels.
 
     Raises:
-        InvalidInputError: the mask is no array of bool, H x W.
+        InvalidInputError: the mask is no H x W array of bool.
     """
 
     size: tuple[int, int]
@@ -141,7 +141,7 @@ def category_names(images: Iterable[AnnotatedImage]) -> list[str]:
 
 
 def relative_path(folder: Path | None, path: Path) -> str:
-    """Return a path as a file in `folder` names it."""
+    """Return a path relative to a folder, with slashes."""
     try:
         return Path(os.path.relpath(path, folder or Path())).as_posix()
     except ValueError:  # on another of Windows' drives
@@ -155,10 +155,10 @@ def image_path(folder: Path | None, name: str) -> Path:
 
 @contextmanager
 def readable(what: str) -> Iterator[None]:
-    """Make what is wrong with a file's content an error of ours."""
+    """Turn errors in a file's content into InvalidInputError."""
     try:
         yield
     except InvalidInputError:
         raise
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as e:
-        raise InvalidInputError(f"this is no {what} that can be read ({e!r}): check where it comes from.") from e
+        raise InvalidInputError(f"this {what} cannot be read ({e!r}): check where it comes from.") from e

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageReadError, InvalidInputError, SaveError, UnknownNameError
+from ..files import make_folder, write_beside
 from ..images import ImageFile
 from ..masks import TOLERANCE
 from ..visualize import draw_masks
@@ -203,8 +204,6 @@ class AnnotationWriter:
         return written
 
     def _write_classes(self) -> None:
-        from ..files import make_folder, write_beside  # here and below, as it imports torch, which `--help` should not wait for
-
         if self._stream is not None:
             return
         path = self._folder / "classes.txt"
@@ -223,8 +222,6 @@ class AnnotationWriter:
         return _json((to_contours if kind == "contours" else to_labelme)(annotated, folder, self.tolerance))
 
     def _write(self, kind: str, name: str, data: bytes) -> list[str]:
-        from ..files import make_folder, write_beside
-
         if self._stream is not None:
             self._stream.write(data)
             self._stream.flush()

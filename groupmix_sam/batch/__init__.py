@@ -1,4 +1,4 @@
-"""Masks of images by the million, on Ray Data."""
+"""Masks of millions of images, on Ray Data."""
 
 from .engine import MASKS, Totals, batch
 from .prompt_table import read_prompt_table

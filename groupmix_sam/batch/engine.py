@@ -1,8 +1,8 @@
-"""Masks of images by the million: a folder or object storage in, Parquet out, on Ray Data.
+"""Masks of millions of images: a folder or object storage in, Parquet out, on Ray Data.
 
-The list of images is written once, when a run begins, and cut into parts of a few images. A part's masks are one file,
-written beside its name, which it then takes: a file that is there is whole and says that its part is done. A part that is done
-twice, as after a kill, gives the same file again: nothing is lost and nothing comes twice.
+A run first writes the list of images and cuts it into parts of a few images. The masks of a part are one file, which is renamed
+when it is whole: a file that is there says that its part is done. A part that is done twice, as after a kill, gives the same
+file again, so nothing is lost and nothing is doubled.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ __all__ = ["MASKS", "Totals", "batch"]
 
 FORMAT_VERSION = 1
 IMAGES = pa.schema({"image": pa.string(), "prompts": pa.list_(PROMPT)})
-# One mask, or with an error what became of an image or a prompt instead. size and counts are COCO's RLE.
+# One mask, or the error of an image or a prompt. size and counts are COCO's RLE.
 MASKS = pa.schema(
     {
         "image": pa.string(),
@@ -58,17 +58,17 @@ MASKS = pa.schema(
         "error": pa.string(),
     }
 )
-# What Ray's own processes, started here and for this run alone, are told before Ray is imported: to report to nobody, to listen
-# on 127.0.0.1 alone (the switch's name is older than its use), and to keep their log to themselves.
+# Settings of Ray's own processes, started here for this run alone: report to nobody, listen on 127.0.0.1 alone (the variable's
+# name is older than its use), and log nothing.
 LOCAL_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 # Only the list of images goes through Ray's memory: workers read images and write masks themselves.
 OBJECT_STORE_BYTES = 128 << 20
-# How often a part is begun. Ray gives a part whose worker died to another, and would do so for ever.
+# How often a part is begun: Ray gives a part to another worker when its worker dies, without end.
 TRIES = 3
 
 
 class Totals(NamedTuple):
-    """What a call did: images, masks, errors that it recorded, and images that had been done before."""
+    """What a call did: images, masks, recorded errors, and images that an earlier call had done."""
 
     images: int = 0
     masks: int = 0
@@ -78,7 +78,7 @@ class Totals(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker has to know; see `batch`."""
+    """The options of `batch`, as each worker needs them."""
 
     source: str
     output: str
@@ -106,19 +106,19 @@ class Job:
 
     @property
     def exported(self) -> bool:
-        """Whether the checkpoint is a folder that `groupmix-sam export` wrote."""
+        """Whether the checkpoint is an exported folder."""
         return is_exported(self.checkpoint)
 
     def sam(self) -> Sam:
-        """Return the model, on the CPU: only CPUs are asked of Ray."""
+        """Return the model, on the CPU: Ray is asked for CPUs alone."""
         return build_sam_groupmix(self.checkpoint, encoder=self.encoder, image_size=self.image_size)
 
     def predictor(self) -> Predictor:
-        """Return what answers prompts."""
+        """Return the predictor of a worker."""
         return Predictor.from_pretrained(self.checkpoint, threads=self.threads) if self.exported else Predictor(self.sam())
 
     def model_hash(self) -> str:
-        """Return the hash of the weights, which are looked for and checked."""
+        """Return the hash of the weights, after checking them."""
         return str(read_config(Path(self.checkpoint))["model_hash"]) if self.exported else model_hash(self.sam())
 
 
@@ -137,32 +137,32 @@ def batch(
     workers: int | None = None,
     threads: int = 1,
 ) -> Totals:
-    """Segment all images of a folder, or those that a table names, and write their masks; go on where a run was stopped.
+    """Segment all images of a folder, or those in a table of prompts, and write their masks; resume a stopped run.
 
-    The output gets `run.json`, which says what is run; `images.parquet`, the list; and `masks/part-*.parquet`, a row a mask,
-    see `MASKS`. Images and prompts that cannot be used become rows with an error. Runs on the program's own Ray if it has
-    one, else on the cluster at RAY_ADDRESS, else on one that is started here and ends here.
+    The output gets `run.json`, the options; `images.parquet`, the list of images; and `masks/part-*.parquet`, a row per mask,
+    see `MASKS`. An image or prompt that cannot be used becomes a row with an error. It runs on the Ray that the program has
+    started, else on the cluster at RAY_ADDRESS, else on a local one that ends with the call.
 
     Args:
-        source: The images' folder: a path, or a URI as pyarrow takes it, such as "s3://bucket/photos" or "fsspec+...://...".
-        output: A folder to write to, alike.
-        prompts: A table, see `read_prompt_table`; None for everything in all images, see `segment.everything`.
-        checkpoint: What `Predictor.from_pretrained` takes; each worker reads it.
-        encoder: Likewise.
-        image_size: Likewise.
-        points_per_side: Of everything: so many points a side are asked about.
-        pred_iou_thresh: Of everything: masks of which the model is less sure are left out.
-        stability_score_thresh: Of everything: masks that change more with the threshold are left out.
-        batch_size: Images a part: what one file holds, and what is done again after a kill.
-        workers: Processes with a model each; by default as many as Ray's CPUs are enough for.
-        threads: CPUs a worker takes.
+        source: Folder of the images: a path, or a URI that pyarrow takes, such as "s3://bucket/photos" or "fsspec+...://...".
+        output: Folder to write to, a path or URI.
+        prompts: A table of prompts, see `read_prompt_table`; None segments everything, see `everything`.
+        checkpoint: As for `Predictor.from_pretrained`. Each worker reads it.
+        encoder: As for `Predictor.from_pretrained`.
+        image_size: As for `Predictor.from_pretrained`.
+        points_per_side: Without prompts: as for `everything`.
+        pred_iou_thresh: Without prompts: as for `everything`.
+        stability_score_thresh: Without prompts: as for `everything`.
+        batch_size: Images per part, which is one file and is repeated after a kill.
+        workers: Worker processes with one model each; by default as many as Ray's CPUs allow.
+        threads: CPUs per worker.
 
     Raises:
         InvalidInputError: the source, the table, the output or a number cannot be used, or the output is of another run.
         WeightsError: the weights cannot be used.
-        SaveError: the output cannot be written to.
-        RunStoppedError: the workers fail; what is done is kept.
-        MissingExtraError: there is no Ray.
+        SaveError: the output cannot be written.
+        RunStoppedError: the workers failed; finished parts are kept.
+        MissingExtraError: Ray is not installed.
     """
     job = Job(
         source=absolute(source),
@@ -199,7 +199,7 @@ def _named_or_absolute(checkpoint: str | PathLike[str]) -> str:
 
 
 class Segmenter:
-    """A worker: the model, and what it does with a part."""
+    """A worker: it holds the model and segments parts."""
 
     def __init__(self, job: Job) -> None:
         torch.set_num_threads(job.threads)
@@ -208,7 +208,7 @@ class Segmenter:
         self.predictor = job.predictor()
 
     def __call__(self, images: pa.Table) -> pa.Table:
-        """Write a part's masks; return how many there were of everything, in one row."""
+        """Write the masks of a part; return the counts of images, masks and errors in one row."""
         name = _part_name(images["part"][0].as_py())
         begun = [f"masks/.{name}.{number}" for number in range(TRIES)]
         before = sum(map(self.output.has, begun))
@@ -216,7 +216,7 @@ class Segmenter:
             self.output.write(begun[before], b"")
             rows = [row for image in images.to_pylist() for row in self.segment(image["image"], image["prompts"])]
         else:
-            error = f"a worker died {TRIES} times of this image or of another in its part: look for one that is too large."
+            error = f"a worker died {TRIES} times on this image or another of its part: look for one that is too large."
             rows = [{"image": path, "error": error} for path in images["image"].to_pylist()]
         self.output.write(f"masks/{name}", _parquet(pa.Table.from_pylist(rows, MASKS)))
         for marker in begun[: before + 1]:
@@ -225,7 +225,7 @@ class Segmenter:
         return pa.table({"images": [len(images)], "masks": [masks], "errors": [errors]})
 
     def segment(self, path: str, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return an image's rows; one without a mask or an error if there is nothing in it."""
+        """Return the rows of an image; one without mask and error if nothing is found."""
         try:
             image = self._read(path)
             found = list(self._everything(image) if self.job.everything else self._prompted(image, prompts))
@@ -268,7 +268,7 @@ class Segmenter:
 
 
 def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.Table:
-    """Return the list of images: that of the run that is there, if it is this one, or a new one, which is written."""
+    """Return the list of images: that of the run in the output if it has these options, else a new one, after writing it."""
     asked = None
     if prompts is not None:
         table = read_prompt_table(prompts)
@@ -292,7 +292,7 @@ def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.T
     differ = [name for name, value in record.items() if not isinstance(there, dict) or there.get(name) != value]
     if differ:
         raise InvalidInputError(
-            f"{job.output} is of another run, whose {', '.join(differ)} differ: give another output, or what that was run with."
+            f"{job.output} is of another run, with another {', '.join(differ)}: give another output, or that run's options."
         )
     try:
         return parquet.read_table(pa.BufferReader(place.read("images.parquet")), schema=IMAGES)
@@ -301,7 +301,7 @@ def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.T
 
 
 def _clean(place: Folder) -> set[str]:
-    """Remove what killed workers left behind; return the parts that are done."""
+    """Remove the leftovers of killed workers; return the finished parts."""
     names = place.names("masks")
     hidden = {name for name in names if name.startswith(".")}
     for name in hidden:
@@ -310,22 +310,22 @@ def _clean(place: Folder) -> set[str]:
 
 
 def _list(job: Job, prompts: dict[str, list[dict[str, Any]]] | None) -> pa.Table:
-    """Return the images that prompts are for, in their order, or all that are in the source, sorted."""
+    """Return the images of the prompts, in their order, or all images of the source, sorted."""
     if prompts is not None:
         return pa.table({"image": list(prompts), "prompts": list(prompts.values())}, schema=IMAGES)
     try:
         files = sorted(Folder(job.source).names())
     except OSError as e:
-        raise InvalidInputError(f"{job.source} cannot be listed ({e}): give a folder, and check the rights to it.") from e
+        raise InvalidInputError(f"{job.source} cannot be listed ({e}): give a folder, and check its permissions.") from e
     names = [name for name in files if is_image(name)]
     report_left_out(job.source, (name for name in files if not is_image(name)))
     if not names:
-        raise InvalidInputError(f"{job.source} has no image in it: {', '.join(sorted(SUFFIXES))} are looked for.")
+        raise InvalidInputError(f"{job.source} has no image in it: give a folder with {', '.join(sorted(SUFFIXES))} files.")
     return pa.table({"image": names, "prompts": [None] * len(names)}, schema=IMAGES)
 
 
 def _run(job: Job, parts: list[int], tables: list[pa.Table], workers: int | None, before: int) -> Totals:
-    """Have the workers do these parts."""
+    """Have the workers segment these parts."""
     blocks = [table.append_column("part", pa.array([part] * len(table))) for part, table in zip(parts, tables, strict=True)]
     totals = Totals(before=before)
     with _cluster() as ray, tqdm(desc="images", unit="image", total=sum(map(len, tables)), disable=None) as bar:
@@ -337,13 +337,13 @@ def _run(job: Job, parts: list[int], tables: list[pa.Table], workers: int | None
         except ray.exceptions.RayError as e:
             reason = str(e).strip().splitlines()[-1]
             raise RunStoppedError(
-                f"the workers failed ({reason}): what is done is kept, mend it and start the same again to go on."
+                f"the workers failed ({reason}): fix that and run the same command again, finished parts are kept."
             ) from e
     return totals
 
 
 def _rows(ray: Any, job: Job, blocks: list[pa.Table], workers: int) -> Iterator[dict[str, Any]]:
-    """Yield what the workers return, a part a row."""
+    """Yield the rows that the workers return, one per part."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -361,7 +361,7 @@ def _rows(ray: Any, job: Job, blocks: list[pa.Table], workers: int) -> Iterator[
 
 @contextmanager
 def _cluster() -> Iterator[Any]:
-    """Yield Ray, connected: to what the program is connected to, else to RAY_ADDRESS, else to processes that end with this."""
+    """Yield Ray, connected: to the program's own cluster, else to RAY_ADDRESS, else to local processes that end with this."""
     local = "RAY_ADDRESS" not in os.environ
     if local:
         for name, value in LOCAL_RAY.items():
@@ -390,7 +390,7 @@ def _cluster() -> Iterator[Any]:
 
 
 def _workers(ray: Any, workers: int | None, threads: int) -> int:
-    """Return how many workers there will be."""
+    """Return the number of workers."""
     cpus = int(ray.cluster_resources().get("CPU", 0))
     wanted = workers or max(1, cpus // threads)
     if wanted * threads > cpus:
@@ -402,7 +402,7 @@ def _workers(ray: Any, workers: int | None, threads: int) -> int:
 
 
 def _prompts_hash(prompts: dict[str, list[dict[str, Any]]]) -> str:
-    """Return what tells a table from another: its prompts, however they are written."""
+    """Return a hash of a table's prompts, whatever file they were read from."""
     return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
 
 

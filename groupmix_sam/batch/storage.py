@@ -17,7 +17,7 @@ __all__ = ["Folder", "absolute"]
 
 
 class Folder:
-    """A folder on disk or in object storage, by a path or a URI as pyarrow takes it."""
+    """A folder on disk or in object storage, by a path or a URI that pyarrow takes."""
 
     def __init__(self, where: str) -> None:
         try:
@@ -26,7 +26,7 @@ class Folder:
             raise InvalidInputError(f"{where} cannot be opened ({e}): give a path, or a URI such as s3://bucket/folder.") from e
 
     def names(self, below: str = "") -> set[str]:
-        """Return the files in this folder and those below it, none if it is not there."""
+        """Return the files in this folder and its subfolders; none if it does not exist."""
         base = f"{self.root.rstrip('/')}/{below}".rstrip("/")
         found = self.filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
         return {file.path.removeprefix(base).lstrip("/") for file in found if file.is_file}
@@ -37,11 +37,11 @@ class Folder:
             return bytes(file.read())
 
     def has(self, name: str) -> bool:
-        """Return whether there is such a file."""
+        """Return whether a file exists."""
         return bool(self.filesystem.get_file_info(self._path(name)).is_file)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file beside its name, then rename it: it is there as a whole or not at all."""
+        """Write a file under another name, then rename it, so that it is never there in part."""
         place, _, last = name.rpartition("/")
         part = f"{place}/.{last}.{uuid4().hex}".lstrip("/")
         try:
@@ -55,7 +55,7 @@ class Folder:
             raise SaveError(f"{self._path(name)} could not be written ({e}): free some space, or give another output.") from e
 
     def delete(self, name: str) -> None:
-        """Remove a file if it is there."""
+        """Remove a file if it exists."""
         with suppress(FileNotFoundError):
             self.filesystem.delete_file(self._path(name))
 

@@ -9,28 +9,32 @@ from .options import Encoder, ImageSize
 
 
 def batch(
-    source: Annotated[str, typer.Argument(metavar="INPUT", help="A folder of images, or a URI such as s3://bucket/photos.")],
-    output: Annotated[str, typer.Option(help="Folder or URI for the masks, Parquet.")],
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="Folder of images, or a URI such as s3://bucket/photos.")],
+    output: Annotated[str, typer.Option(help="Folder or URI to write the masks to, as Parquet.")],
     prompts: Annotated[
         str | None,
-        typer.Option(help="CSV or Parquet: image, and x,y or left,top,right,bottom. Without it, everything."),
+        typer.Option(help="CSV, JSON or Parquet with image, and x,y or left,top,right,bottom. Default: segment everything."),
     ] = None,
     checkpoint: Annotated[
         str,
-        typer.Option(help="Weights as for segment, or a folder that `groupmix-sam export` wrote; where each worker finds it."),
+        typer.Option(help="Weights, or a folder that `groupmix-sam export` wrote. Each worker must find it there."),
     ] = "default",
     encoder: Encoder = None,
     image_size: ImageSize = None,
-    points_per_side: Annotated[int, typer.Option(help="Of everything: points a side.")] = 32,
-    pred_iou_thresh: Annotated[float, typer.Option(help="Of everything: drop masks of which the model is less sure.")] = 0.88,
-    stability_score_thresh: Annotated[float, typer.Option(help="Of everything: drop masks that are less stable.")] = 0.95,
-    batch_size: Annotated[int, typer.Option(help="Images a file, which are done again after a kill.")] = 16,
-    workers: Annotated[int | None, typer.Option(help="Processes with a model each; by default as the CPUs allow.")] = None,
-    threads: Annotated[int, typer.Option(help="CPUs a worker takes.")] = 1,
+    points_per_side: Annotated[int, typer.Option(help="Without prompts: points per side of the grid.")] = 32,
+    pred_iou_thresh: Annotated[float, typer.Option(help="Without prompts: drop masks with a lower predicted IoU.")] = 0.88,
+    stability_score_thresh: Annotated[float, typer.Option(help="Without prompts: drop less stable masks.")] = 0.95,
+    batch_size: Annotated[
+        int, typer.Option(help="Images per output file. A killed run repeats at most this many per worker.")
+    ] = 16,
+    workers: Annotated[
+        int | None, typer.Option(help="Worker processes, with one model each. Default: as many as the CPUs allow.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPUs per worker.")] = 1,
 ) -> None:
-    """Segment images by the million, on this machine or on a Ray cluster, into Parquet files of run lengths.
+    """Segment millions of images, on this machine or a Ray cluster, and write the masks as run lengths in Parquet files.
 
-    The same command goes on where a run was stopped. A cluster is taken from RAY_ADDRESS.
+    The same command resumes a stopped run. RAY_ADDRESS names the cluster.
 
         groupmix-sam batch photos/ --prompts prompts.csv --output masks/
     """

@@ -9,18 +9,20 @@ from ..errors import InvalidInputError
 
 
 def compare(
-    sources: Annotated[list[str], typer.Argument(help="Results of `evaluate`; or models' weights, the first for the truth.")],
-    images: Annotated[Path | None, typer.Option(help="The images' folder; by default what the results say.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="For models: prompts, a CSV or JSON as for evaluate.")] = None,
+    sources: Annotated[
+        list[str], typer.Argument(help="Results of `evaluate`, JSON; or weights of models, the first as the truth.")
+    ],
+    images: Annotated[Path | None, typer.Option(help="Folder of the images. Default: that of the results.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="For models: CSV or JSON with prompts, as for evaluate.")] = None,
     prompt_kind: Annotated[
-        str | None, typer.Option(help="Which prompts to draw, such as box; else those of the first mask.")
+        str | None, typer.Option(help="Kind of prompts to draw, such as box. Default: that of the first mask.")
     ] = None,
-    pick: Annotated[str, typer.Option(help="Which images: worst, best (of the first result) or random.")] = "worst",
-    rows: Annotated[int, typer.Option(help="How many images.")] = 6,
-    seed: Annotated[int, typer.Option(help="Of random images.")] = 0,
-    output: Annotated[Path, typer.Option(help="PNG to write; a page of HTML goes beside it.")] = Path("compare.png"),
+    pick: Annotated[str, typer.Option(help="Images to draw: worst or best of the first result, or random.")] = "worst",
+    rows: Annotated[int, typer.Option(help="Number of images.")] = 6,
+    seed: Annotated[int, typer.Option(help="Seed of random images.")] = 0,
+    output: Annotated[Path, typer.Option(help="PNG file to write. An HTML page goes beside it.")] = Path("compare.png"),
 ) -> None:
-    """Draw what models make of the same prompts: rows of images, columns of models.
+    """Draw the masks of several models for the same prompts: a row per image, a column per model.
 
     groupmix-sam compare A.json B.json
     groupmix-sam compare mobile_sam.pt default --images photos/ --prompts prompts.csv

@@ -11,14 +11,16 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 def demo(
-    image: Annotated[Path | None, typer.Argument(help="An image that the page opens with.")] = None,
+    image: Annotated[Path | None, typer.Argument(help="Image that the page opens with.")] = None,
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(help="Weights like 'default', or a folder that `groupmix-sam export` wrote; may be given again."),
+        typer.Option(help="Weights such as 'default', or a folder that `groupmix-sam export` wrote. Repeat it for several."),
     ] = None,
     reference: Annotated[Path | None, typer.Option(help="MobileSAM's mobile_sam.pt, to compare masks with.")] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; another one opens the page to your network.")] = LOCAL[0],
-    port: Annotated[int, typer.Option(help="Port to listen at, or the next one that is free.", min=1, max=65535)] = 7860,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at. Any but the default opens the page to your network.")
+    ] = LOCAL[0],
+    port: Annotated[int, typer.Option(help="Port to listen at; the next free one if it is taken.", min=1, max=65535)] = 7860,
     encoder: Encoder = None,
     image_size: ImageSize = None,
 ) -> None:
@@ -44,6 +46,6 @@ def demo(
     if listen != port:
         typer.echo(f"port {port} is taken")
     if host not in LOCAL:
-        typer.echo(f"warning: whoever reaches {host} can use this page, without a password or encryption", err=True)
+        typer.echo(f"warning: anyone who reaches {host} can use this page, which has neither password nor encryption", err=True)
     typer.echo(f"open http://{host}:{listen} in a browser; Ctrl-C ends it")
     page.block_thread()

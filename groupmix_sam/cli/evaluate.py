@@ -16,48 +16,54 @@ RESULTS = Path("runs/evaluate")
 
 def evaluate(
     data: Annotated[
-        Path | None, typer.Argument(help="A folder with annotations.json in COCO's format and images/; or images alone.")
+        Path | None, typer.Argument(help="Folder with annotations.json, in COCO format, and images/; or with images alone.")
     ] = None,
-    annotations: Annotated[Path | None, typer.Option(help="The annotation file, if DATA has only its images.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="COCO annotation file, if DATA holds images alone.")] = None,
     checkpoint: Model = "default",
     encoder: Annotated[
-        str | None, typer.Option(help="A registered encoder, or vit_b, vit_l, vit_h; else what the weights say.")
+        str | None, typer.Option(help="A registered encoder, or vit_b, vit_l, vit_h. Default: that of the weights.")
     ] = None,
     image_size: ImageSize = None,
-    preset: Annotated[str, typer.Option(help="'sam', or 'nanosam': NanoSAM's way, and the paper's as we read it.")] = "sam",
+    preset: Annotated[str, typer.Option(help="'sam', or 'nanosam' for the protocol of NanoSAM and the paper.")] = "sam",
     prompt_kind: Annotated[
-        list[str] | None, typer.Option(help="box, point, random-point or clicks-N; may be given again. Replaces the preset's.")
+        list[str] | None,
+        typer.Option(help="box, point, random-point or clicks-N. Repeat it for several. Replaces the preset's."),
     ] = None,
     mask_selection: Annotated[
-        str | None, typer.Option(help="Which mask counts: single, best-of-3, best-of-4, oracle or stability.")
+        str | None, typer.Option(help="Mask that is evaluated: single, best-of-3, best-of-4, oracle or stability.")
     ] = None,
-    crowds: Annotated[bool | None, typer.Option(help="Whether annotations of crowds count.")] = None,
-    min_mask_area: Annotated[int | None, typer.Option(help="Leave out masks of fewer pixels.")] = None,
-    resize: Annotated[str | None, typer.Option(help="How images and masks are resized: sam or nanosam.")] = None,
-    seed: Annotated[int, typer.Option(help="Of random points.")] = 0,
+    crowds: Annotated[bool | None, typer.Option(help="Evaluate annotations of crowds too.")] = None,
+    min_mask_area: Annotated[int | None, typer.Option(help="Leave out annotations with fewer pixels.")] = None,
+    resize: Annotated[str | None, typer.Option(help="Resize images and masks as sam or as nanosam does.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random points.")] = 0,
     reference: Annotated[
-        str | None, typer.Option(help="Another model's weights, or with labels its result: what the model is measured by.")
+        str | None, typer.Option(help="Weights of the model to compare with; with labels also its result, JSON.")
     ] = None,
     detections: Annotated[
-        Path | None, typer.Option(help="Boxes of a detector, COCO's results format: print the AP of their masks.")
+        Path | None, typer.Option(help="Boxes of a detector, in COCO's results format: print the AP of their masks.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Without labels: prompts, a CSV (image,x,y or image,left,top,right,bottom) or JSON.")
+        Path | None, typer.Option(help="Without labels: CSV (image,x,y or image,left,top,right,bottom) or JSON with prompts.")
     ] = None,
-    points_per_side: Annotated[int | None, typer.Option(help="Without labels: n x n points an image.")] = None,
-    confidence: Annotated[float, typer.Option(help="Of the grid, keep points of which the reference is so sure.")] = 0.88,
-    limit: Annotated[int | None, typer.Option(help="Only the first images.")] = None,
+    points_per_side: Annotated[
+        int | None, typer.Option(help="Without labels: prompt with a grid of so many points per side.")
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option(help="Keep points of the grid whose mask has this predicted IoU with the reference.")
+    ] = 0.88,
+    limit: Annotated[int | None, typer.Option(help="Evaluate only the first images.")] = None,
     ignore_exif: Annotated[
-        bool, typer.Option("--ignore-exif", help="The labels were made on the images' stored pixels: do not turn them upright.")
+        bool, typer.Option("--ignore-exif", help="Labels are of the stored pixels: do not turn images upright by EXIF.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="The result, JSON; by default in runs/evaluate.")] = None,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the result. Default: a name in runs/evaluate.")] = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Two results: print how the second differs from the first, and stop.")
+        tuple[Path, Path] | None,
+        typer.Option(help="Compare two results: print how the second differs from the first, and stop."),
     ] = None,
 ) -> None:
-    """Measure a model's masks on COCO-format labels, or against a reference model's on images without labels.
+    """Measure the IoU of a model's masks with COCO labels, or with a reference model's masks on images without labels.
 
-    A run that was killed goes on when started again. In several processes: torchrun --nproc-per-node 2 -m groupmix_sam ...
+    The same command resumes a killed run. In several processes: torchrun --nproc-per-node 2 -m groupmix_sam ...
 
         groupmix-sam evaluate DATA --reference mobile_sam.pt
         groupmix-sam evaluate photos/ --reference mobile_sam.pt --points-per-side 16
@@ -96,16 +102,16 @@ def evaluate(
     else:
         task = _labelled(data, annotations, detections, protocol, limit, ignore_exif)
     if reference and reference.endswith(".json"):
-        evaluation.load_result(reference)  # what is wrong with it is told before the work
+        evaluation.load_result(reference)  # its errors come before the work
     model = evaluation.load_model(checkpoint, encoder=encoder, image_size=image_size, resize=protocol.resize)
-    # Evaluations that differ in what is asked go to different files, so that one does not stop at the other's.
-    asked = (
+    # Evaluations with different prompts go to different files, so that one does not stop at the other's.
+    options = (
         None if preset == "sam" else preset,
         prompts and prompts.stem,
         points_per_side and f"grid{points_per_side}",
         detections and detections.stem,
     )
-    stem = "-".join([data.resolve().name, *(part for part in asked if part)])
+    stem = "-".join([data.resolve().name, *(part for part in options if part)])
     output = output or RESULTS / f"{stem}-{model.label}.json"
     if reference and not reference.endswith(".json"):
         other = evaluation.load_model(reference, resize=protocol.resize)
@@ -132,7 +138,7 @@ def _labelled(
     limit: int | None,
     ignore_exif: bool,
 ) -> "Task":
-    """Return what is measured by labels, those of the data unless an annotation file is given."""
+    """Return the task with labels: those of the data unless an annotation file is given."""
     from ..evaluate import LabelledDataset
 
     file = annotations or data / "annotations.json"
@@ -159,13 +165,13 @@ def _reference_task(
     limit: int | None,
     truths: Path,
 ) -> "Task":
-    """Return what is measured by a reference model's masks, which are kept in the folder `truths`."""
+    """Return the task with a reference model's masks, which are kept in the folder `truths`."""
     from ..evaluate import ReferenceDataset, load_model
 
     if prompts is not None and points_per_side is not None:
-        raise InvalidInputError("--prompts and --points-per-side both say what is asked: give one of them.")
+        raise InvalidInputError("--prompts and --points-per-side exclude each other: give one of them.")
     if not reference:
-        raise InvalidInputError("without labels a reference is needed: give --reference, a model's weights.")
+        raise InvalidInputError("evaluation without labels needs a reference: give --reference, a model's weights.")
     return ReferenceDataset(
         data,
         protocol,

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 def everything(
     images: Images,
-    points_per_side: Annotated[int, typer.Option(help="Points a side that are asked with.")] = 32,
-    pred_iou_thresh: Annotated[float, typer.Option(help="Leave out masks of which the model expects a lower IoU.")] = 0.88,
+    points_per_side: Annotated[int, typer.Option(help="Points per side of the prompt grid.")] = 32,
+    pred_iou_thresh: Annotated[float, typer.Option(help="Drop masks with a lower predicted IoU.")] = 0.88,
     stability_score_thresh: Annotated[
-        float, typer.Option(help="Leave out masks that change more when the threshold does.")
+        float, typer.Option(help="Drop masks that change more when the mask threshold moves.")
     ] = 0.95,
-    min_mask_area: Annotated[int, typer.Option(help="Leave out masks of fewer pixels.")] = 0,
-    crop_n_layers: Annotated[int, typer.Option(help="Search parts of the image too: 4, and 16, and so on.")] = 0,
+    min_mask_area: Annotated[int, typer.Option(help="Drop masks with fewer pixels.")] = 0,
+    crop_n_layers: Annotated[int, typer.Option(help="1 also searches 4 crops of the image, 2 another 16, and so on.")] = 0,
     formats: Formats = None,
     output: Output = None,
     category: Category = "object",
@@ -32,7 +32,7 @@ def everything(
     encoder: Encoder = None,
     image_size: ImageSize = None,
 ) -> None:
-    """Segment everything in images, by a grid of points, and write masks: drawn over the image, or for other programs.
+    """Segment everything in images: prompt with a grid of points, keep the good masks, and draw or save them.
 
     groupmix-sam everything photo.jpg --points-per-side 16
     groupmix-sam everything photos/ --format labelme --output labelled/

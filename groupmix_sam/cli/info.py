@@ -14,7 +14,7 @@ from .. import __version__
 PACKAGES = ("torch", "torchvision", "timm", "segment-anything", "segment-anything-py", "safetensors", "huggingface_hub")
 
 
-def info(as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False) -> None:
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show versions, devices, runtimes, extras and the weights that ship with the package.
 
     groupmix-sam info --json

@@ -18,17 +18,18 @@ from ..images import ImageFile, name_images
 
 __all__ = ["Category", "Formats", "Images", "Json", "Output", "Overwrite", "Tolerance", "find_sources", "open_writer", "run"]
 
-Images = Annotated[list[str], typer.Argument(help="Images, patterns such as '*.png', folders, a .tar or a .txt of paths.")]
+Images = Annotated[list[str], typer.Argument(help="Images, patterns such as '*.png', folders, a .tar, or a .txt of paths.")]
 Formats = Annotated[
-    list[str] | None, typer.Option("--format", help="overlay, mask, coco, contours, labelme or yolo; may be given again.")
+    list[str] | None,
+    typer.Option("--format", help="overlay, mask, coco, contours, labelme or yolo. Repeat it for several formats."),
 ]
 Output = Annotated[
-    Path | None, typer.Option(help="A file, a folder, or - for stdout; by default files are named after the images, here.")
+    Path | None, typer.Option(help="A file, a folder, or - for stdout. By default files go to the working directory.")
 ]
-Category = Annotated[str, typer.Option(help="The name of what is shown, for annotation files.")]
-Tolerance = Annotated[float, typer.Option(help="Pixels by which polygons may leave the outline, so as to have fewer points.")]
-Json = Annotated[bool, typer.Option("--json", help="Print a line of JSON an image.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace annotation files, with what was corrected in them.")]
+Category = Annotated[str, typer.Option(help="Category of the instances in annotation files.")]
+Tolerance = Annotated[float, typer.Option(help="Pixels that polygons may deviate from the outline: more gives fewer points.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON per image.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace annotation files, including your corrections.")]
 
 
 def find_sources(sources: Iterable[str]) -> dict[str, ImageFile]:

@@ -7,13 +7,13 @@ import typer
 
 
 def profile(
-    encoders: Annotated[list[str] | None, typer.Argument(help="Registered names, timm's too; by default all of ours.")] = None,
-    image_size: Annotated[int, typer.Option(help="Side in pixels of the image.")] = 1024,
-    stages: Annotated[bool, typer.Option("--stages", help="Show each stage too.")] = False,
-    rounds: Annotated[int, typer.Option(help="How often to measure the time, all encoders by turns; 0 for not at all.")] = 5,
-    device: Annotated[str, typer.Option(help="Where to measure the time: cpu, cuda ...")] = "cpu",
+    encoders: Annotated[list[str] | None, typer.Argument(help="Names of encoders, timm's too. Default: all of ours.")] = None,
+    image_size: Annotated[int, typer.Option(help="Side of the image in pixels.")] = 1024,
+    stages: Annotated[bool, typer.Option("--stages", help="Also show each stage.")] = False,
+    rounds: Annotated[int, typer.Option(help="Timed rounds, in which all encoders take turns; 0 for none.")] = 5,
+    device: Annotated[str, typer.Option(help="Device to time on: cpu, cuda ...")] = "cpu",
     form: Annotated[str, typer.Option("--format", help="text, markdown or csv.")] = "text",
-    output: Annotated[Path | None, typer.Option(help="File to write the table to; by default it is printed.")] = None,
+    output: Annotated[Path | None, typer.Option(help="File to write the table to. Default: stdout.")] = None,
 ) -> None:
     """Count an encoder's parameters and operations, and measure its memory and time on this machine.
 

@@ -9,17 +9,19 @@ from .options import Encoder, ImageSize
 
 
 def push(
-    checkpoint: Annotated[str, typer.Argument(help="Weights: 'default', a file, a folder, or 'hf-hub:org/repo@revision'.")],
-    repo: Annotated[str, typer.Argument(help="The Hub repository, org/repo; made if need be.")],
-    private: Annotated[bool, typer.Option("--private", help="Make it private, if it is new.")] = False,
-    half: Annotated[bool, typer.Option("--half", help="Store the large tensors as fp16.")] = False,
-    message: Annotated[str, typer.Option(help="The commit's message.")] = "Upload Group-Mix SAM",
+    checkpoint: Annotated[
+        str, typer.Argument(help="Weights: 'default', 'fast', a file, a folder, or 'hf-hub:org/repo@revision'.")
+    ],
+    repo: Annotated[str, typer.Argument(help="Hub repository, org/repo. It is created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Create it as private.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store large tensors as fp16.")] = False,
+    message: Annotated[str, typer.Option(help="Commit message.")] = "Upload Group-Mix SAM",
     encoder: Encoder = None,
     image_size: ImageSize = None,
 ) -> None:
-    """Share weights on the Hugging Face Hub, with a config for timm and a card that has their training record.
+    """Upload weights to the Hugging Face Hub, with a config for timm and a model card with their training record.
 
-    Log in before with `hf auth login`, or set HF_TOKEN.
+    Log in first with `hf auth login`, or set HF_TOKEN.
 
         groupmix-sam push runs/line/weights org/repo --private
     """

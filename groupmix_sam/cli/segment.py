@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 def segment(
     images: Images,
-    point: Annotated[list[str] | None, typer.Option(help="x,y in pixels, on what you want; may be given again.")] = None,
-    background: Annotated[list[str] | None, typer.Option(help="x,y in pixels, on what you do not want.")] = None,
-    box: Annotated[list[str] | None, typer.Option(help="left,top,right,bottom in pixels; once for each instance.")] = None,
+    point: Annotated[
+        list[str] | None, typer.Option(help="x,y of a foreground point, in pixels. Repeat it for several points.")
+    ] = None,
+    background: Annotated[list[str] | None, typer.Option(help="x,y of a background point, in pixels.")] = None,
+    box: Annotated[
+        list[str] | None, typer.Option(help="left,top,right,bottom in pixels. Repeat it for several instances.")
+    ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="A CSV (image,x,y or image,left,top,right,bottom; category) or JSON; see the docs.")
+        Path | None, typer.Option(help="CSV (image,x,y or image,left,top,right,bottom, and category) or JSON with prompts.")
     ] = None,
     formats: Formats = None,
     output: Output = None,
@@ -32,7 +36,7 @@ def segment(
     encoder: Encoder = None,
     image_size: ImageSize = None,
 ) -> None:
-    """Segment instances in images, by points, boxes or both, and write masks: drawn over the image, or for other programs.
+    """Segment instances in images by points, boxes or both, and draw or save their masks.
 
     groupmix-sam segment photo.jpg --point 365,290
     groupmix-sam segment photos/ --prompts prompts.csv --format coco --output masks/
@@ -43,12 +47,12 @@ def segment(
     from ..prompts import EVERY, read_prompts
 
     if prompts is not None and (point or background or box):
-        raise InvalidInputError("--prompts and --point, --background or --box both say what to segment: give one of them.")
+        raise InvalidInputError("--prompts excludes --point, --background and --box: give the one or the others.")
     wanted = read_prompts(prompts) if prompts is not None else {EVERY: _prompts(point or [], background or [], box or [])}
     named = find_sources(images)
     for name in wanted:
         if name not in named and name != EVERY:
-            raise InvalidInputError(f"{name}, which {prompts} names, is not among the images: give its folder.")
+            raise InvalidInputError(f"{prompts} has a prompt for {name}, which is not among the images: give its folder.")
     if EVERY not in wanted:
         if len(named) > len(wanted):
             typer.echo(
@@ -71,5 +75,5 @@ def _prompts(point: list[str], background: list[str], box: list[str]) -> list["P
     if not points and not boxes:
         raise InvalidInputError("nothing says what to segment: give --point x,y or --box left,top,right,bottom.")
     if points and len(boxes) > 1:
-        raise InvalidInputError(f"the points may be about any of {len(boxes)} boxes: give one box, or a file of --prompts.")
+        raise InvalidInputError(f"the points may belong to any of {len(boxes)} boxes: give one box, or a file with --prompts.")
     return [Prompt(points, labels, corners) for corners in boxes or [None]]

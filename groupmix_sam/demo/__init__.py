@@ -1,4 +1,4 @@
-"""A page to try models in a browser: what it does (`session`) and how it looks (`page`, which needs gradio)."""
+"""The demo in a browser: its logic (`session`) and its page (`page`, which needs gradio)."""
 
 from .session import Answer, Click, Demo, Session
 

@@ -1,4 +1,4 @@
-"""How the demo page looks: gradio's components around a `Session`, and the server."""
+"""The demo page: gradio's components around a `Session`, and the server."""
 
 import errno
 import socket
@@ -20,10 +20,10 @@ except ImportError as e:
 __all__ = ["build", "free_port", "serve"]
 
 MAX_FILE_SIZE = "40mb"
-# A session holds an image, its masks and an embedding a model: a few hundred MB at the largest image.
+# A session holds an image, its masks and one embedding per model: a few hundred MB for the largest image.
 MAX_SESSIONS = 8
 SESSION_SECONDS = 1800
-# Visitors who wait; who comes then is told that the page is busy.
+# Waiting visitors; others see that the page is busy.
 MAX_QUEUE = 16
 PORTS = 100
 
@@ -65,7 +65,7 @@ def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
 
     Args:
         demo: The models.
-        start: What visitors find when they come; by default an empty page.
+        start: The session that visitors begin with; by default an empty one.
     """
     page = gr.Blocks(title="Group-Mix SAM", analytics_enabled=False, delete_cache=(600, SESSION_SECONDS))
     with page:
@@ -111,7 +111,7 @@ def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
         outputs = [session, image, beside, hint, masks, times, save_mask, save_overlay]
 
         def update(session: Session, model: str, compare: bool, action: Callable[[], Session]) -> list[Any]:
-            """Do what somebody asks and return what the page shows then; what cannot be done is said and changes nothing."""
+            """Do a visitor's action and return what the page shows then; an error is shown and changes nothing."""
             try:
                 session = demo.predict(action(), model, compare)
             except GroupMixSamError as e:
@@ -143,7 +143,7 @@ def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
         def on_start(model: str) -> list[Any]:
             return update(Session(), model, False, lambda: start or Session())
 
-        # All in one queue: one visitor's image is computed after the other's.
+        # One queue: visitors' images are computed one after the other.
         def listen(event: Any, action: Callable[..., list[Any]], inputs: list[Any], **options: Any) -> None:
             event(
                 action,
@@ -157,7 +157,7 @@ def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
                 **options,
             )
 
-        # Unprocessed, as gradio would open the image itself and fail without a word on a broken one.
+        # Unprocessed: gradio would open the image itself, and fail on a broken one in silence.
         listen(image.input, on_open, [image, session, model, compare], preprocess=False)
         listen(image.clear, on_remove, [model])
         listen(image.select, on_click, [session, kind, model, compare])
@@ -200,10 +200,10 @@ def serve(page: gr.Blocks, host: str, port: int) -> None:
 
 
 def free_port(host: str, port: int) -> int:
-    """Return the first port from `port` on that nothing listens at.
+    """Return the first free port from `port` on.
 
     Raises:
-        InvalidInputError: nothing can listen at the host, or none of a hundred ports is free.
+        InvalidInputError: the host cannot be listened at, or none of a hundred ports is free.
     """
     for candidate in range(port, min(port + PORTS, 65536)):
         try:
@@ -218,7 +218,7 @@ def free_port(host: str, port: int) -> int:
 
 
 def show(session: Session, compare: bool) -> list[Any]:
-    """Return the values of what the page shows of a session, in the order of `build`'s outputs after it."""
+    """Return the values of the components that show a session, in the order of `build`'s outputs."""
     answer = session.answer
     choices = [] if answer is None else [(f"{i + 1}: {score:.2f}", i) for i, score in enumerate(answer.scores)]
     return [
@@ -233,7 +233,7 @@ def show(session: Session, compare: bool) -> list[Any]:
 
 
 def hint_text(session: Session, compare: bool) -> str:
-    """Say what there is, or what to do next."""
+    """Return what the page says: the state, or what to do next."""
     if session.image is None:
         return "Start with an image: drop it, choose a file, or take one with the camera."
     height, width = session.image.shape[:2]
@@ -243,12 +243,12 @@ def hint_text(session: Session, compare: bool) -> str:
     if mask is None:
         return f"{width} x {height} pixels. Click on what you want."
     text = f"The mask covers {100 * mask.mean():.1f} % of {width} x {height} pixels."
-    agreement = session.agreement() if compare else None
-    return text if agreement is None else f"{text} IoU with {REFERENCE}'s: **{agreement:.3f}**"
+    iou = session.reference_iou() if compare else None
+    return text if iou is None else f"{text} IoU with {REFERENCE}'s: **{iou:.3f}**"
 
 
 def times_list(session: Session) -> str:
-    """Return the encoder's and the decoder's time of each model that saw the image, as HTML."""
+    """Return the encoder's and decoder's times of each model that was run on the image, as HTML."""
     lines = []
     for name, embedding in session.embeddings.items():
         answer = session.answers.get(name)
@@ -258,18 +258,18 @@ def times_list(session: Session) -> str:
 
 
 def mask_image(session: Session) -> Image.Image | None:
-    """Return the mask at the image's own size, 255 inside and 0 outside."""
+    """Return the mask in the image's size, 255 inside and 0 outside."""
     mask = session.mask()
     return None if mask is None else Image.fromarray(mask).convert("L")
 
 
 def overlay_image(session: Session) -> Image.Image | None:
-    """Return the image with the mask and the clicks, at its own size."""
+    """Return the image with the mask and the clicks, in full size."""
     return session.draw(full=True)
 
 
 def _path(file: dict[str, Any] | None) -> Path:
-    """Return where gradio put an upload: it takes no path from outside its own folder."""
+    """Return the path of an upload, which gradio takes from its own folder alone."""
     if not file or not file.get("path"):
-        raise InvalidInputError("no image came: try it again.")
+        raise InvalidInputError("the upload has no image: try again.")
     return Path(file["path"])

@@ -1,4 +1,4 @@
-"""What the demo page does, apart from how it looks: an image, clicks on it, and the masks that models give for them."""
+"""The logic of the demo page: an image, clicks on it, and the masks that models predict for them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,10 +21,10 @@ from ..weights import is_exported
 
 __all__ = ["MAX_PIXELS", "REFERENCE", "Answer", "Click", "Demo", "Session", "load_named"]
 
-# What a session keeps and computes grows with the image: this is that of a camera of 6000 x 4000, with some to spare.
+# A session's memory and time grow with the image. This allows 6000 x 4000.
 MAX_PIXELS = 25_000_000
-# Longest side in pixels of what the page shows and sends again after each click, of small images too: gradio tells where
-# a click was only in images that the browser does not enlarge.
+# Longest side in pixels of the image that the page shows and sends after each click. Small images are enlarged to it, as gradio
+# gives right positions of clicks only where the browser does not enlarge the image.
 SHOWN_SIDE = 1024
 REFERENCE = "MobileSAM"
 MakePredictor = Callable[[], MaskPredictor]
@@ -33,10 +33,10 @@ RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorR
 
 @dataclass(frozen=True)
 class Click:
-    """Where somebody clicked, in the image's pixels.
+    """A click, in the image's pixels.
 
     Attributes:
-        kind: "foreground", "background" or "corner", two of which make a box.
+        kind: "foreground", "background" or "corner". Two corners make a box.
     """
 
     x: float
@@ -46,7 +46,7 @@ class Click:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A model's masks of one prompt, 3 x H x W of bool, their predicted IoUs, and the seconds that the decoder took."""
+    """A model's masks for a prompt, 3 x H x W of bool, their predicted IoUs, 3, and the decoder's seconds."""
 
     masks: NDArray[np.bool_]
     scores: NDArray[np.float32]
@@ -55,7 +55,7 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """A predictor whose image is set, and the seconds that its encoder took."""
+    """A predictor whose image is set, and the encoder's seconds."""
 
     predictor: MaskPredictor
     seconds: float
@@ -63,16 +63,16 @@ class Embedding:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """All that the page knows of one visitor. It is never changed: what happens makes another one.
+    """The state of one visitor. It is immutable: each action returns a new one.
 
     Attributes:
-        image: H x W x 3, RGB; None before there is one.
-        shown: The same at the size that the page shows it at.
-        clicks: All of them, in their order.
-        embeddings: By the model's name.
-        answers: To these clicks, by the model's name.
+        image: H x W x 3, RGB; None at first.
+        shown: The image at the size that the page shows.
+        clicks: In their order.
+        embeddings: By the name of the model.
+        answers: The masks for these clicks, by the name of the model.
         model: The name of the model whose masks are shown.
-        chosen: Which of its three masks, counted from 0.
+        chosen: The number of the chosen mask, from 0 to 2.
     """
 
     image: NDArray[np.uint8] | None = None
@@ -94,29 +94,29 @@ class Session:
 
         Raises:
             NoImageError: there is no image.
-            InvalidInputError: an unknown kind, or a box without an area.
+            InvalidInputError: the kind is unknown, or the box has no area.
         """
         if self.image is None:
-            raise NoImageError("there is no image to click on, or it was forgotten meanwhile: give it again.")
+            raise NoImageError("there is no image, or the session has expired: give it again.")
         if kind not in ("foreground", "background", "corner"):
             raise InvalidInputError(f"the click is of kind {kind!r}: use 'foreground', 'background' or 'corner'.")
         height, width = self.image.shape[:2]
-        # The middle of a pixel there is the middle of what it shows here; a border pixel's may lie outside.
+        # The centre of a shown pixel is the centre of what it shows; that of a border pixel may lie outside.
         x, y = np.clip((np.array([x, y]) + 0.5) / self._scale() - 0.5, 0, [width - 1, height - 1]).tolist()
         session = self._with_clicks((*self.clicks, Click(x, y, kind)))
-        session.prompt()  # refuses what makes none
+        session.prompt()  # refuses a box without an area
         return session
 
     def undo(self) -> "Session":
-        """Take the last click back."""
+        """Remove the last click."""
         return self._with_clicks(self.clicks[:-1])
 
     def clear(self) -> "Session":
-        """Take all clicks back."""
+        """Remove all clicks."""
         return self._with_clicks(())
 
     def choose(self, number: int) -> "Session":
-        """Choose one of the three masks, counted from 0."""
+        """Choose one of the three masks, from 0."""
         return replace(self, chosen=number)
 
     @property
@@ -125,7 +125,7 @@ class Session:
 
     @property
     def corner(self) -> Click | None:
-        """The first corner of a box that has no second one yet."""
+        """The first corner of a box whose second is missing."""
         corners = self._corners()
         return corners[-1] if len(corners) % 2 else None
 
@@ -144,17 +144,17 @@ class Session:
         return prompt
 
     def mask(self, model: str | None = None) -> NDArray[np.bool_] | None:
-        """Return the chosen mask, or that of the same number which another model gives."""
+        """Return the chosen mask, or another model's mask of the same number."""
         answer = self.answers.get(self.model if model is None else model)
         return None if answer is None else answer.masks[self.chosen]
 
-    def agreement(self) -> float | None:
-        """Return the IoU of the chosen mask and the reference's of the same number."""
+    def reference_iou(self) -> float | None:
+        """Return the IoU of the chosen mask with the reference's mask of the same number."""
         mask, other = self.mask(), self.mask(REFERENCE)
         return None if mask is None or other is None else mask_iou(mask, other)
 
     def draw(self, model: str | None = None, *, full: bool = False) -> Image.Image | None:
-        """Return the image with the mask and the clicks drawn, as large as `shown` or in full."""
+        """Return the image with the mask and the clicks, at the size of `shown` or in full size."""
         image = self.image if full else self.shown
         if image is None:
             return None
@@ -175,7 +175,7 @@ class Session:
         return drawn
 
     def _scale(self) -> NDArray[np.float64]:
-        """Return how much wider and higher `shown` is than the image."""
+        """Return the ratios of width and height of `shown` to the image."""
         assert self.image is not None
         assert self.shown is not None
         return np.array(self.shown.shape[1::-1]) / self.image.shape[1::-1]
@@ -206,10 +206,10 @@ class Demo:
         self._locks = {name: Lock() for name in self._make}
 
     def open(self, path: Path) -> Session:
-        """Return a session with an image file, whose name is all of the path that an error says.
+        """Return a session with an image file. Errors name the file without its folder.
 
         Raises:
-            ImageReadError: it is not there, no image, damaged or too large.
+            ImageReadError: it does not exist, is no image, is damaged or too large.
         """
         try:
             data = path.read_bytes()
@@ -218,14 +218,14 @@ class Demo:
         return Session.of(decode_image(data, path.name, max_pixels=MAX_PIXELS))
 
     def predict(self, session: Session, model: str, compare: bool) -> Session:
-        """Return the session with what it lacks: the image's embedding and masks for its clicks.
+        """Return the session with its image's embedding and the masks for its clicks, computed where they are missing.
 
-        The mask that the model gives the highest score is chosen.
+        The mask of the highest predicted IoU is chosen.
 
         Args:
-            session: Whose.
+            session: The visitor's.
             model: One of `models`.
-            compare: Whether the reference is asked as well.
+            compare: Predict with the reference too.
         """
         if model not in self.models:
             raise UnknownNameError.near("model", model, self.models)
@@ -257,18 +257,18 @@ class Demo:
 
 
 def load_named(checkpoint: str, *, encoder: str | None = None, image_size: int | None = None) -> tuple[str, Predictor]:
-    """Return a model, as `Predictor.from_pretrained` takes it, after the name that the page shows."""
+    """Return the name that the page shows of a model, and its predictor; arguments as for `Predictor.from_pretrained`."""
     runtime, precision = "PyTorch", "fp32"
     if is_exported(checkpoint):
         config = read_config(Path(checkpoint))
         runtime, precision = RUNTIMES[config["runtime"]], config["precision"]
-        encoder = image_size = None  # they are of the weights beside it
+        encoder = image_size = None  # those are for weights, which the page may show beside it
     predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
     return f"{checkpoint}: {runtime} {precision}, {predictor.image_size} px", predictor
 
 
 def _draw_corner(image: Image.Image, x: float, y: float) -> None:
-    """Draw a cross, white on black, that the box may open to any side."""
+    """Draw a cross, white on black: the box may open to any side."""
     draw, size = ImageDraw.Draw(image), max(image.size) / 50
     for color, width in ((0, 0, 0), 6), ((255, 255, 255), 2):
         draw.line((x - size, y, x + size, y), fill=color, width=width)

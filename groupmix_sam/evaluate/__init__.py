@@ -1,4 +1,4 @@
-"""Evaluation: masks against labels or against a reference model, by a protocol that the result names in full."""
+"""Evaluation: masks compared with labels or with a reference model's masks, by a protocol that the result records."""
 
 from ..prompts import Prompt, read_prompts
 from .dataset import LabelledDataset

@@ -1,4 +1,4 @@
-"""Images with masks in COCO's format: the protocol of the paper's Table 2."""
+"""Images with labels in COCO format: the protocol of the paper's Table 2."""
 
 import contextlib
 import hashlib
@@ -32,7 +32,7 @@ __all__ = ["LabelledDataset", "Row", "decode", "encode", "hash_images", "load_co
 
 logger = logging.getLogger(__name__)
 
-# What a result keeps of one mask, as JSON has it.
+# What a result records of one mask, as JSON.
 Row = dict[str, Any]
 
 
@@ -43,11 +43,11 @@ class LabelledDataset:
         annotations: The file.
         images: The folder that each `file_name` is relative to.
         protocol: How to evaluate.
-        limit: Take the first images only.
-        ignore_exif: Take images as they are stored, because their labels were made on them so, and do not turn them upright.
+        limit: Only the first images.
+        ignore_exif: Do not turn images upright by EXIF, because the labels are of the stored pixels.
 
     Raises:
-        InvalidInputError: the file is not in COCO's format, or an image is missing.
+        InvalidInputError: the file is not in COCO format, or an image is missing.
     """
 
     kind = "labelled"
@@ -69,17 +69,17 @@ class LabelledDataset:
                 raise InvalidInputError(f"{self.folder / image}, which {self.file} names, is not there: give its folder.")
 
     def record(self) -> dict[str, Any]:
-        """Return what a result says of the data."""
+        """Return what a result records of the data."""
         record: dict[str, Any] = {"annotations": str(self.file), "sha256": sha256(self.file), "folder": str(self.folder)}
         record |= {"images": len(self.ids), "images_sha256": hash_images(self.folder, self.ids)}
         return record | ({"ignore_exif": True} if self.ignore_exif else {})
 
     def images(self) -> list[str]:
-        """Return the images' names, in the file's order."""
+        """Return the names of the images, in the file's order."""
         return list(self.ids)
 
     def measure(self, predictor: MaskPredictor, name: str) -> list[Row]:
-        """Return a row for every annotation and prompt of an image; none where nothing in it counts."""
+        """Return a row per annotation and prompt of an image; none if the protocol leaves all out."""
         counted = self._counted(self.ids[name])
         if not counted:
             return []
@@ -112,11 +112,11 @@ class LabelledDataset:
             segmentation, entry = a["segmentation"], self.coco.imgs[a["image_id"]]
             rle = isinstance(segmentation, dict)
             declared = segmentation.get("size") if rle else [entry.get("height"), entry.get("width")]
-            if declared != list(size):  # before a mask is made of a size that somebody wrote
+            if declared != list(size):  # before a mask is allocated in a size that is wrong
                 shown = " x ".join(map(str, reversed(declared))) if isinstance(declared, list) else declared
                 raise InvalidInputError(
                     f"{image} has {size[1]} x {size[0]} pixels, its masks {shown}: "
-                    "if its EXIF data turn it, and the labels are of the stored pixels, set ignore_exif."
+                    "if EXIF data turn it, and the labels are of the stored pixels, set ignore_exif."
                 )
             try:
                 mask = decode_segmentation(segmentation, size)
@@ -126,11 +126,11 @@ class LabelledDataset:
         return [(a, mask) for a, mask in masks if np.count_nonzero(mask) >= self.protocol.min_mask_area]
 
     def _facts(self, annotation: dict[str, Any], mask: Mask) -> dict[str, Any]:
-        """Return what a row says of an annotation, and its own box, left, top, right and bottom, if it has one with an area."""
+        """Return what a row records of an annotation, and its box, x0, y0, x1, y1, or None if it has no area."""
         box = None
         if annotation.get("bbox"):
             left, top, width, height = map(float, annotation["bbox"])
-            if not (width <= 0 or height <= 0):  # as of some of COCO's, which no predictor can be asked about
+            if not (width <= 0 or height <= 0):  # some of COCO's have none, and cannot be prompts
                 box = [left, top, left + width, top + height]
         area = float(annotation.get("area", np.count_nonzero(mask)))
         if not np.isfinite([area, *(box or [])]).all():
@@ -143,18 +143,18 @@ class LabelledDataset:
 
 
 def read_labelled(path: Path, ignore_exif: bool = False) -> NDArray[np.uint8]:
-    """Read an image that has labels, and warn where its EXIF data mirror or turn it and its size does not show it."""
+    """Read an image with labels; warn if EXIF data turn it and keep its size, so that misplaced labels go unnoticed."""
     if not ignore_exif and exif_orientation(path) in (2, 3, 4):
         logger.warning(
-            "%s is turned upright by its EXIF data: if its labels were made on the stored pixels, set ignore_exif, or else all "
-            "figures are wrong",
+            "%s is turned upright by its EXIF data: set ignore_exif if its labels are of the stored pixels, or the figures are "
+            "wrong",
             path,
         )
     return read_image(path, upright=not ignore_exif)
 
 
 def measure(kind: str, prompt: Prompt, answer: Answer, truth: Mask, box: Any) -> Row:
-    """Return the part of a row that every protocol has; `box` is left, top, right, bottom of the truth."""
+    """Return the part of a row that all protocols share; `box` is the true box, x0, y0, x1, y1."""
     return {
         "prompt": kind,
         "given": prompt.record(),
@@ -179,7 +179,7 @@ def decode(row: Row, which: str) -> Mask:
 
 
 def hash_images(folder: Path, names: Iterable[str]) -> str:
-    """Return the sha256 of images' names and contents, by which other images are told from the same."""
+    """Return the sha256 of images' names and contents, by which the same images are recognised."""
     try:
         digests = {name: sha256(folder / name) for name in names}
     except OSError as e:
@@ -188,7 +188,7 @@ def hash_images(folder: Path, names: Iterable[str]) -> str:
 
 
 def load_coco(path: str | PathLike[str]) -> COCO:
-    """Read an annotation file, without pycocotools' talk on stdout."""
+    """Read an annotation file, without pycocotools' messages on stdout."""
     path = Path(path)
     try:
         dataset = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -202,9 +202,9 @@ def load_coco(path: str | PathLike[str]) -> COCO:
         with contextlib.redirect_stdout(io.StringIO()):
             coco.createIndex()
     except (AttributeError, KeyError, TypeError) as e:
-        raise InvalidInputError(f"{path} is not in COCO's format ({e!r}): mend it.") from e
+        raise InvalidInputError(f"{path} is not in COCO format ({e!r}): fix it.") from e
     if not coco.anns:
-        raise InvalidInputError(f"{path} has no annotation: there is nothing to compare masks with.")
+        raise InvalidInputError(f"{path} has no annotation: give a file with masks to compare with.")
     return coco
 
 
@@ -215,7 +215,7 @@ def image_names(coco: COCO, path: Path) -> dict[Any, str]:
         if not all(isinstance(name, str) for name in names.values()):
             raise TypeError("file_name")
     except (KeyError, TypeError) as e:
-        raise InvalidInputError(f"{path} has an image without a file_name ({e!r}): mend it.") from e
+        raise InvalidInputError(f"{path} has an image without a file_name ({e!r}): add it.") from e
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
         raise InvalidInputError(f"{path} has {twice[0]} more than once: give each image one entry, with all its annotations.")

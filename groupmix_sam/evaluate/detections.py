@@ -1,4 +1,4 @@
-"""Masks for another detector's boxes, and their average precision by COCO's rules."""
+"""Masks for a detector's boxes, and their average precision by COCO's rules."""
 
 import contextlib
 import io
@@ -29,20 +29,20 @@ NAMES = ("AP", "AP50", "AP75", "AP S", "AP M", "AP L")
 
 
 class DetectionDataset:
-    """Boxes that a detector found: COCO's results format, a list of `image_id`, `category_id`, `bbox` and `score`.
+    """Boxes of a detector in COCO's results format: a list of `image_id`, `category_id`, `bbox` and `score`.
 
-    A mask keeps its box's class and score. That of a box without an area, or outside the image, is empty.
+    A mask keeps the class and score of its box. It is empty for a box without area or outside the image.
 
     Args:
         detections: The JSON file.
         annotations: The COCO-format file that names the images.
         images: The folder that its `file_name`s are relative to.
-        protocol: How the mask is chosen; only boxes are asked with.
-        limit: Take the first images only.
+        protocol: How the mask is chosen. The prompts are the boxes.
+        limit: Only the first images.
         ignore_exif: As for `LabelledDataset`.
 
     Raises:
-        InvalidInputError: the file is not like that, or names an image that is not there.
+        InvalidInputError: the file is not in that format, or names an image that is missing.
     """
 
     kind = "detections"
@@ -76,18 +76,18 @@ class DetectionDataset:
                 raise InvalidInputError(f"{self.folder / image}, which {annotations} names, is not there: give its folder.")
 
     def record(self) -> dict[str, Any]:
-        """Return what a result says of the data."""
+        """Return what a result records of the data."""
         digests = {"detections": str(self.file), "sha256": sha256(self.file), "annotations_sha256": sha256(self.annotations)}
         digests["images_sha256"] = hash_images(self.folder, self.found)
         record = {**digests, "folder": str(self.folder), "images": len(self.found)}
         return record | ({"ignore_exif": True} if self.ignore_exif else {})
 
     def images(self) -> list[str]:
-        """Return the images' names, in the annotations' order."""
+        """Return the names of the images, in the annotations' order."""
         return list(self.found)
 
     def measure(self, predictor: MaskPredictor, name: str) -> list[Row]:
-        """Return a row for every detection in an image."""
+        """Return a row per detection in an image."""
         if not self.found[name]:
             return []
         image = read_labelled(self.folder / name, self.ignore_exif)
@@ -100,7 +100,7 @@ class DetectionDataset:
         return rows
 
     def _ask(self, predictor: MaskPredictor, prompt: Prompt, size: tuple[int, int]) -> tuple[NDArray[np.bool_], float]:
-        """Return the mask for a box and its predicted IoU; an empty one, whatever the model, for a box that shows nothing."""
+        """Return the mask for a box and its predicted IoU; an empty mask for a box that no model can take."""
         try:
             prompt.check(size)
         except InvalidInputError:
@@ -110,7 +110,7 @@ class DetectionDataset:
 
 
 def average_precision(result: Result, annotations: str | PathLike[str]) -> dict[str, float]:
-    """Return COCO's mask AP, AP50, AP75 and AP by size of a result of `Detections`, -1 where no annotation is of that size."""
+    """Return COCO's mask AP, AP50, AP75 and AP by size for a result of detections; -1 where no annotation has that size."""
     masks = [
         {
             "image_id": row["image_id"],

@@ -1,4 +1,4 @@
-"""What is measured of a mask, and the points that are asked with. Masks are H x W of bool; points are x, y in pixels."""
+"""Measures of masks, and the points of prompts. Masks are H x W of bool, points x, y in pixels."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,5 +75,5 @@ def next_click(truth: Mask, mask: Mask, clicked: list[tuple[int, int]]) -> tuple
 def _required_window(mask: Mask) -> tuple[slice, slice]:
     window = mask_window(mask)
     if window is None:
-        raise InvalidInputError("a mask has no pixel to point at: leave such out by a least area of 1.")
+        raise InvalidInputError("a mask has no pixel to click on: leave such masks out with min_mask_area 1.")
     return window

@@ -1,4 +1,4 @@
-"""Models to evaluate, by the name of their weights: ours, MobileSAM, and SAM's own ViT-B, ViT-L and ViT-H."""
+"""Models to evaluate, by the name of their weights: ours, MobileSAM, and SAM's ViT-B, ViT-L and ViT-H."""
 
 import os
 from dataclasses import dataclass
@@ -28,14 +28,14 @@ __all__ = ["Model", "NanoSamPredictor", "load_model"]
 
 @dataclass(frozen=True)
 class Model:
-    """A predictor and what a result says of it.
+    """A predictor, and what a result records of it.
 
     Attributes:
         predictor: `SamPredictor`, `Predictor`, or your own with their `set_image` and `predict`.
-        name: What tables call it.
+        name: Its name in tables.
         sha256: Of its weights' file, or of an exported folder's `config.json`: by it a result is known again. Give any string
             that changes when your own model does; None if there is none, and every evaluation starts afresh.
-        image_size: Side in pixels that it sees images at.
+        image_size: Side in pixels that it resizes images to.
     """
 
     predictor: MaskPredictor

@@ -1,4 +1,4 @@
-"""The paper's Figures 3 and 4: rows of images, columns of models, prompts and masks drawn, as PNG and as a page of HTML."""
+"""The paper's Figures 3 and 4, as PNG and HTML: a row per image, a column per model, with prompts and masks."""
 
 import base64
 import html
@@ -29,14 +29,14 @@ MARGIN, LINE = 8, 20  # pixels of the PNG
 
 @dataclass(frozen=True)
 class Cell:
-    """A drawn image and what is written below it."""
+    """A drawn image and its caption."""
 
     image: Image.Image
     caption: str
 
 
 def predict_results(models: Sequence[Model], images: str | PathLike[str], prompts: str | PathLike[str]) -> list[Result]:
-    """Return results of all models but the first, whose masks are taken for the truth; nothing is written.
+    """Return the results of all models but the first, whose masks are the truth; nothing is written.
 
     Args:
         models: Two or more.
@@ -44,7 +44,7 @@ def predict_results(models: Sequence[Model], images: str | PathLike[str], prompt
         prompts: A file for `read_prompts`.
     """
     if len(models) < 2:
-        raise InvalidInputError("one model has nothing to be compared with: give two or more.")
+        raise InvalidInputError("there is one model: give two or more to compare.")
     protocol = Protocol()
     task = ReferenceDataset(images, protocol, models[0], prompts)
     results = []
@@ -55,10 +55,10 @@ def predict_results(models: Sequence[Model], images: str | PathLike[str], prompt
 
 
 def pick_images(result: Result, prompt: str, pick: str = "worst", count: int = 6, seed: int = 0) -> list[str]:
-    """Return the names of images by their mean IoU in a result: the "worst" or the "best" first, or "random" ones.
+    """Return the names of `count` images by their mean IoU in a result: the "worst" or "best" first, or "random" ones.
 
     Raises:
-        InvalidInputError: the result has no IoU, as that of detections.
+        InvalidInputError: the result has no IoU, as it is of detections.
         UnknownNameError: there is no such prompt or pick.
     """
     check_comparable(result, result)  # detections are not
@@ -83,9 +83,9 @@ def draw_cells(
 
     Args:
         results: Of one protocol on the same data.
-        images: Names of images in them.
+        images: Names of their images.
         prompt: The kind of prompt, such as "box".
-        folder: Where the images are; by default where they were when the results were made.
+        folder: Folder of the images; by default that of the results.
     """
     for result in results[1:]:
         check_comparable(results[0], result)
@@ -97,7 +97,7 @@ def draw_cells(
         image = read_image(folder / name)
         columns = [[row for row in r.rows if (row["image"], row["prompt"]) == (name, prompt)] for r in results]
         for rows in columns:
-            rows.sort(key=lambda row: -float(row["area"]))  # what is small is drawn over what is large
+            rows.sort(key=lambda row: -float(row["area"]))  # small instances over large ones
         line = [Cell(_draw(image, columns[0], "truth"), name)]
         for rows in columns:
             mean = np.mean([row["iou"] for row in rows]) if rows else np.nan

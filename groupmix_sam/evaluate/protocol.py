@@ -1,4 +1,4 @@
-"""What exactly is measured: which prompts, which mask of those that SAM offers, which annotations."""
+"""What is measured: which prompts, which of SAM's masks, which annotations."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,29 +17,29 @@ from .metrics import Mask, innermost_pixel, next_click, random_pixel
 __all__ = ["MASK_SELECTIONS", "PRESETS", "Answer", "Protocol", "ask", "click", "preset", "prompt_for"]
 
 MASK_SELECTIONS = {
-    "single": "the mask that SAM gives when asked for one",
-    "best-of-3": "of the three for ambiguous prompts, that of the highest predicted IoU",
-    "best-of-4": "of those three and the single one, that of the highest predicted IoU",
-    "oracle": "of the three, the nearest to the truth: what a user who picks by eye would get",
-    "stability": "of the three, the one that moves least when the threshold does",
+    "single": "the mask for unambiguous prompts",
+    "best-of-3": "of the three masks for ambiguous prompts, the one with the highest predicted IoU",
+    "best-of-4": "of those three and the single one, the one with the highest predicted IoU",
+    "oracle": "of the three, the one with the highest IoU with the truth, as a user would pick it",
+    "stability": "of the three, the one that changes least when the threshold moves",
 }
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How images with masks, or with a reference in their place, are evaluated.
+    """How a model is evaluated.
 
     Attributes:
-        name: The preset that it comes from.
+        name: The name of its preset.
         prompts: "box", "point" (the innermost pixel), "random-point" (any inside), or "clicks-N" (the innermost pixel, then
             corrections at the largest error up to N).
         mask_selection: A key of `MASK_SELECTIONS`; None is "best-of-3" for one point, such as the first of several clicks, and
             "single" for any other prompt.
-        crowds: Whether annotations of crowds count.
-        min_mask_area: Masks of fewer pixels are left out.
-        resize: "sam", as the predictor does; or "nanosam": bicubic, sides cut rather than rounded, and masks enlarged from
+        crowds: Evaluate annotations of crowds too.
+        min_mask_area: Leave out annotations with fewer pixels.
+        resize: "sam", as the predictor resizes; or "nanosam": bicubic, sides cut and not rounded, and masks enlarged from
             256 x 256 in one step.
-        seed: Of random points.
+        seed: Seed of random points.
     """
 
     name: str = "sam"
@@ -68,13 +68,13 @@ class Protocol:
         return self.mask_selection or ("single" if prompt in ("box", "points") else "best-of-3")
 
     def record(self) -> dict[str, Any]:
-        """Return what goes into a result, as JSON has it."""
+        """Return what a result records, as JSON."""
         return {**asdict(self), "prompts": {prompt: self.selection_for(prompt) for prompt in self.prompts}}
 
 
 PRESETS = {
     "sam": Protocol(),
-    # nanosam/tools/eval_coco.py, whose decoder gives all four masks: its figures, and the paper's, are made so.
+    # As nanosam/tools/eval_coco.py, whose decoder gives all four masks. NanoSAM's figures and the paper's are made so.
     "nanosam": Protocol("nanosam", ("box",), "best-of-4", crowds=True, min_mask_area=0, resize="nanosam"),
 }
 
@@ -88,7 +88,7 @@ def preset(name: str) -> Protocol:
 
 @dataclass(frozen=True)
 class Answer:
-    """A mask, H x W, the IoU that the model expects of it, and its logits, 1 x 256 x 256, for asking again."""
+    """A mask, H x W, its predicted IoU, and its low-resolution logits, 1 x h x w, for the next prompt."""
 
     mask: Mask
     predicted: float
@@ -98,14 +98,14 @@ class Answer:
 def ask(
     predictor: MaskPredictor, prompt: Prompt, mask_selection: str, truth: Mask | None = None, low_res: Any = None
 ) -> Answer:
-    """Ask a predictor, whose image is set, for a mask.
+    """Return a predictor's mask for a prompt.
 
     Args:
         predictor: The model, whose image is set.
-        prompt: What to ask with.
+        prompt: In the image's pixels.
         mask_selection: A key of `MASK_SELECTIONS`.
-        truth: The mask that an oracle knows.
-        low_res: Logits of the answer before, 1 x 256 x 256.
+        truth: The true mask, for the oracle.
+        low_res: The logits of the answer before.
     """
     given = prompt.arrays()
     if low_res is not None:
@@ -114,7 +114,7 @@ def ask(
     def predict(multimask: bool) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         return predictor.predict(**given, multimask_output=multimask, return_logits=mask_selection == "stability")
 
-    if mask_selection == "best-of-4":  # SAM's decoder makes all four at once and hands out the first or the others
+    if mask_selection == "best-of-4":  # SAM's decoder computes all four and returns the first or the others
         masks, predicted, logits = (np.concatenate(pair) for pair in zip(predict(False), predict(True), strict=True))
     else:
         masks, predicted, logits = predict(mask_selection != "single")
@@ -124,16 +124,16 @@ def ask(
         masks = masks > 0
     elif mask_selection == "oracle":
         if truth is None:
-            raise InvalidInputError("an oracle needs a truth: choose another way.")
+            raise InvalidInputError("the oracle needs the truth: use another mask selection.")
         scores = np.array([mask_iou(mask, truth) for mask in masks])
     best = int(np.argmax(scores))
     return Answer(masks[best], float(predicted[best]), logits[best : best + 1])
 
 
 def click(predictor: MaskPredictor, truth: Mask, clicks: int, mask_selection: str) -> tuple[Prompt, list[Answer]]:
-    """Click at the truth's middle, then at the largest error again and again; return the clicks and the answers to each.
+    """Click on the middle of the truth, then on the largest error up to N clicks; return the clicks and each answer.
 
-    The first click's mask is chosen as said. From the second on, one mask is asked for, with the logits of the one before.
+    `mask_selection` is for the first click. From the second on the single mask is taken, with the logits of the one before.
     """
     x, y = innermost_pixel(truth)
     points, labels = [(x, y)], [1]
@@ -153,7 +153,7 @@ def click(predictor: MaskPredictor, truth: Mask, clicks: int, mask_selection: st
 
 
 def prompt_for(kind: str, truth: Mask, box: list[float], seed: tuple[int, int]) -> Prompt:
-    """Return a box or a point for a mask; `seed` makes a random one the same in whatever order images are taken."""
+    """Return a box or point for a mask; with `seed` a random point does not depend on the order of images."""
     if kind == "box":
         return Prompt(box=box)
     x, y = innermost_pixel(truth) if kind == "point" else random_pixel(truth, np.random.default_rng(seed))

@@ -1,4 +1,4 @@
-"""Images without labels: how far a model's masks are a reference's, the protocol of the paper's Table 3."""
+"""Images without labels: the IoU of a model's masks with a reference's, the protocol of the paper's Table 3."""
 
 import hashlib
 import json
@@ -25,22 +25,23 @@ __all__ = ["ReferenceDataset"]
 
 
 class ReferenceDataset:
-    """A folder of images, prompts, and the model whose masks are taken for the truth.
+    """A folder of images, prompts, and the reference model, whose masks are the truth.
 
     The mask is chosen alike for both models, see `Protocol.selection_for`. Where an oracle chooses, the reference's mask is the
     best of three by predicted IoU.
 
     Args:
         images: The folder.
-        protocol: How to evaluate; its prompts do not matter here.
-        reference: The model that is taken for the truth.
-        prompts: A CSV or JSON file, see `read_prompts`; or n, for a grid of n x n points over each image.
-        confidence: Of a grid, points are dropped where the reference's predicted IoU is lower.
-        limit: Take the first images only.
-        truths: Folder to keep the reference's masks in, so that it is asked once however many models are measured by it.
+        protocol: How to evaluate; its prompts are not used.
+        reference: The reference model.
+        prompts: A CSV or JSON file, see `read_prompts`; or n, for a grid of n x n points.
+        confidence: With a grid: drop points with a lower predicted IoU by the reference.
+        limit: Only the first images.
+        truths: Folder to keep the reference's masks in, so that it runs once for any number of models. Masks of a model without
+            `sha256` are not kept.
 
     Raises:
-        InvalidInputError: the prompts cannot be read, or name an image that is not there.
+        InvalidInputError: the prompts cannot be read, or name an image that is missing.
     """
 
     kind = "reference"
@@ -61,7 +62,7 @@ class ReferenceDataset:
         self.confidence = confidence
         if self.points_per_side is not None:
             if self.points_per_side < 1:
-                raise InvalidInputError(f"points_per_side is {self.points_per_side}: give 1 or more points a side.")
+                raise InvalidInputError(f"points_per_side is {self.points_per_side}: give 1 or more.")
             found = find_images(self.folder)
             packed = [image for image in found if image.name]
             if packed:
@@ -81,16 +82,16 @@ class ReferenceDataset:
         self.names = names[:limit]
 
     def record(self) -> dict[str, Any]:
-        """Return what a result says of the data and of the reference."""
+        """Return what a result records of the data and the reference."""
         images = {"images": len(self.names), "images_sha256": hash_images(self.folder, self.names)}
         return {**self._record, "folder": str(self.folder), **images, "reference": self.reference.record()}
 
     def images(self) -> list[str]:
-        """Return the images' names: of the grid sorted, else in the prompts' order."""
+        """Return the names of the images: sorted with a grid, else in the prompts' order."""
         return self.names
 
     def measure(self, predictor: MaskPredictor, name: str) -> list[Row]:
-        """Return a row for every prompt of an image that the reference has a mask for."""
+        """Return a row per prompt of an image for which the reference has a mask."""
         image = read_image(self.folder / name)
         size = (image.shape[0], image.shape[1])
         prompts = self.prompts[name] if self.points_per_side is None else _grid(size, self.points_per_side)
@@ -112,21 +113,21 @@ class ReferenceDataset:
         return rows
 
     def _truths(self, name: str, image: NDArray[np.uint8], prompts: Sequence[Prompt]) -> dict[int, Mask]:
-        """Return the reference's masks that count, by the numbers of their prompts: kept ones, or asked for now."""
-        if self.kept is None or self.reference.sha256 is None:  # of a model without a hash nobody knows which it was
+        """Return the reference's masks by the numbers of their prompts: kept ones, or new ones."""
+        if self.kept is None or self.reference.sha256 is None:  # without a hash, kept masks may be another model's
             return self._ask(image, prompts)
-        # All that a mask depends on; the folder's name and the other images are not part of it.
-        asked = [self.reference.record(), self._record.get("confidence"), sha256(self.folder / name)]
-        asked += [
+        # All that a mask depends on, which the folder's name and the other images are not.
+        key = [self.reference.record(), self._record.get("confidence"), sha256(self.folder / name)]
+        key += [
             self.protocol.mask_selection,
             self.protocol.min_mask_area,
             self.protocol.resize,
             [prompt.record() for prompt in prompts],
         ]
-        file = self.kept / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]}.json"
+        file = self.kept / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
         try:
             return {int(i): decode_rle(rle) for i, rle in json.loads(file.read_text(encoding="utf-8")).items()}
-        except (OSError, ValueError, AttributeError):  # not there, or damaged
+        except (OSError, ValueError, AttributeError):  # missing or damaged
             truths = self._ask(image, prompts)
         content = json.dumps({i: encode_rle(mask) for i, mask in truths.items()})
         make_folder(self.kept)
@@ -146,6 +147,6 @@ class ReferenceDataset:
 
 
 def _grid(size: tuple[int, int], side: int) -> list[Prompt]:
-    """Return points at the middles of side x side equal cells, row by row."""
+    """Return points at the centres of side x side equal cells, row by row."""
     ys, xs = ((np.arange(side) + 0.5) * length / side for length in size)
     return [Prompt([[float(x), float(y)]], [1]) for y in ys for x in xs]

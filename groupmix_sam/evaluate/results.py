@@ -1,4 +1,4 @@
-"""Running an evaluation so that it can be killed and shared out; results on disk."""
+"""Results of evaluations on disk."""
 
 import json
 import math
@@ -14,21 +14,21 @@ from .dataset import Row, decode
 __all__ = ["Result", "load_result"]
 
 FORMAT = 1
-# What every row of a kind of evaluation has to be summed up.
+# The numbers that each row of a kind of evaluation needs for a summary.
 FIGURES = ("area", "iou", "boundary_iou", "predicted_iou", "box_baseline_iou")
 NUMBERS = {"labelled": FIGURES, "reference": FIGURES, "detections": ("score", "predicted_iou")}
 
 
 @dataclass(frozen=True)
 class Result:
-    """An evaluation: what was evaluated and how, and a row for every mask.
+    """An evaluation: what was evaluated and how, and a row per mask.
 
     Attributes:
-        kind: "labelled" or "reference".
+        kind: "labelled", "reference" or "detections".
         protocol: `Protocol.record()`.
         model: `Model.record()`.
-        data: Where images and truth came from, with their hashes.
-        versions: Of Python and of the packages that can change a figure.
+        data: The sources of images and truth, with their hashes.
+        versions: Of Python and the packages that can change a figure.
         rows: In the images' order; `image`, `id`, `prompt`, `given`, `iou`, `boundary_iou`, `predicted_iou`,
             `box_baseline_iou`, and the masks `mask` and `truth` as COCO's RLE `counts` of height and width `size`.
     """
@@ -41,15 +41,15 @@ class Result:
     rows: list[Row]
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write it as JSON, beside and then renamed."""
+        """Write the result as JSON."""
         _write(Path(path), json.dumps({"format": FORMAT, **asdict(self)}))
 
 
 def load_result(path: str | PathLike[str]) -> Result:
-    """Read a result back.
+    """Read a result.
 
     Raises:
-        InvalidInputError: it is not there or no result.
+        InvalidInputError: it does not exist or is no result.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -59,7 +59,7 @@ def load_result(path: str | PathLike[str]) -> Result:
         _check_values(result)
         return result
     except (OSError, OverflowError, RecursionError, ValueError, AttributeError, KeyError, TypeError) as e:
-        raise InvalidInputError(f"{path} is no result of `groupmix-sam evaluate` ({e}): make one with it.") from e
+        raise InvalidInputError(f"{path} is no result of `groupmix-sam evaluate` ({e}): give a JSON file of it.") from e
 
 
 def _check_values(result: Result) -> None:

@@ -1,4 +1,4 @@
-"""Running an evaluation so that it can be killed, resumed and shared out."""
+"""Running an evaluation so that it can be resumed after a kill and shared by processes."""
 
 import contextlib
 import json
@@ -39,24 +39,24 @@ class Task(Protocol):
 
 
 def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | None:
-    """Evaluate a model and write the result; go on where a run that was killed stopped, and take a finished result as it is.
+    """Evaluate a model and write the result; resume a killed run, and return a finished result as it is.
 
-    After each image its rows are appended to a file in `<output>.parts`, a line an image. Where torchrun or `accelerate
-    launch` started several processes, each takes every n-th of the images; the last to finish puts the parts together, in the
-    images' order. Images and prompts are taken one at a time, so that no figure depends on how the work was shared out.
+    After each image its rows are appended to a file in `<output>.parts`, one line per image. If torchrun or `accelerate launch`
+    started several processes, each takes every n-th image, and the last to finish joins the parts in the images' order. Images
+    and prompts are taken one at a time, so no figure depends on the number of processes.
 
     Args:
         task: What to evaluate on.
-        model: The model. Without a `sha256` nothing tells it from another of its name: nothing is then taken from earlier runs,
-            and the work cannot be shared out.
+        model: The model. Without a `sha256` it cannot be told from another of the same name: no earlier run is resumed or
+            returned, and several processes cannot share the work.
         output: The JSON file to write.
 
     Returns:
-        The result, or None if other processes have still to finish.
+        The result, or None while other processes are at work.
 
     Raises:
         InvalidInputError: `output` or its parts are of another evaluation, of a model without a hash, or damaged.
-        SaveError: they cannot be written; what is done is kept.
+        SaveError: they cannot be written; finished images are kept.
     """
     output = Path(output)
     header = {"kind": task.kind, "protocol": task.protocol.record(), "model": model.record(), "data": task.record()}
@@ -69,7 +69,7 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
         result = load_result(output)
         _check_same(header, asdict(result), output)
         if not rank:
-            print(f"finished before, taken from {output}", file=sys.stderr)
+            print(f"already evaluated: the result is read from {output}", file=sys.stderr)
         return result
     parts = output.with_name(f"{output.name}.parts")
     make_folder(parts)
@@ -85,7 +85,7 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
         _append(part, {"image": image, "rows": task.measure(model.predictor, image)})
     try:
         done = _read_parts(parts, header)
-    except FileNotFoundError:  # another process finished at the same time and has put the parts together
+    except FileNotFoundError:  # another process finished at the same time and has joined the parts
         return load_result(output)
     if any(image not in done for image in images):
         return None
@@ -96,7 +96,7 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
 
 
 def _evaluate_unknown(task: Task, model: Model, output: Path, header: dict[str, Any], unknown: str, processes: int) -> Result:
-    """Evaluate in one go, as nothing tells the model, or the reference, of the name `unknown` from others."""
+    """Evaluate in one go: the model or reference named `unknown` cannot be told from others, so nothing may be reused."""
     if output.exists():
         raise InvalidInputError(
             f"{output} is there, and {unknown} has no sha256 that says whether it is of this model: give another output, or "
@@ -121,7 +121,7 @@ def _save(result: Result, output: Path) -> Result:
 
 
 def _read_parts(parts: Path, header: dict[str, Any]) -> dict[str, list[Row]]:
-    """Return the rows of the images that are done; a line that was cut by a kill does not count."""
+    """Return the rows of finished images, without a line that a kill has cut."""
     done: dict[str, list[Row]] = {}
     for part in sorted(parts.glob("*.jsonl")):
         content = part.read_bytes()
@@ -134,17 +134,17 @@ def _read_parts(parts: Path, header: dict[str, Any]) -> dict[str, list[Row]]:
         except (KeyError, TypeError, ValueError) as e:
             if isinstance(e, InvalidInputError):
                 raise
-            raise InvalidInputError(f"{part} is damaged ({e!r}): delete it, and its images are done again.") from e
+            raise InvalidInputError(f"{part} is damaged ({e!r}): delete it, and its images are evaluated again.") from e
     return done
 
 
 def _append(part: Path, entry: dict[str, Any]) -> None:
-    """Write a line. Opened for each, so that a disk that is full is told of here and not when the file is closed."""
+    """Append a line. The file is opened for each, so that a full disk raises here and not when it is closed."""
     try:
         with part.open("a", encoding="utf-8") as file:
             print(json.dumps(entry), file=file)
     except OSError as e:
-        raise SaveError(f"{part} cannot be written ({e}): free some space and start again; what is done is kept.") from e
+        raise SaveError(f"{part} cannot be written ({e}): free some space and start again, finished images are kept.") from e
 
 
 def _drop_cut_line(part: Path) -> None:
@@ -163,7 +163,7 @@ def _check_same(header: dict[str, Any], found: dict[str, Any], path: Path) -> No
                 differs = [part for part in value | there if value.get(part) != there.get(part)]
                 key, there, value = f"{key}'s {differs[0]}", there.get(differs[0]), value.get(differs[0])
             raise InvalidInputError(
-                f"{path} is of another evaluation, its {key} is {there!r} and not {value!r}: give another output, or delete it."
+                f"{path} is of another evaluation, its {key} is {there!r}, not {value!r}: give another output, or delete it."
             )
 
 

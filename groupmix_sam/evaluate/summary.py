@@ -1,4 +1,4 @@
-"""What a result says in few figures, with intervals; two results compared, image by image."""
+"""Summaries of results, with intervals, and comparisons of two results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from .tables import table
 __all__ = ["Comparison", "Figure", "check_comparable", "compare", "compare_text", "result_name", "summarize", "summary_text"]
 
 DRAWS = 2000
-# COCO's areas in pixels, whose limits belong to both sides.
+# COCO's sizes by area in pixels; a limit belongs to both sides.
 SIZES = {"all": (0.0, np.inf), "S": (0.0, 32.0**2), "M": (32.0**2, 96.0**2), "L": (96.0**2, np.inf)}
 
 
@@ -37,15 +37,15 @@ class Line:
 
     Attributes:
         prompt: The prompt's kind.
-        mask_selection: What chose the mask.
+        mask_selection: How the mask was chosen.
         size: "all", or COCO's "S", "M" or "L".
-        count: The masks.
+        count: Number of masks.
         iou: Their mean IoU.
         boundary_iou: Their mean boundary IoU.
         box_baseline: The mean IoU of the box baseline.
-        iou_error: Mean distance of the predicted from the true IoU.
+        iou_error: Mean absolute error of the predicted IoU.
         under_half: Share of masks with an IoU under 0.5.
-        share: The share of the reference's gain over the box baseline; None without a reference, or where it gains nothing.
+        share: The model's gain over the box baseline as a share of the reference's; None if there is none.
     """
 
     prompt: str
@@ -62,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The paired difference of two results in one kind of prompt, B less A.
+    """The paired difference of two results in one kind of prompt, B minus A.
 
     Attributes:
         prompt: The prompt's kind.
@@ -70,9 +70,9 @@ class Comparison:
         a: A's mean IoU.
         b: B's mean IoU.
         box_baseline: The mean IoU of the box baseline.
-        difference: Of the mean IoU.
+        difference: Difference of the mean IoUs.
         ratio: B's mean IoU over A's; None if A's is 0.
-        share: The share of A's gain over the box baseline that B has; None where A gains nothing.
+        share: B's gain over the box baseline as a share of A's; None where A gains nothing.
         images: Names and mean differences, the worst first.
     """
 
@@ -92,8 +92,8 @@ def summarize(result: Result, reference: Result | None = None, seed: int = 0) ->
 
     Args:
         result: The result.
-        reference: Another of the same protocol and data, whose gain over the box baseline is the measure.
-        seed: Of the bootstrap.
+        reference: Another result of the same protocol and data, to compute the share of its gain over the box baseline.
+        seed: Seed of the bootstrap.
 
     Raises:
         InvalidInputError: the reference is of another protocol or data.
@@ -123,7 +123,7 @@ def summarize(result: Result, reference: Result | None = None, seed: int = 0) ->
 
 
 def compare(a: Result, b: Result, seed: int = 0) -> list[Comparison]:
-    """Return how B differs from A, for each kind of prompt, on the masks that are the same.
+    """Return how B differs from A for each kind of prompt, paired by mask.
 
     Raises:
         InvalidInputError: they are of different protocols or data.
@@ -155,15 +155,15 @@ def compare(a: Result, b: Result, seed: int = 0) -> list[Comparison]:
 def check_comparable(a: Result, b: Result) -> None:
     """Raise InvalidInputError unless two results are of one protocol and of the same data."""
     if a.kind == "detections":
-        raise InvalidInputError("detections have no truth for each mask: compare their AP.")
+        raise InvalidInputError("detections have no true mask each: compare their AP.")
     for what in ("kind", "protocol"):
         if getattr(a, what) != getattr(b, what):
             raise InvalidInputError(
-                f"the results differ in their {what}, {getattr(a, what)} and {getattr(b, what)}: evaluate both alike."
+                f"the results differ in their {what}, {getattr(a, what)} and {getattr(b, what)}: evaluate both the same way."
             )
     for what in ("sha256", "images_sha256", "points_per_side", "confidence", "reference"):
         if a.data.get(what) != b.data.get(what):
-            raise InvalidInputError(f"the results are of different data, their {what} differ: evaluate both on the same.")
+            raise InvalidInputError(f"the results are of different data, their {what} differ: evaluate both on the same data.")
 
 
 def summary_text(result: Result, reference: Result | None = None) -> str:
@@ -188,7 +188,7 @@ def summary_text(result: Result, reference: Result | None = None) -> str:
 
 
 def compare_text(a: Result, b: Result, images: int = 5) -> str:
-    """Return a comparison as a table to print, with the images in which B loses and gains most."""
+    """Return a comparison as a table to print, with the images where B loses and gains most."""
     lines = [f"A is {result_name(a)}, B is {result_name(b)}; paired by mask, intervals of 95 % by bootstrap over images"]
     cells = [["prompt", "masks", "A", "B", "B - A", "B / A", "box baseline", "share of A's gain over the box baseline"]]
     comparisons = compare(a, b)
@@ -203,7 +203,7 @@ def compare_text(a: Result, b: Result, images: int = 5) -> str:
 
 
 class _Bootstrap:
-    """Images drawn with replacement. A mean is over masks, those that the drawn images bring."""
+    """Draws of images with replacement. Means are over the masks of the drawn images."""
 
     def __init__(self, rows: Sequence[Row], seed: int) -> None:
         numbers: dict[str, int] = {}
@@ -220,7 +220,7 @@ class _Bootstrap:
         return figure
 
     def ratio(self, above: Any, below: Any) -> Figure | None:
-        """Return the sum of some values over the sum of others; None if the latter may as well be nothing."""
+        """Return the ratio of two sums; None if the lower one is not above 0 within its interval."""
         total_above, total_below = np.bincount(self.image, above), np.bincount(self.image, below)
         drawn_below = self.drawn @ total_below
         if total_below.sum() <= 0 or np.quantile(drawn_below, 0.025) <= 0:
@@ -236,12 +236,12 @@ def _share(bootstrap: _Bootstrap, reference: Sequence[Row], rows: Sequence[Row])
 
 
 def _partners(rows: Sequence[Row], other: Result) -> list[Row]:
-    """Return the other result's row for each of these."""
+    """Return the other result's row for each row."""
     found = {(row["image"], row["id"], row["prompt"]): row for row in other.rows}
     try:
         return [found[row["image"], row["id"], row["prompt"]] for row in rows]
     except KeyError as e:
-        raise InvalidInputError(f"one result has no mask for {e}, which the other has: evaluate both on the same.") from e
+        raise InvalidInputError(f"one result has no mask for {e}, the other has: evaluate both on the same data.") from e
 
 
 def _values(rows: Sequence[Row], key: str) -> NDArray[np.float64]:

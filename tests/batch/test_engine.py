@@ -350,7 +350,7 @@ def test_what_cannot_be_run(weights, images, prompts, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"groupmix-sam\[ray\]"):
         batch(images, tmp_path / "out", prompts, **weights)
-    with pytest.raises(InvalidInputError, match="is of another run, whose prompts, everything differ"):
+    with pytest.raises(InvalidInputError, match="is of another run, with another prompts, everything:"):
         batch(images, tmp_path / "out", **weights)
     (tmp_path / "out" / "images.parquet").write_bytes(b"PAR1")
     with pytest.raises(InvalidInputError, match="cannot be read"):

@@ -85,7 +85,7 @@ def test_another_host_is_warned_of(sam, tmp_path, monkeypatch):
     weights = str(save_weights(sam, tmp_path / "tiny.safetensors"))
     args = ["demo", "--checkpoint", weights, "--encoder", "gmf_sam_test", "--image-size", "256"]
     done = CliRunner().invoke(app, [*args, "--host", "0.0.0.0"], catch_exceptions=False)
-    assert "warning: whoever reaches 0.0.0.0 can use this page" in done.stderr
+    assert "warning: anyone who reaches 0.0.0.0 can use this page" in done.stderr
     assert served[0][1] == "0.0.0.0"
     done = CliRunner().invoke(app, args, catch_exceptions=False)
     assert done.stderr == ""

@@ -105,15 +105,15 @@ def test_the_best_mask_is_chosen_and_another_may_be(demo, stubs, small):
     assert np.array_equal(session.mask(), rows(0, 1))
     assert np.array_equal(session.choose(2).mask(), rows(0, 1, 2))
     assert np.array_equal(demo.predict(session.choose(2), "ours", compare=True).mask(), rows(0, 1, 2))
-    assert session.agreement() is None
+    assert session.reference_iou() is None
     assert session.clear().mask() is None
 
 
-def test_the_agreement_is_that_of_the_masks_of_the_same_number(demo, small):
+def test_the_iou_is_that_of_the_masks_of_the_same_number(demo, small):
     session = demo.predict(at(small, 1, 2), "ours", compare=True)
-    assert session.agreement() == pytest.approx(1 / 3)  # rows 0 and 1, rows 1 and 2
-    assert session.choose(0).agreement() == 0
-    assert session.choose(2).agreement() == pytest.approx(1 / 3)  # rows 0, 1 and 2, row 1
+    assert session.reference_iou() == pytest.approx(1 / 3)  # rows 0 and 1, rows 1 and 2
+    assert session.choose(0).reference_iou() == 0
+    assert session.choose(2).reference_iou() == pytest.approx(1 / 3)  # rows 0, 1 and 2, row 1
     assert np.array_equal(session.mask(REFERENCE), rows(1, 2))
 
 

@@ -42,7 +42,7 @@ def test_pick_by_hand(result):
     assert all(len(set(names)) == 2 for names in randoms)
     with pytest.raises(UnknownNameError, match="known are box, point"):
         pick_images(result, "circle")
-    with pytest.raises(InvalidInputError, match="detections have no truth for each mask"):
+    with pytest.raises(InvalidInputError, match="detections have no true mask each"):
         pick_images(replace(result, kind="detections"), "box")
     with pytest.raises(UnknownNameError, match="no way to pick images 'wurst'"):
         pick_images(result, "box", "wurst")

@@ -67,7 +67,7 @@ def test_best_of_4_counts_the_single_mask():
 
 
 def test_an_oracle_needs_a_truth(plain):
-    with pytest.raises(InvalidInputError, match="needs a truth"):
+    with pytest.raises(InvalidInputError, match="needs the truth"):
         ask(plain, Prompt([[40, 30]], [1]), "oracle")
 
 

@@ -67,7 +67,7 @@ def test_a_cut_first_line(task, whole, tmp_path):
 
 def test_what_is_done_is_not_done_again(task, whole, tmp_path, capsys):
     assert evaluate(task, Model(Killed(0), "plain", "hash"), tmp_path / "whole.json") == whole
-    assert f"finished before, taken from {tmp_path / 'whole.json'}\n" in capsys.readouterr().err
+    assert f"already evaluated: the result is read from {tmp_path / 'whole.json'}\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("processes", [2, 3, 7])
