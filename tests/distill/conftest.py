@@ -1,9 +1,13 @@
 """Small images, a teacher that can be worked out by hand, and what it says of them."""
 
+import csv
+
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.distill import Grid, cache_features, find_images
@@ -27,6 +31,21 @@ class PlainTeacher:
         self.calls += 1
         cells = torch.nn.functional.avg_pool2d(x, 16)
         return {name: torch.einsum("oc,bchw->bohw", w, cells) for name, w in self.weights.items()}
+
+
+def tiny_student():
+    torch.manual_seed(0)
+    return timm.create_model("gmf_sam_test", img_size=SIZE)
+
+
+def rows_of(folder):
+    return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
+
+
+def step_of(folder):
+    """Return the step of a run's checkpoint."""
+    with safe_open(folder / "checkpoint.safetensors", framework="pt") as f:
+        return int(f.metadata()["progress"].strip("[").split(",")[0])
 
 
 def paint(path, width, height, seed):

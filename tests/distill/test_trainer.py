@@ -1,13 +1,8 @@
-import csv
 import io
-import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,18 +37,9 @@ from groupmix_sam.distill.student import Student
 from groupmix_sam.errors import InvalidInputError, RunStoppedError, SaveError, WeightsError
 from groupmix_sam.sam import create_encoder
 
-from .conftest import GRID, SIZE, PlainTeacher
+from .conftest import GRID, SIZE, PlainTeacher, rows_of, step_of, tiny_student
 
 TINY = Recipe(epochs=4, phases=(Phase(0.8, 64, 4), Phase(0.2, 0, 1)))
-
-
-def tiny_student():
-    torch.manual_seed(0)
-    return timm.create_model("gmf_sam_test", img_size=SIZE)
-
-
-def rows_of(folder):
-    return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
 
 
 def run(cached, folder, recipe=TINY, options=RunOptions(), **kwargs):  # noqa: B008
@@ -287,147 +273,6 @@ def test_through_the_mask_decoder(cached, tmp_path):
         run(cached, tmp_path / "other", recipe)
 
 
-SCRIPT = """
-import json, os, sys, time
-from pathlib import Path
-from groupmix_sam.distill import CachedImage, RunOptions, train_student
-from tests.distill.test_trainer import CROPS, LONG, PlainTeacher, tiny_student
-import torch
-from timm.utils import ModelEmaV3
-
-torch.set_num_threads(1)
-files, folder, accumulate, hold = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-recipe = CROPS if accumulate == 2 or "WORLD_SIZE" in os.environ else LONG
-cached = [CachedImage(Path(image), Path(maps)) for image, maps in files]
-update = ModelEmaV3.update
-
-
-def wait_and_update(average, student, step):
-    while step == hold and not (folder.parent / f"go{hold}").exists():
-        time.sleep(0.01)
-    update(average, student, step)
-
-
-ModelEmaV3.update = wait_and_update
-options = RunOptions(resume=True, accumulate=accumulate, save_minutes=1e-9 if hold else 5)
-train_student(tiny_student(), PlainTeacher(), cached[2:], cached[:2], folder, recipe, options)
-"""
-CROPS = Recipe(epochs=10, phases=(Phase(1.0, 64, 4),))
-LONG = Recipe(epochs=10, phases=(Phase(0.6, 64, 4), Phase(0.4, 0, 2)))
-ROOT = Path(__file__).parents[2]
-
-
-def start(cached, folder, *, hold=0, accumulate=1, launcher=()):
-    """Start a run; one that holds waits in that step until there is a file go{hold} beside the folder."""
-    files = [[str(image.image), str(image.maps)] for image in cached]
-    arguments = [json.dumps(files), str(folder), str(accumulate), str(hold)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    script = folder.parent / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, *launcher, str(script), *arguments]
-    return subprocess.Popen(
-        command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-def finished(process):
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    return out
-
-
-def wait_for(condition, process):
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-
-
-@pytest.fixture(scope="module")
-def whole_run(cached, tmp_path_factory):
-    """A run that nothing stopped."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    finished(start(cached, folder))
-    assert len(rows_of(folder)) > 10
-    return folder
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_is_killed_goes_on_to_the_same_weights(cached, whole_run, tmp_path, how):
-    """Killed twice in the middle, once in each phase, it ends bit for bit as one that was not."""
-    folder = tmp_path / "killed"
-    for at in (5, 26):
-        process = start(cached, folder, hold=at + 1)
-        reached = lambda at=at: (folder / "checkpoint.safetensors").is_file() and _step(folder) >= at  # noqa: E731
-        wait_for(reached, process)
-        os.killpg(process.pid, how)  # to those that read images too, as schedulers do
-        (tmp_path / f"go{at + 1}").touch()
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode != 0
-        if how == signal.SIGTERM:
-            assert "go on with --resume" in out
-        assert _step(folder) in (at, at + 1)
-    finished(start(cached, folder))
-    expected, found = (load_file(f / "encoder.safetensors") for f in (whole_run, folder))
-    assert all(torch.equal(found[k], v) for k, v in expected.items())
-    keep = [(r["step"], r["features"], r["r2"]) for r in rows_of(whole_run) if r["r2"]]
-    assert [(r["step"], r["features"], r["r2"]) for r in rows_of(folder) if r["r2"]][-1] == keep[-1]
-
-
-def _step(folder):
-    from safetensors import safe_open
-
-    with safe_open(folder / "checkpoint.safetensors", framework="pt") as f:
-        return int(f.metadata()["progress"].strip("[").split(",")[0])
-
-
-def test_two_processes_give_one_process_losses(cached, tmp_path):
-    """gloo on the CPU: two processes with a part of the batch each, against one with both parts, one after the other.
-
-    As long as BatchNorm takes its statistics from the part: the running ones are the first process's, or of both parts.
-    """
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    finished(start(cached, tmp_path / "one", accumulate=2))
-    finished(start(cached, tmp_path / "two", launcher=launcher))
-    one, two = ([float(r["features"]) for r in rows_of(tmp_path / name) if r["features"]] for name in ("one", "two"))
-    assert len(one) == len(two) == 10
-    assert one == pytest.approx(two, abs=1e-5)
-
-
-SHARED = """
-import json, sys
-from pathlib import Path
-from groupmix_sam.distill import cache_features, find_images, r2_score
-from groupmix_sam.distill.run import start_accelerator
-from tests.distill.conftest import GRID, PlainTeacher
-from tests.distill.test_trainer import tiny_student
-
-accelerator, teacher = start_accelerator(), PlainTeacher()
-cached, skipped = cache_features(find_images(sys.argv[1]), teacher, sys.argv[2], GRID)
-score = r2_score(tiny_student().eval(), cached, GRID, accelerator)
-found = [teacher.calls, [str(image.maps.name) for image in cached], [str(image) for image in skipped], score]
-Path(sys.argv[2], f"{accelerator.process_index}.json").write_text(json.dumps(found))
-"""
-
-
-def test_two_processes_share_the_cache_and_r2(photos, cached, tmp_path):
-    """Each asks the teacher for its half of the images; both come to what one process comes to."""
-    images = shutil.copytree(photos, tmp_path / "photos")
-    (images / "below" / "broken.png").write_bytes(b"no image")
-    (tmp_path / "script.py").write_text(SHARED)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launcher, str(tmp_path / "script.py"), str(images), str(tmp_path / "c")]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, env=env, cwd=ROOT, check=True, timeout=300)
-    found = [json.loads((tmp_path / "c" / f"{i}.json").read_text()) for i in range(2)]
-    assert found[0][0] + found[1][0] == len(cached) == 6
-    assert min(found[0][0], found[1][0]) >= 2
-    assert found[0][1:] == found[1][1:]
-    _, names, skipped, score = found[0]
-    assert names == [image.maps.name for image in cached]
-    assert skipped == [str(images / "below" / "broken.png")]
-    assert score == pytest.approx(r2_score(tiny_student().eval(), cached, GRID), abs=1e-5)
-
-
 def test_a_batch_that_cannot_be_shared_out(cached, tmp_path):
     with pytest.raises(InvalidInputError, match="a batch in 3 parts"):
         run(cached, tmp_path / "run", options=RunOptions(accumulate=3))
@@ -475,7 +320,7 @@ def test_stopping_says_how_to_go_on(cached, tmp_path, monkeypatch):
     with pytest.raises(RunStoppedError, match=r"stopped after step 3 of 16: go on with --resume"):
         run(cached, tmp_path / "run")
     assert signal.getsignal(signal.SIGINT) is before
-    assert _step(tmp_path / "run") == 3
+    assert step_of(tmp_path / "run") == 3
 
 
 def test_a_full_disk_loses_no_checkpoint(cached, tmp_path, monkeypatch):

@@ -3,8 +3,6 @@
 import json
 import resource
 import socket
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -27,6 +25,7 @@ from groupmix_sam.weights import save_weights
 from ..distill.conftest import GRID, PlainTeacher, paint
 from ..evaluate.images import PlainPredictor, draw_dataset
 from ..inference.conftest import draw
+from ..processes import start
 
 TINY = {"encoder": "gmf_sam_test", "image_size": 256}
 
@@ -151,14 +150,14 @@ def test_no_network(count, monkeypatch, tmp_path):
 
 
 SHARE = """
-import sys
+import sys, time
 from pathlib import Path
 from groupmix_sam.distill import cache_features, find_images
 from tests.distill.conftest import GRID, PlainTeacher
 ready, images, cache = map(Path, sys.argv[1:])
 ready.touch()
 while len(list(ready.parent.iterdir())) < 2:  # both begin at once
-    pass
+    time.sleep(0.001)
 found, skipped = cache_features(find_images(images), PlainTeacher(), cache, GRID)
 print(len(found), len(skipped))
 """
@@ -171,8 +170,8 @@ def test_two_processes_share_a_cache(count, tmp_path):
     for i in range(40):
         paint(tmp_path / "in" / f"{i}.png", 64 + i, 64, i)
     arguments = [[str(tmp_path / "ready" / str(i)), str(tmp_path / "in"), str(tmp_path / "cache")] for i in range(2)]
-    both = [subprocess.Popen([sys.executable, "-c", SHARE, *a], stdout=subprocess.PIPE, text=True) for a in arguments]
-    assert [process.communicate(timeout=120)[0].split() for process in both] == [["40", "0"]] * 2
+    both = [start(SHARE, *a) for a in arguments]
+    assert [process.wait().stdout.split() for process in both] == [["40", "0"]] * 2
     cache_features(find_images(tmp_path / "in"), PlainTeacher(), tmp_path / "alone", GRID)
     names = sorted(path.name for path in (tmp_path / "alone").iterdir())
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == names
