@@ -250,6 +250,15 @@ def test_a_skipped_block_is_read():
             compile(block.text, "skipped", "exec")
 
 
+def test_contributing_says_where_everything_is():
+    parts = ("groupmix_sam/", "tests/", "benchmarks/")
+    named = {ROOT / span for span in code_spans(ROOT / "CONTRIBUTING.md") if span.startswith(parts)}
+    assert [path for path in named if not path.exists()] == []
+    modules = {path for path in (ROOT / "groupmix_sam").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    modules = {path for path in modules if not path.name.startswith("_")}
+    assert [path.name for path in modules if not any(other.is_relative_to(path) for other in named)] == []
+
+
 def test_a_renamed_option_is_found():
     with pytest.raises(Exception, match="No such option"):
         parse(["segment", "photo.jpg", "--pont", "1,2"])
