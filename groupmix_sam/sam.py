@@ -10,11 +10,11 @@ from torch import nn
 
 from . import encoders as _  # noqa: F401  registers the encoders in timm
 from .encoders.backbone import PREFIX, SamBackbone
-from .encoders.config import DEFAULT_ENCODER, EMBED_DIM, SAM_MEAN, SAM_STD, STRIDE, check_img_size
+from .encoders.config import DEFAULT_ENCODER, EMBED_DIM, SAM_MEAN, SAM_STD, STRIDE, check_img_size, own_stride
 from .errors import InvalidInputError, UnknownNameError, WeightsError
 from .weights import SAM_VITS, SHIPPED, Origin, WeightsFile, load_weights, open_weights, origin_of
 
-__all__ = ["ENCODERS", "build_sam_groupmix", "sam_model_registry"]
+__all__ = ["ENCODERS", "build_sam_groupmix", "create_encoder", "sam_model_registry"]
 
 ENCODERS = (
     DEFAULT_ENCODER,
@@ -118,7 +118,7 @@ def create_encoder(name: str, image_size: int | None = None, embed_stride: int |
         InvalidInputError: the image size or the stride cannot be used.
     """
     kwargs: dict[str, Any] = {} if image_size is None else {"img_size": check_img_size(image_size)}
-    if embed_stride not in (None, 8 if name.endswith("_512") else STRIDE):  # what is the default is not kept as an argument
+    if embed_stride not in (None, own_stride(name)):  # what is the default is not kept as an argument
         kwargs["embed_stride"] = embed_stride
     if name.startswith(PREFIX):
         return SamBackbone(name.removeprefix(PREFIX), **kwargs)

@@ -19,18 +19,25 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
 from .encoders.backbone import PREFIX
-from .encoders.config import DEFAULT_ENCODER, STRIDE, pretrained_file
+from .encoders.config import DEFAULT_ENCODER, OWN_STRIDES, own_stride, pretrained_file
 from .errors import InvalidInputError, WeightsError, WeightsNotFoundError
 from .files import make_folder, sha256, write_beside
 from .hub import FILE_NAME, HUB_PREFIX, download, model_card, record_json, upload
 
 __all__ = [
     "SAM_VITS",
+    "SHIPPED",
+    "Origin",
+    "WeightsFile",
+    "encoder_name",
+    "find_weights",
     "is_exported",
     "load_prompt_and_decoder",
     "load_weights",
+    "open_weights",
     "origin_of",
     "push_to_hub",
+    "read_weights",
     "save_pretrained",
     "save_weights",
 ]
@@ -154,8 +161,8 @@ def find_weights(checkpoint: str | PathLike[str], encoder: str | None = None) ->
 
 
 def is_exported(checkpoint: str | PathLike[str]) -> bool:
-    """Return whether `checkpoint` is a folder of `groupmix-sam export`, and none of weights; "default" is never a folder."""
-    if checkpoint in SHIPPED or not isinstance(checkpoint, (str, PathLike)):
+    """Return whether `checkpoint` is a folder that `groupmix-sam export` wrote; "default" and "fast" are never folders."""
+    if not isinstance(checkpoint, (str, PathLike)) or checkpoint in SHIPPED:
         return False
     try:
         return Path(checkpoint, "config.json").is_file() and not Path(checkpoint, FILE_NAME).is_file()
@@ -211,7 +218,7 @@ def origin_of(weights: WeightsFile) -> Origin:
 
 def _family(encoder: str) -> str:
     """Return the name that encoders share whose weights fit each other: `gmf_sam_2282_512` is `gmf_sam_2282` at stride 8."""
-    return encoder.removesuffix("_512")
+    return encoder.removesuffix("_512") if encoder in OWN_STRIDES else encoder
 
 
 def encoder_name(sam: Sam) -> str:
@@ -272,7 +279,7 @@ def save_pretrained(
     save_weights(sam, folder / FILE_NAME, training=training, half=half)
     if not encoder_name(sam).startswith(PREFIX):
         model_args = {"img_size": encoder.img_size}
-        if encoder.embed_stride != STRIDE:
+        if encoder.embed_stride != own_stride(encoder_name(sam)):
             model_args["embed_stride"] = encoder.embed_stride
         # a Path in older timm, declared as str in newer, which takes both
         write_beside(folder / "config.json", lambda part: save_config_for_hf(encoder, cast(Any, part), model_args=model_args))

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ImageReadError, InvalidInputError, SaveError, UnknownNameError
+from ..errors import ImageReadError, InvalidInputError, SaveError, UnknownNameError, import_extra
 from ..files import make_folder, write_beside
 from ..images import ImageFile
 from ..masks import TOLERANCE
@@ -40,6 +40,8 @@ FORMATS = {
 DRAWN = ("overlay", "mask")
 # Formats that people correct by hand.
 CORRECTED = ("coco", "labelme", "yolo")
+# What OpenCV traces outlines for.
+POLYGONS = {"contours", "labelme", "yolo"}
 
 
 class AnnotationWriter:
@@ -78,7 +80,11 @@ class AnnotationWriter:
                 raise UnknownNameError.near("format", name, FORMATS)
         if not 0 <= tolerance < float("inf"):
             raise InvalidInputError(f"the tolerance is {tolerance}: give 0 or more pixels.")
-        self.formats, self.categories, self.tolerance = list(dict.fromkeys(formats)), sorted(set(categories)), tolerance
+        if not formats:
+            raise InvalidInputError(f"there is no format: give one or more of {', '.join(FORMATS)}.")
+        if POLYGONS.intersection(formats):
+            import_extra("cv2", "stream")  # now rather than after minutes of segmenting
+        self.formats, self.categories, self.tolerance = list(dict.fromkeys(formats)), list(dict.fromkeys(categories)), tolerance
         self.draw_prompts = draw_prompts
         self._stream: BinaryIO | None = None
         self._file: Path | None = None

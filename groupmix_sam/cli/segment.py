@@ -59,7 +59,7 @@ def segment(
                 f"{len(named) - len(wanted)} of {len(named)} images have no prompt in {prompts} and are left out", err=True
             )
         named = {name: source for name, source in named.items() if name in wanted}
-    categories = [prompt.category or category for group in wanted.values() for prompt in group]
+    categories = sorted({prompt.category or category for group in wanted.values() for prompt in group})
     writer = open_writer(output, formats, named, categories, as_json, tolerance=tolerance, overwrite=overwrite)
     predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
     run(named, lambda name, image: find(predictor, image, wanted.get(EVERY) or wanted[name], category), writer, as_json)

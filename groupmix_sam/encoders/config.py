@@ -12,6 +12,7 @@ __all__ = [
     "DEFAULT_ENCODER",
     "EMBED_DIM",
     "IMAGE_SIZE",
+    "OWN_STRIDES",
     "SAM_MEAN",
     "SAM_STD",
     "STRIDE",
@@ -19,6 +20,7 @@ __all__ = [
     "check_img_size",
     "check_input",
     "encoder_weights",
+    "own_stride",
     "pretrained_file",
     "sam_cfg",
 ]
@@ -27,6 +29,8 @@ DEFAULT_ENCODER = "gmf_sam_2282"
 IMAGE_SIZE = 1024
 STRIDE = 16
 EMBED_DIM = 256
+# Of the features of encoders that are not made for STRIDE.
+OWN_STRIDES = {"gmf_sam_2282_512": 8}
 # segment-anything's pixel_mean and pixel_std, RGB, divided by 255.
 SAM_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 SAM_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
@@ -84,6 +88,11 @@ def check_embed_stride(embed_stride: int) -> int:
     if embed_stride not in (8, STRIDE):
         raise InvalidInputError(f"embed_stride is {embed_stride!r}: use 8 or {STRIDE}.")
     return embed_stride
+
+
+def own_stride(encoder: str) -> int:
+    """Return the stride of an encoder's features, unless it is built with another one."""
+    return OWN_STRIDES.get(encoder, STRIDE)
 
 
 def check_input(x: torch.Tensor) -> None:

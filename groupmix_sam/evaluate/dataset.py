@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import ImageReadError, InvalidInputError, MissingExtraError
 from ..files import sha256
 from ..images import exif_orientation, read_image
-from ..inference.protocol import MaskPredictor
+from ..inference.mask_predictor import MaskPredictor
 from ..masks import box_baseline, decode_rle, decode_segmentation, encode_rle, mask_iou, tight_box
 from ..prompts import Prompt
 from .metrics import Mask, boundary_iou

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidInputError, MissingExtraError
 from ..files import sha256
-from ..inference.protocol import MaskPredictor
+from ..inference.mask_predictor import MaskPredictor
 from ..prompts import Prompt
 from .dataset import Row, encode, hash_images, image_names, load_coco, read_labelled
 from .protocol import Protocol, ask

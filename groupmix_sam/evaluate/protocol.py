@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from segment_anything.utils.amg import calculate_stability_score
 
 from ..errors import InvalidInputError, UnknownNameError
-from ..inference.protocol import MaskPredictor
+from ..inference.mask_predictor import MaskPredictor
 from ..masks import mask_iou
 from ..prompts import Prompt
 from .metrics import Mask, innermost_pixel, next_click, random_pixel

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError
 from ..files import make_folder, sha256, write_beside
 from ..images import find_images, read_image
-from ..inference.protocol import MaskPredictor
+from ..inference.mask_predictor import MaskPredictor
 from ..masks import decode_rle, encode_rle, tight_box
 from ..prompts import EVERY, Prompt, read_prompts
 from .dataset import Row, hash_images, measure

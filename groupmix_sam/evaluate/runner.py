@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..errors import InvalidInputError, SaveError
 from ..files import make_folder
-from ..inference.protocol import MaskPredictor
+from ..inference.mask_predictor import MaskPredictor
 from ..memory import keep_freed_memory
 from .dataset import Row
 from .models import Model

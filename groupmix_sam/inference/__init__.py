@@ -3,7 +3,7 @@
 from .automatic import everything, segment
 from .fused_decoder import FusedDecoder
 from .fused_encoder import fuse_encoder
+from .mask_predictor import MaskPredictor
 from .predictor import Predictor
-from .protocol import MaskPredictor
 
 __all__ = ["FusedDecoder", "MaskPredictor", "Predictor", "everything", "fuse_encoder", "segment"]

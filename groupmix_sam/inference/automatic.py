@@ -18,8 +18,8 @@ from ..images import as_rgb
 from ..masks import decode_rle
 from ..preprocess import check_aspect
 from ..prompts import Prompt
+from .mask_predictor import MaskPredictor
 from .predictor import Predictor
-from .protocol import MaskPredictor
 
 __all__ = ["everything", "everything_costs", "segment"]
 
@@ -78,7 +78,7 @@ def everything(
         points_per_side: Points per side of the prompt grid.
         pred_iou_thresh: Drop masks with a lower predicted IoU.
         stability_score_thresh: Drop masks with a lower stability score, which compares them at two thresholds.
-        min_mask_area: Drop masks of fewer pixels.
+        min_mask_area: Drop masks of fewer pixels; segment-anything's `min_mask_region_area` removes parts of masks instead.
         crop_n_layers: Search crops of the image too: layer n has 4^n of them.
         category: The name of what is found.
 
@@ -122,23 +122,24 @@ class _Generator(SamAutomaticMaskGenerator):  # type: ignore[misc]  # segment-an
         if isinstance(model, Sam):
             super().__init__(model, **settings)
         else:
-            asked = _Asked(model)
-            super().__init__(asked, **settings)
-            self.predictor = asked
+            adapter = _SamPredictorAdapter(model)
+            super().__init__(adapter, **settings)
+            self.predictor = adapter
 
     def _process_crop(self, *args: Any) -> Any:
         data = super()._process_crop(*args)
-        # Where nothing is found, segment-anything's are of another shape, over which it then stumbles.
+        # Where nothing is found, segment-anything's are of another shape, which it cannot concatenate.
         data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4)
         return data
 
 
-class _Asked:
+class _SamPredictorAdapter:
     """A Predictor where SamAutomaticMaskGenerator looks for a Sam and a SamPredictor."""
 
     device = torch.device("cpu")
 
     def __init__(self, predictor: Predictor) -> None:
+        predictor = Predictor(predictor.model)  # the caller's keeps its image
         self.set_image, self.reset_image = predictor.set_image, predictor.reset_image
         self.predict_prompts, self.mask_threshold = predictor.predict_prompts, predictor.mask_threshold
         self.image_encoder = SimpleNamespace(img_size=predictor.image_size)

@@ -22,7 +22,7 @@ __all__ = ["InferenceModel", "find_device", "model_hash", "torch_model"]
 
 @dataclass(frozen=True, eq=False)
 class InferenceModel:
-    """A model in one runtime.
+    """A model in one runtime. S is `image_size`, and G is S / `embed_stride`, the side of the grid of features: 64 by default.
 
     Attributes:
         encoder: From images, B x 3 x S x S, to features, B x 256 x G x G.
@@ -35,7 +35,7 @@ class InferenceModel:
         std: Likewise.
         mask_threshold: Of the logits.
         dynamic_batch: Whether the encoder takes several images at once.
-        model_hash: What tells these weights at this size from others, the same in every runtime.
+        model_hash: Hash of the weights, the input size and the stride, equal in every runtime.
     """
 
     encoder: Backend
@@ -108,8 +108,8 @@ def find_device(name: str | torch.device) -> torch.device:
 
 
 def model_hash(sam: Sam) -> str:
-    """Return the sha256 of a Sam's weights and input size."""
-    digest = hashlib.sha256(str(sam.image_encoder.img_size).encode())
+    """Return the sha256 of a Sam's weights, input size and stride: what its embeddings depend on."""
+    digest = hashlib.sha256(f"{sam.image_encoder.img_size}/{sam.image_encoder.embed_stride}".encode())
     for name, value in sorted(sam.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())

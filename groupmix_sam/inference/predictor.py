@@ -35,7 +35,8 @@ class Predictor:
 
     It also takes several images (`set_image_batch`) and many prompts at once (`predict_prompts`), and keeps embeddings
     (`save_embedding`, `load_embedding`). Logits are resized to the image once, where segment-anything resizes them twice: masks
-    differ slightly along outlines. NumPy arrays go in and come out.
+    differ slightly along outlines. NumPy arrays go in and come out. In shapes S is `image_size` and G is
+    S / `embed_stride`, the side of the grid of features: 64 by default.
 
     Args:
         model: A Sam that `build_sam_groupmix` built, which is not changed; or what `torch_model` and `folder_model` return.
@@ -120,7 +121,7 @@ class Predictor:
 
     @property
     def model_hash(self) -> str:
-        """What tells these weights at this size from others, the same in every runtime."""
+        """Hash of the weights, the input size and the stride, equal in every runtime."""
         return self.model.model_hash
 
     def reset_image(self) -> None:
@@ -148,7 +149,7 @@ class Predictor:
         Args:
             images: What `set_image` takes.
             image_format: "RGB" or "BGR".
-            batch_size: How many go through the encoder at once, if it was exported for batches.
+            batch_size: How many go through the encoder at once; exports without `--dynamic-batch` take one.
         """
         if image_format not in ("RGB", "BGR"):
             raise InvalidInputError(f"image_format is {image_format!r}: use 'RGB' or 'BGR'.")
@@ -230,7 +231,7 @@ class Predictor:
             return_logits: Return the resized logits and not bools.
             index: Which of the images.
         """
-        logits, scores, _ = self._ask(index, point_coords, point_labels, boxes, mask_input)
+        logits, scores, _ = self._predict_all(index, point_coords, point_labels, boxes, mask_input)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         logits, scores = logits[:, chosen], scores[:, chosen]
         return self._to_image(logits, index, return_logits), scores, logits
@@ -245,10 +246,10 @@ class Predictor:
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Return one mask for each of P prompts, P x H x W, and its predicted IoU, P: the mask that `segment` takes.
 
-        That is the best of three by the model's own word for one point, and else the single one. Arguments are as
-        `predict_batch` has them.
+        For one point it is the best of three by predicted IoU, and else the single one. Arguments are those of
+        `predict_prompts`.
         """
-        logits, scores, labels = self._ask(index, point_coords, point_labels, boxes)
+        logits, scores, labels = self._predict_all(index, point_coords, point_labels, boxes)
         three = is_ambiguous((labels >= 0).sum(axis=1), boxes is not None)
         chosen = np.arange(len(scores)), np.where(three, 1 + scores[:, 1:].argmax(axis=1), 0)
         return self._to_image(logits[chosen], index), scores[chosen]
@@ -306,12 +307,12 @@ class Predictor:
             raise InvalidInputError(f"index is {index}: there are {len(self._features)} images, counted from 0.")
 
     def preprocess(self, image: NDArray[np.uint8], image_format: str = "RGB") -> NDArray[np.float32]:
-        """Return the encoder's input: resized, without mean and std, padded at the bottom and the right, 3 x S x S."""
+        """Return the encoder's input: resized, normalised, padded at the bottom and the right, 3 x S x S."""
         if image_format == "BGR":
             image = np.ascontiguousarray(image[:, :, ::-1])
         return pad_and_normalize(resize(image, self.image_size), self.image_size, self.model.mean, self.model.std)
 
-    def _ask(
+    def _predict_all(
         self,
         index: int,
         point_coords: NDArray[Any] | None,

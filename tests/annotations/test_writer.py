@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import weakref
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from groupmix_sam.annotations import AnnotatedImage, AnnotationWriter, Instance, annotate, from_coco
 from groupmix_sam.annotations.writer import FORMATS, leave_out_drawings
-from groupmix_sam.errors import ImageReadError, InvalidInputError, SaveError, UnknownNameError
+from groupmix_sam.errors import ImageReadError, InvalidInputError, MissingExtraError, SaveError, UnknownNameError
 from groupmix_sam.images import name_images
 
 MASK = np.zeros((6, 9), dtype=bool)
@@ -233,3 +234,12 @@ def test_masks_of_images_that_are_done_are_not_kept(line, tmp_path):
     references = [weakref.ref(image.instances[0]) for image in annotated]
     del annotated
     assert [reference() for reference in references] == [None, None]
+
+
+def test_no_format_and_no_opencv_are_refused_before_any_work(line, tmp_path, monkeypatch):
+    with pytest.raises(InvalidInputError, match="there is no format"):
+        AnnotationWriter(tmp_path, [], {}, [])
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(MissingExtraError, match=r"groupmix-sam\[stream\]"):
+        AnnotationWriter(tmp_path, ["labelme"], {}, [])
+    AnnotationWriter(tmp_path, ["coco"], {}, [])  # which needs none

@@ -160,3 +160,12 @@ def test_costs_are_those_of_the_generator(sam, points_per_side, layers):
 def test_settings_refused(settings, message):
     with pytest.raises(InvalidInputError, match=message):
         everything(None, np.zeros((4, 4, 3), np.uint8), **settings)
+
+
+def test_the_predictor_keeps_its_image(sam, coffee):
+    predictor = Predictor(sam)
+    predictor.set_image(coffee)
+    box = np.array([20, 10, 100, 80])
+    before = predictor.predict(box=box)[2]
+    everything(predictor, coffee[:50, :60], points_per_side=2)
+    np.testing.assert_array_equal(predictor.predict(box=box)[2], before)

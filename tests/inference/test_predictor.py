@@ -352,3 +352,16 @@ def test_one_array_is_no_list_of_images(sam, shape):
     """Whose rows would be taken for images."""
     with pytest.raises(InvalidInputError, match=r"images is one array of shape \(40, 60.*give a list of images"):
         Predictor(sam).set_image_batch(np.zeros(shape, np.uint8))
+
+
+def test_embeddings_of_another_stride_are_refused(tmp_path):
+    """The same weights and size, on another grid."""
+    torch.manual_seed(0)
+    coarse = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=64)
+    fine = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=64, embed_stride=8)
+    fine.load_state_dict(coarse.state_dict())
+    predictor = Predictor(coarse)
+    predictor.set_image(draw())
+    path = predictor.save_embedding(tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match="was not computed by this model at this size"):
+        Predictor(fine).load_embedding(path)
