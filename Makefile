@@ -1,21 +1,34 @@
-# `make demo` segments a photo with the default weights; `make test` checks everything;
-# `make docs` makes the site, docs/_build/html/index.html. Each makes what it needs in .venv.
+# `make demo` segments a photo with the default weights; `make test` checks everything; `make test-all`, before a release, with
+# more cases and the slow tests too; `make docs` makes the site, docs/_build/html/index.html. Each makes what it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# By file, as files share what takes long to make; in their own order, as the files with the fewest tests are not the quickest.
+PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test docs format clean
+.PHONY: demo test test-all test-release checks docs format clean
 
 demo: $(VENV)/installed
 	$(BIN)/groupmix-sam segment examples/coffee.jpg --box 170,16,420,312 --output coffee_box.png
 	$(BIN)/groupmix-sam segment examples/coffee.jpg --point 365,290 --output coffee_point.png
 
+# The checks run beside the tests; what they say comes after.
 test: $(VENV)/installed-dev
+	@$(MAKE) --no-print-directory checks >$(VENV)/checks.log 2>&1 & \
+	$(BIN)/pytest $(PARALLEL); tests=$$?; \
+	wait $$!; checks=$$?; \
+	cat $(VENV)/checks.log; exit $$((tests || checks))
+
+test-all: test test-release
+
+test-release: $(VENV)/installed-dev
+	GROUPMIX_SAM_TEST_ALL=1 $(BIN)/pytest -m release $(PARALLEL)
+
+checks: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(MAKE) docs
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 docs: $(VENV)/installed-dev
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build/html

@@ -1,10 +1,7 @@
-"""What `make test-all` does beyond `make test`: what takes long and rarely finds anything."""
+"""Whether this is `make test-all`, before a release: tests with the mark `release` do more then than in `make test`."""
 
 import os
 
-import pytest
-
-__all__ = ["ALL", "release_only"]
+__all__ = ["ALL"]
 
 ALL = bool(os.environ.get("GROUPMIX_SAM_TEST_ALL"))
-release_only = pytest.mark.skipif(not ALL, reason="takes long: make test-all runs it")

@@ -46,6 +46,14 @@ def run(cached, folder, recipe=TINY, options=RunOptions(), **kwargs):  # noqa: B
     return train_student(tiny_student(), PlainTeacher(), cached[2:], cached[:2], folder, recipe, options, **kwargs)
 
 
+@pytest.fixture(scope="module")
+def tiny_run(cached, tmp_path_factory):
+    """The folder and the record of a run that several tests look at, each at something else."""
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    _, record = run(cached, folder, TINY, RunOptions(tensorboard=True))
+    return folder, record
+
+
 def test_r2_by_hand(cached):
     """The teacher's own maps score 1, its channels' means score 0."""
     maps = [p["features"][p["valid"]] for p in whole_images(cached, GRID)]
@@ -136,11 +144,11 @@ def test_losses_by_hand(cached, loss):
     torch.testing.assert_close(total, features + 0.5 * 0.25 * hints)
 
 
-def test_plan_by_hand(cached, tmp_path):
+def test_plan_by_hand(tiny_run):
     """Four passes over four images, in units of 128 x 128 pixels: 80 % by steps of 4 x 1/4, 20 % by steps of 1."""
-    _, record = run(cached, tmp_path / "run")
+    folder, record = tiny_run
     assert record["steps"] == [round(4 * 4 * 0.8 / 1), round(4 * 4 * 0.2)]
-    last = rows_of(tmp_path / "run")[-1]
+    last = rows_of(folder)[-1]
     assert (int(last["step"]), float(last["images"])) == (16, 16.0)
 
 
@@ -186,16 +194,16 @@ def test_half_the_pixels_teach_the_same(photos, tmp_path):
     assert record["r2"] > 0.2, "and 0 for one that knows the channels' means"
 
 
-def test_a_run_keeps_its_recipe(cached, tmp_path):
+def test_a_run_keeps_its_recipe(tiny_run):
     """The file is what `--recipe` takes, and gives the same recipe."""
-    run(cached, tmp_path / "run", TINY)
-    assert load_recipe(str(tmp_path / "run" / "recipe.yaml")) == TINY
+    folder, _ = tiny_run
+    assert load_recipe(str(folder / "recipe.yaml")) == TINY
 
 
-def test_tensorboard_shows_what_the_log_says(cached, tmp_path):
-    run(cached, tmp_path / "run", TINY, RunOptions(tensorboard=True))
-    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    rows = rows_of(tmp_path / "run")
+def test_tensorboard_shows_what_the_log_says(tiny_run):
+    folder, _ = tiny_run
+    board = EventAccumulator(str(folder / "tensorboard")).Reload()
+    rows = rows_of(folder)
     for name in ("features", "hint_in", "hint_out", "lr", "r2", "images"):
         logged = {int(row["step"]): float(row[name]) for row in rows if row[name]}
         shown = {event.step: event.value for event in board.Scalars(name)}
@@ -230,20 +238,20 @@ def test_progress_shows_loss_r2_images_a_second_and_what_is_left(cached, tmp_pat
 
 
 def test_minutes_set_the_epochs(cached, tmp_path):
-    """On a clock by which every step takes a second, a minute has 60 steps."""
+    """On a clock by which every step takes three seconds, a minute has 20 steps."""
 
     class Clock:
         now = 0.0
 
         def __call__(self):
-            self.now += 1.0
+            self.now += 3.0
             return self.now
 
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "time", SimpleNamespace(monotonic=clock))
         _, record = run(cached, tmp_path / "run", Recipe(minutes=1.0, phases=(Phase(1.0, 64, 4),)))
-    assert record["steps"] == [60]
+    assert record["steps"] == [20]
 
 
 def test_without_a_cache_the_teacher_is_asked(photos, cached, tmp_path):

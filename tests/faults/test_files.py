@@ -38,6 +38,8 @@ from ..evaluate.images import PlainPredictor, draw_dataset
 from ..inference.conftest import draw as drawn
 from .damage import JUNK, bounded, damaged, mutated
 
+pytestmark = pytest.mark.release
+
 TINY = {"encoder": "gmf_sam_test", "image_size": 256}
 IMAGE = drawn(24, 32)
 
