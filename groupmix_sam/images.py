@@ -133,9 +133,10 @@ def _is_expected(path: PurePath) -> bool:
 
 def _files_below(folder: Path) -> list[Path]:
     """Return the images and tars in a folder and those below it, linked ones too, sorted."""
-    found, left_out = [], []
+    found: list[Path] = []
+    left_out: list[str] = []
     seen: set[tuple[int, int]] = set()  # a link may lead back to a folder above it
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=lambda e: left_out.append(str(e.filename))):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_report_unreadable):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -150,6 +151,10 @@ def _files_below(folder: Path) -> list[Path]:
                 left_out.append(name)
     report_left_out(folder, left_out)
     return sorted(found)
+
+
+def _report_unreadable(error: OSError) -> None:
+    logger.warning("the folder %s is left out, it cannot be read (%s)", error.filename, error.strerror)
 
 
 def evenly_spaced(images: Sequence[ImageFile], count: int) -> list[ImageFile]:

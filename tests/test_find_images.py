@@ -129,6 +129,19 @@ def test_what_is_left_out_is_counted_and_named(folder, caplog):
     assert caplog.messages == []
 
 
+def test_a_folder_that_cannot_be_read_is_named(folder, caplog, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert "sub/a.jpg" not in name_images([folder / "one"])
+    assert caplog.messages == [f"the folder {folder / 'one' / 'sub'} is left out, it cannot be read (Permission denied)"]
+
+
 def test_a_warning_goes_to_stderr(folder, capsys, monkeypatch):
     """Of a program that has set up no logging."""
     monkeypatch.setattr(logging.getLogger(), "handlers", [])

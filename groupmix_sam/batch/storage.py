@@ -29,7 +29,10 @@ class Folder:
         """Return the files in this folder and its subfolders; none if it does not exist."""
         base = f"{self.root.rstrip('/')}/{below}".rstrip("/")
         found = self.filesystem.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
-        return {file.path.removeprefix(base).lstrip("/") for file in found if file.is_file}
+        try:
+            return {file.path.removeprefix(base).lstrip("/") for file in found if file.is_file}
+        except UnicodeDecodeError as e:
+            raise InvalidInputError(f"{base} has a file whose name is not UTF-8 ({e.object!r}): rename it.") from e
 
     def read(self, name: str) -> bytes:
         """Return a file's content."""

@@ -255,6 +255,14 @@ def test_images_are_those_of_the_other_commands(weights, images, tmp_path, caplo
     assert [message.rpartition(": ")[2] for message in caplog.messages] == ["c.cr2"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf_8(tmp_path):
+    """Which Parquet could not hold."""
+    open(os.fsencode(tmp_path) + b"/b\xe4.png", "wb").close()
+    with pytest.raises(InvalidInputError, match=r"a file whose name is not UTF-8 .*b\\xe4\.png.*: rename it"):
+        Folder(str(tmp_path)).names()
+
+
 def test_a_path_of_windows(monkeypatch):
     class Windows:
         def __init__(self, where):

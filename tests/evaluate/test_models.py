@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from segment_anything import SamPredictor
 from segment_anything.build_sam import _build_sam
 
-from groupmix_sam import build_sam_groupmix
+from groupmix_sam import build_sam_groupmix, weights
 from groupmix_sam.encoders.config import pretrained_file
 from groupmix_sam.errors import InvalidInputError, WeightsError
 from groupmix_sam.evaluate import load_model
@@ -75,6 +75,14 @@ def test_what_is_wrong_is_said(shallow, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsError, match="does not say which encoder"):
         load_model(tmp_path / "other.safetensors")
+
+
+def test_weights_are_read_once(tmp_path, monkeypatch):
+    path = save_weights(build_sam_groupmix(None, encoder="gmf_sam_test", image_size=256), tmp_path / "a.safetensors")
+    read, calls = weights.read_weights, []
+    monkeypatch.setattr(weights, "read_weights", lambda path: calls.append(path) or read(path))
+    load_model(path)
+    assert calls == [path]
 
 
 def test_mobile_sam(shared):
