@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "gro
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 STOCK = "stock sam_tiny_vit_5m"
+FRAME = "640 x 480"
 RUNTIMES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 MODELS = {"default": "`gmf_sam_2282`, default", "fast": "`gmf_sam_2282_512`, fast"}
 
@@ -68,18 +70,20 @@ def overview() -> str:
         ("fast", "fast weights, 512 pixels", "runtimes_fast"),
     ):
         if (RESULTS / f"{file}.json").exists():
-            found = {(row["runtime"], row["precision"], row["encoder"]): row for row in load(file)["rows"]}
+            rows_of = [row for row in load(file)["rows"] if row.get("frame", FRAME) == FRAME]
+            found = {(row["runtime"], row["precision"], row["encoder"]): row for row in rows_of}
             times = (found["torch", "fp32", STOCK], found["openvino", "fp32", "sam_tiny_vit_5m"])
             ratios = [row["ours_to_it"]["image_to_mask"][0] for row in times]
             rows.append([label, quality[model]["coco"][0], quality[model]["tools"][0], *ratios])
     return table(("", "box mIoU, COCO", "box mIoU, hand tools", "time in PyTorch", "time in OpenVINO"), rows)
 
 
-def mask_quality() -> str:
-    """IoU with labels, and how it compares with MobileSAM's."""
+def mask_quality(left_out: str = "") -> str:
+    """IoU with labels, and how it compares with MobileSAM's, but for a model that is left out."""
     result = load("mask_quality")
-    rows = [(MODELS.get(row["model"], row["model"]), row["prompt"], row["coco"], row["tools"]) for row in result["models"]]
-    for row in result["against_mobile_sam"]:
+    models, ratios = ([row for row in result[key] if row["model"] != left_out] for key in ("models", "against_mobile_sam"))
+    rows = [(MODELS.get(row["model"], row["model"]), row["prompt"], row["coco"], row["tools"]) for row in models]
+    for row in ratios:
         label = f"{MODELS[row['model']]}: {'ratio to MobileSAM' if row['measure'] == 'ratio' else row['measure']}"
         rows.append((label, row["prompt"], row["coco"], row["tools"]))
     return table(("model", "prompt", "COCO", "hand tools"), rows) + origin(result)
@@ -87,7 +91,7 @@ def mask_quality() -> str:
 
 def card_quality() -> str:
     """The same for the default weights' card, without its origin."""
-    return mask_quality().split("\n\n")[0] + "\n"
+    return mask_quality("fast").split("\n\n")[0] + "\n"
 
 
 def encoder() -> str:
@@ -105,11 +109,11 @@ def encoder() -> str:
 
 
 def runtimes(name: str) -> str:
-    """Time and memory by runtime, precision and encoder."""
+    """Time and memory by runtime, precision and encoder, and by the frame's size where there are several."""
     result = load(name)
     rows = (
         (
-            f"{RUNTIMES[row['runtime']]} {row['precision']}",
+            ", ".join(filter(None, (f"{RUNTIMES[row['runtime']]} {row['precision']}", row.get("frame")))),
             row["encoder"],
             row["set_image_s"],
             row["image_to_mask_s"],
@@ -118,7 +122,7 @@ def runtimes(name: str) -> str:
         )
         for row in result["rows"]
     )
-    head = ("runtime", "encoder", "encoder, s", "image to mask, s", "peak memory, MiB", "time of `gmf_sam_2282` to it")
+    head = ("runtime", "encoder", "encoder, s", "image to mask, s", "peak memory, MiB", f"time of `{result['ours']}` to it")
     return table(head, rows) + origin(result)
 
 
@@ -182,11 +186,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "mask_quality": mask_quality,
     "overview": overview,
     "parity": parity,
-    "runtimes_1024": lambda: runtimes("runtimes_1024"),
-    "runtimes_512": lambda: runtimes("runtimes_512"),
-    "runtimes_512_bf16": lambda: runtimes("runtimes_512_bf16"),
     "students": students,
 }
+TABLES |= {path.stem: partial(runtimes, path.stem) for path in sorted(RESULTS.glob("runtimes_*.json"))}
 
 
 def fill(text: str) -> str:
