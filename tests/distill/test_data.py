@@ -1,7 +1,5 @@
 import io
 import signal
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
@@ -16,6 +14,7 @@ from groupmix_sam.distill.data import Samples, Share, as_input, resized, sample_
 from groupmix_sam.distill.teacher import teach
 from groupmix_sam.errors import InvalidInputError
 
+from ..processes import start
 from .conftest import GRID, SIZE, PlainTeacher, paint
 
 
@@ -40,7 +39,7 @@ time.sleep(500)
 @pytest.mark.parametrize(("args", "code"), [(["1"], 1), (["500", "again"], -signal.SIGTERM)])
 def test_a_worker_outlives_one_stop_but_not_for_ever(args, code):
     """One that nobody ends any more ends by itself, and a second signal ends it at once."""
-    done = subprocess.run([sys.executable, "-c", WORKER, *args], capture_output=True, text=True, check=False, timeout=300)
+    done = start(WORKER, *args).wait()
     assert (done.stdout, done.returncode) == ("lives\n", code)
 
 

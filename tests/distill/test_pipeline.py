@@ -127,7 +127,7 @@ def test_command_from_the_start_of_a_timm_backbone(mobile_sam, photos, tmp_path)
     out = tmp_path / "run"
     done = run(
         "distill", photos / "below", "--teacher", mobile_sam, "--output", out, "--epochs", "0.01", "--recipe", recipe,
-        "--encoder", "timm/resnet10t", "--no-cache",
+        "--encoder", "timm/resnet10t", "--image-size", SIZE, "--no-cache",
     )  # fmt: skip
     assert done.exit_code == 0
     assert "3 images; no cache" in done.stdout
