@@ -64,7 +64,8 @@ def test_wheel_in_a_clean_environment(tmp_path):
     (wheel,) = tmp_path.glob("groupmix_sam-*.whl")
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    run(python, "-m", "pip", "install", "--no-deps", "--quiet", wheel)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HF_"))} | {"HF_HUB_OFFLINE": "1"}
+    run(python, "-m", "pip", "install", "--no-deps", "--quiet", wheel, env=env)
     # What it requires is linked, as torch alone would take minutes to install.
     site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     (metadata,) = site.glob("groupmix_sam-*.dist-info")
@@ -77,7 +78,6 @@ def test_wheel_in_a_clean_environment(tmp_path):
             (site / file).parent.mkdir(parents=True, exist_ok=True)
             if not (site / file).exists():
                 (site / file).symlink_to(file.locate())
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HF_"))} | {"HF_HUB_OFFLINE": "1"}
     share, score = map(float, run(python, "-c", CHECK, ROOT / "examples" / "coffee.jpg", cwd=tmp_path, env=env).split())
     # The cup and its coffee are about a fifth of the photo.
     assert 0.15 < share < 0.30
