@@ -124,7 +124,8 @@ def report_left_out(source: object, names: Iterable[str]) -> None:
     names = sorted(name for name in names if not _is_expected(PurePath(name)))
     if names:
         shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
-        logger.warning("%d files in %s are left out, as they are no images that can be read: %s", len(names), source, shown)
+        files = "1 file" if len(names) == 1 else f"{len(names)} files"
+        logger.warning("%s in %s left out, no image that can be read: %s", files, source, shown)
 
 
 def _is_expected(path: PurePath) -> bool:
@@ -232,14 +233,7 @@ def read_image(path: str | PathLike[str], *, upright: bool = True) -> NDArray[np
     """
     if not isinstance(path, (str, PathLike)):
         raise InvalidInputError(f"the image is {path!r}: give a path, or as_rgb() an array.")
-    try:
-        return decode_image(Path(path).read_bytes(), path, upright=upright)
-    except FileNotFoundError as e:
-        raise ImageReadError(f"there is no image {path}: check the path.") from e
-    except (OSError, ValueError) as e:  # a ValueError of a name that no file can have
-        if isinstance(e, ImageReadError):
-            raise
-        raise ImageReadError(f"{path} cannot be read ({e}): check the path and its permissions.") from e
+    return decode_image(ImageFile(Path(path)).read_bytes(), path, upright=upright)
 
 
 def decode_image(data: bytes, name: object, max_pixels: int | None = None, *, upright: bool = True) -> NDArray[np.uint8]:
@@ -288,8 +282,9 @@ def exif_orientation(path: str | PathLike[str]) -> int:
     Raises:
         ImageReadError: it is no image that can be read.
     """
+    data = ImageFile(Path(path)).read_bytes()
     try:
-        with _open(Path(path).read_bytes(), path) as file:
+        with _open(data, path) as file:
             orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
     except ImageReadError:
         raise

@@ -198,7 +198,7 @@ def stack_prompts(
 def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:
     """Read the prompts of a CSV or JSON file, in pixels, by the images' names.
 
-    A CSV has a line a prompt and the columns `image`, then `x` and `y`, or `left`, `top`, `right` and `bottom`, or all, and
+    A CSV has one line per prompt and the columns `image`, then `x` and `y`, or `left`, `top`, `right` and `bottom`, or all, and
     `category` if it is known. JSON is a list of objects with the same keys, or with `points` (pairs of x and y), `labels` (1
     foreground, 0 background) and `box`. Or it is one object, for every image: `boxes`, P x 4, or `points`, P x N x 2, with
     `labels`, P x N, or both, and `categories`, P; those stand under `EVERY`.
