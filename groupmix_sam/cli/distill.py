@@ -27,7 +27,12 @@ def distill(
             help="'default', 'continue' (with --init-checkpoint), 'paper', 'nanosam', or a .yaml file with its own values."
         ),
     ] = "default",
-    minutes: Annotated[float | None, typer.Option(help="Time to train, beside the teacher's, instead of epochs.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Time to train the encoder, beside the teacher's, instead of epochs; 0 for none.")
+    ] = None,
+    decoder_minutes: Annotated[
+        float | None, typer.Option(help="Time to train the mask decoder then, on the teacher's masks; not trained if left out.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="How often to see each image, instead of the recipe's.")] = None,
     encoder: Annotated[
         str | None,
@@ -55,10 +60,11 @@ def distill(
     groupmix-sam distill my_photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine
     groupmix-sam distill my_photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine --resume
     groupmix-sam distill my_photos/ --teacher mobile_sam.pt --output runs/more --recipe continue --init-checkpoint best/
+    groupmix-sam distill my_photos/ --teacher mobile_sam.pt --minutes 0 --decoder-minutes 60 --init-checkpoint best/
     """
     from dataclasses import replace
 
-    from ..distill import PRESETS, RunOptions, load_recipe
+    from ..distill import PRESETS, DecoderRecipe, RunOptions, load_recipe
     from ..distill import distill as run
     from ..reproduce.recipes import RECIPES
 
@@ -70,6 +76,8 @@ def distill(
         )
     values: dict[str, Any] = {"minutes": minutes, "epochs": epochs, "seed": seed}
     chosen = load_recipe(recipe, PRESETS | RECIPES)
+    if decoder_minutes is not None:
+        chosen = replace(chosen, decoder=replace(chosen.decoder or DecoderRecipe(), minutes=decoder_minutes))
     if epochs is not None:
         chosen = replace(chosen, minutes=None)  # which would come first
     run(

@@ -14,7 +14,7 @@ from .cache import cache_bytes, cache_features
 from .data import CachedImage, Grid
 from .decoder import FrozenDecoder
 from .pipeline import distill
-from .recipe import PRESETS, Phase, Recipe, load_recipe
+from .recipe import PRESETS, DecoderRecipe, Phase, Recipe, load_recipe
 from .run import RunOptions
 from .student import check_student
 from .teacher import Teacher, load_teacher
@@ -24,6 +24,7 @@ __all__ = [
     "ADAPT",
     "PRESETS",
     "CachedImage",
+    "DecoderRecipe",
     "FrozenDecoder",
     "Grid",
     "ImageFile",

@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from ..errors import InvalidInputError
 from ..files import write_beside
 from ..images import ImageFile, find_images
-from .data import CachedImage, Grid, whole_images
+from .data import CachedImage, whole_images
 from .decoder import FrozenDecoder
 from .losses import draw_points, teacher_mask_iou
-from .pipeline import MAX_HELD_OUT, prepare_models, prepare_run, train_and_save
+from .pipeline import MAX_HELD_OUT, Models, prepare_models, prepare_run, train_and_save
 from .recipe import Phase, Recipe
 from .run import RunOptions, process_state
 
@@ -80,10 +79,9 @@ def adapt(
     others = [others[i] for i in np.random.default_rng(recipe.seed).permutation(len(others))[:mixed]]
     models = prepare_models(encoder, checkpoint, teacher, providers, image_size, recipe.seed)
     run = prepare_run(models, measured, [*own, *others], output, recipe.continued(), options, cache=cache)
-    decoder = FrozenDecoder(models.sam)
-    before = teacher_iou(models.sam.image_encoder, run.held_out, decoder, models.grid)
+    before = teacher_iou(models, run.held_out)
     record = train_and_save(run, output, options)
-    after = teacher_iou(models.sam.image_encoder, run.held_out, decoder, models.grid)
+    after = teacher_iou(models, run.held_out)
     found: dict[str, Any] = {"points_a_image": POINTS, "images": len(run.held_out)}
     found |= {"before": summary(before), "after": summary(after), "difference": summary(after - before)}
     if process_state().is_main_process:
@@ -126,21 +124,20 @@ def hold_out_blocks(images: Sequence[ImageFile]) -> tuple[list[ImageFile], list[
 
 
 @torch.no_grad()
-def teacher_iou(encoder: nn.Module, images: Sequence[CachedImage], decoder: FrozenDecoder, grid: Grid) -> Any:
-    """Return the IoUs of an encoder's masks with the teacher's, images x 16 points drawn over each, always the same.
+def teacher_iou(models: Models, images: Sequence[CachedImage]) -> Any:
+    """Return the IoUs of a Sam's masks with the teacher's, images x 16 points drawn over each, always the same.
 
     Of the three masks that a point may mean, the one with the best predicted IoU counts, for each of the two.
     """
-    was_training = encoder.training
-    encoder.eval()
+    encoder, grid, decoder = models.sam.image_encoder.eval(), models.grid, FrozenDecoder(models.sam)
     generator = torch.Generator().manual_seed(0)
     ious = []
     for image in tqdm(whole_images(images, grid), total=len(images), desc="teacher_iou", disable=None):
         valid = image["valid"][0]
         student = encoder(image["input"])
         teacher = image["features"].float().permute(0, 3, 1, 2)
-        ious.append(teacher_mask_iou(student, teacher, valid, decoder, draw_points(valid, POINTS, generator, grid.stride)))
-    encoder.train(was_training)
+        points = draw_points(valid, POINTS, generator, grid.stride)
+        ious.append(teacher_mask_iou(student, teacher, valid, decoder, points, models.teacher_decoder))
     return torch.stack(ious).numpy()
 
 

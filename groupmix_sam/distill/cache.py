@@ -24,7 +24,7 @@ from .data import CachedImage, Grid, Maps, as_input, resized
 from .run import process_state
 from .teacher import Teacher
 
-__all__ = ["cache_bytes", "cache_features"]
+__all__ = ["cache_bytes", "cache_features", "is_whole", "write_tensors"]
 
 # Goes into the keys: to be changed with what a file holds or how an image is resized.
 FORMAT = "4"
@@ -103,7 +103,7 @@ def _entry(folder: Path, image: ImageFile, teacher: Teacher, grid: Grid) -> Cach
 
 def _complete(entry: CachedImage, image: ImageFile, teacher: Teacher, grid: Grid, device: torch.device) -> None:
     """Write what an image lacks in the cache; remove what is there of one that cannot be used."""
-    has_image, has_maps = _is_whole(entry.image), _is_whole(entry.maps)
+    has_image, has_maps = is_whole(entry.image), is_whole(entry.maps)
     if has_image and has_maps:
         return
     try:
@@ -114,9 +114,9 @@ def _complete(entry: CachedImage, image: ImageFile, teacher: Teacher, grid: Grid
             file.unlink(missing_ok=True)
         return
     if not has_maps:
-        _write(entry.maps, _ask(theirs, teacher, grid.teacher_size, device))
+        write_tensors(entry.maps, _ask(theirs, teacher, grid.teacher_size, device))
     if not has_image:
-        _write(entry.image, {"image": ours})
+        write_tensors(entry.image, {"image": ours})
 
 
 def _ask(pixels: Tensor, teacher: Teacher, size: int, device: torch.device) -> Maps:
@@ -126,11 +126,12 @@ def _ask(pixels: Tensor, teacher: Teacher, size: int, device: torch.device) -> M
     return {name: m[0].permute(1, 2, 0)[:rows, :columns].half().cpu().contiguous() for name, m in maps.items()}
 
 
-def _write(path: Path, tensors: Maps) -> None:
+def write_tensors(path: Path, tensors: Maps) -> None:
+    """Write tensors, beside and then renamed, with a checksum for `is_whole`."""
     write_beside(path, partial(save_file, tensors, metadata={"crc32": checksum(tensors)}))
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Return whether a file is there and holds what was written."""
     try:
         with safe_open(path, framework="pt") as f:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import WeightsError
 from ..files import checksum, write_beside
 
-__all__ = ["Progress", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Progress", "load_checkpoint", "save_checkpoint", "save_module"]
 
 
 class Progress(NamedTuple):
@@ -65,6 +65,12 @@ def load_checkpoint(path: Path, student: nn.Module, average: nn.Module, optimize
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     torch.set_rng_state(tensors["rng"])
     return progress
+
+
+def save_module(module: nn.Module, path: Path) -> None:
+    """Write a module's weights."""
+    weights = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    write_beside(path, lambda part: save_file(weights, part))
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

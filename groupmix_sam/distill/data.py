@@ -142,7 +142,7 @@ class Samples(Dataset[Maps]):
     def __getitem__(self, i: int) -> Maps:
         rng = np.random.default_rng([self.recipe.seed, self.number, i])
         epoch, position = divmod(i, len(self.images))
-        order = _order(len(self.images), self.recipe.seed, self.number, epoch)
+        order = draw_order(len(self.images), self.recipe.seed, self.number, epoch)
         skipped: list[int] = []
         while len(skipped) < len(self.images):
             index = int(order[(position + len(skipped)) % len(order)])
@@ -192,7 +192,8 @@ class Samples(Dataset[Maps]):
 
 
 @lru_cache(maxsize=2)
-def _order(count: int, seed: int, number: int, epoch: int) -> NDArray[np.int64]:
+def draw_order(count: int, seed: int, number: int, epoch: int) -> NDArray[np.int64]:
+    """Return the order of so many images in an epoch of a phase or a stage, which its number tells from others."""
     return np.random.default_rng([seed, number, epoch, count]).permutation(count)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..encoders.config import STRIDE
 from .data import Maps
-from .decoder import Decoded, FrozenDecoder
+from .decoder import Decoded, Decoder, FrozenDecoder
 from .recipe import Phase, Recipe
 
 __all__ = ["boxes_of", "draw_points", "mask_losses", "teacher_mask_iou"]
@@ -30,15 +30,30 @@ def draw_points(valid: Tensor, count: int, generator: torch.Generator, stride: i
 
 def boxes_of(decoded: Decoded, stride: int = STRIDE) -> Tensor:
     """Return the boxes, P' x 4 in pixels of the padded input, of each point's best mask; those of no area are left out."""
+    masks = best_of(decoded) > 0
+    boxes = mask_boxes(masks, stride)
+    return boxes[(boxes[:, 2:] - boxes[:, :2] > stride / 4).all(1)]
+
+
+def best_of(decoded: Decoded) -> Tensor:
+    """Return the logits, P x h x w, of the best mask for a point by predicted IoU."""
     rows = torch.arange(len(decoded.scores), device=decoded.scores.device)
-    masks = decoded.logits[rows, decoded.scores[:, 1:].argmax(1) + 1] > 0
-    boxes = []
-    for mask in masks:
-        y, x = (mask.any(dim).nonzero().flatten() for dim in (1, 0))
-        if len(y) > 1 and len(x) > 1:
-            boxes.append(torch.stack([x[0], y[0], x[-1] + 1, y[-1] + 1]))
-    # A mask has four pixels for a feature, which stands for `stride` pixels of the input.
-    return torch.stack(boxes).float() * (stride / 4) if boxes else torch.zeros(0, 4, device=masks.device)
+    return decoded.logits[rows, decoded.scores[:, 1:].argmax(1) + 1]
+
+
+def mask_boxes(masks: Tensor, stride: int) -> Tensor:
+    """Return the boxes, P x 4 in pixels of the padded input, of masks, P x h x w; 0 of one that is empty.
+
+    A mask has four pixels for a feature, which stands for `stride` pixels of the input.
+    """
+    sides = []
+    for filled in (masks.any(1), masks.any(2)):  # columns, then rows
+        places = torch.arange(filled.shape[1], device=masks.device)
+        first = torch.where(filled, places, filled.shape[1]).amin(1)
+        last = torch.where(filled, places, -1).amax(1) + 1
+        sides.append((first.clamp(max=last), last))
+    (x0, x1), (y0, y1) = sides
+    return torch.stack([x0, y0, x1, y1], dim=1).float() * (stride / 4)
 
 
 def mask_losses(student: Decoded, teacher: Decoded, valid: Tensor) -> Tensor:
@@ -47,18 +62,35 @@ def mask_losses(student: Decoded, teacher: Decoded, valid: Tensor) -> Tensor:
     `valid`, h x w on the features' grid, leaves out the padding.
     """
     weight = valid.float().repeat_interleave(4, 0).repeat_interleave(4, 1)
-    ours, theirs = student.logits.float(), teacher.logits.float()  # out of autocast's bf16
+    errors = mask_errors(student.logits, teacher.logits, weight)
+    return errors.mean() + F.mse_loss(student.scores.float(), teacher.scores.float())
+
+
+def mask_errors(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """Return the cross-entropy and the dice loss, summed, of logits, ... x h x w; both are 0 where they equal the teacher's.
+
+    `weight`, h x w, leaves out the padding.
+    """
+    ours, theirs = student.float(), teacher.float()  # out of autocast's bf16
     guess, target = ours.sigmoid(), theirs.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(ours, target, reduction="none")
-    doubt = F.binary_cross_entropy_with_logits(theirs, target, reduction="none")  # the teacher's own, so that equality is 0
-    cross_entropy = ((entropy - doubt) * weight).sum((2, 3)) / weight.sum()
-    overlap = (guess * target * weight).sum((2, 3))
-    dice = 1 - (2 * overlap + 1) / ((guess.square() * weight).sum((2, 3)) + (target.square() * weight).sum((2, 3)) + 1)
-    return cross_entropy.mean() + dice.mean() + F.mse_loss(student.scores.float(), teacher.scores.float())
+    doubt = F.binary_cross_entropy_with_logits(theirs, target, reduction="none")  # the teacher's own
+    cross_entropy = ((entropy - doubt) * weight).sum((-2, -1)) / weight.sum()
+    overlap = (guess * target * weight).sum((-2, -1))
+    sizes = (guess.square() * weight).sum((-2, -1)) + (target.square() * weight).sum((-2, -1))
+    return cross_entropy + 1 - (2 * overlap + 1) / (sizes + 1)
+
+
+def mask_ious(first: Tensor, second: Tensor) -> Tensor:
+    """Return the IoUs of masks, ... x h x w, in pairs; 1 where both are empty."""
+    union = (first | second).sum((-2, -1))
+    return torch.where(union > 0, (first & second).sum((-2, -1)) / union.clamp(min=1), 1.0)
 
 
 @torch.no_grad()
-def teacher_mask_iou(student: Tensor, teacher: Tensor, valid: Tensor, decoder: FrozenDecoder, points: Tensor) -> Tensor:
+def teacher_mask_iou(
+    student: Tensor, teacher: Tensor, valid: Tensor, decoder: Decoder, points: Tensor, teacher_decoder: Decoder | None = None
+) -> Tensor:
     """Return the IoU, P, of the best mask (by predicted IoU) that each features give for a point; for P points of an image.
 
     It is 1 where both masks are empty.
@@ -67,17 +99,13 @@ def teacher_mask_iou(student: Tensor, teacher: Tensor, valid: Tensor, decoder: F
         student: 1 x 256 x h x w.
         teacher: The same; its masks are taken as the truth.
         valid: h x w, false where the input is padding.
-        decoder: Their common decoder.
+        decoder: The student's decoder.
         points: P x 2, x and y in pixels of the padded input.
+        teacher_decoder: The teacher's, if it is another one.
     """
     weight = valid.repeat_interleave(4, 0).repeat_interleave(4, 1)
-    masks = []
-    for features in (student, teacher):
-        decoded = decoder(features, points)
-        best = decoded.scores[:, 1:].argmax(1) + 1
-        masks.append((decoded.logits[torch.arange(len(points), device=best.device), best] > 0) & weight)
-    union = (masks[0] | masks[1]).sum((1, 2))
-    return torch.where(union > 0, (masks[0] & masks[1]).sum((1, 2)) / union.clamp(min=1), 1.0)
+    ours, theirs = decoder(student, points), (teacher_decoder or decoder)(teacher, points)
+    return mask_ious((best_of(ours) > 0) & weight, (best_of(theirs) > 0) & weight)
 
 
 @dataclass

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,15 +18,17 @@ from ..weights import load_prompt_and_decoder, open_weights, save_pretrained
 from .cache import cache_bytes, cache_features
 from .data import CachedImage, Grid
 from .decoder import FrozenDecoder
-from .plots import plot_log
-from .recipe import Recipe
-from .run import RunOptions, check_folder, process_state
+from .decoder_stage import encode_images, train_decoder
+from .plots import DECODER_CURVES, FEATURE_CURVES, Curves, plot_log
+from .recipe import Recipe, save_recipe
+from .run import RunOptions, check_folder, describe_run, process_state
 from .teacher import Teacher, load_teacher
-from .trainer import check_run, train_student
+from .trainer import check_run, r2_score, train_student
 
 __all__ = ["distill"]
 
 MAX_HELD_OUT = 24
+DECODER_FOLDER = "decoder"  # of a run: what the decoder stage writes
 
 
 def distill(
@@ -43,10 +45,10 @@ def distill(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     image_size: int | None = None,
 ) -> dict[str, Any]:
-    """Distil an encoder from unlabelled images; return the record of the run, which the weights' header has as well.
+    """Distil an encoder, its decoder or both from unlabelled images; return the record, which the weights' header has as well.
 
-    Writes into `output`: `weights/` (`model.safetensors`, `config.json` and the card), `loss.png`, and what `train_student`
-    writes. A tenth of the images, 24 at most, is held out to measure on.
+    Writes into `output`: `weights/` (`model.safetensors`, `config.json` and the card), `loss.png`, what `train_student` writes,
+    and in `decoder/` what `train_decoder` writes. A tenth of the images, 24 at most, is held out to measure on.
 
     Args:
         images: What `find_images` takes, or what it returns.
@@ -74,11 +76,12 @@ def distill(
 
 
 class Models(NamedTuple):
-    """A Sam to be trained, with the teacher's decoder, or MobileSAM's; the teacher; and the teacher's weights."""
+    """A Sam to be trained; the teacher; the teacher's weights; and its decoder, or MobileSAM's, to which masks are compared."""
 
     sam: Sam
     teacher: Teacher
     teacher_weights: dict[str, Tensor]
+    teacher_decoder: FrozenDecoder
 
     @property
     def grid(self) -> Grid:
@@ -90,6 +93,7 @@ class Prepared(NamedTuple):
 
     models: Models
     recipe: Recipe
+    cache: Path
     training: Sequence[ImageFile] | Sequence[CachedImage]
     held_out: Sequence[CachedImage]
     skipped: Sequence[ImageFile]
@@ -107,26 +111,29 @@ def prepare_run(
     use_cache: bool = True,
 ) -> Prepared:
     """Check what can be checked, then ask the teacher, which may take hours, about the images."""
-    sam, teacher, _ = models
-    grid = models.grid
+    teacher, grid = models.teacher, models.grid
     recipe = share_batches(recipe, options)
     use_cache = use_cache and recipe.augmentation == "crop"
-    check_run(sam.image_encoder, training, recipe, options)
+    if recipe.decoder is not None and not use_cache:
+        raise InvalidInputError("the decoder is trained on cached features: leave out --no-cache and resized crops.")
+    check_run(models.sam.image_encoder, training, recipe, options)
     if teacher.image_size not in (None, grid.teacher_size):
         raise InvalidInputError(
             f"the image size is {grid.image_size}, for which the teacher sees images at {grid.teacher_size}, and it takes "
             f"{teacher.image_size} alone: change either."
         )
     check_folder(output, resume=options.resume)
+    if recipe.decoder is not None:
+        check_folder(output / DECODER_FOLDER, resume=options.resume)
     folder = Path(cache) if cache is not None else output / "cache"
     announce_cache([*measured, *training], teacher, folder if use_cache else None, grid)
     held_out, skipped = cache_features(measured, teacher, folder, grid)
     if not use_cache:
-        return Prepared(models, recipe, training, held_out, skipped)
+        return Prepared(models, recipe, folder, training, held_out, skipped)
     cached, unusable = cache_features(training, teacher, folder, grid)
     # The same image may come twice.
     others = [image for image in cached if image not in set(held_out)]
-    return Prepared(models, recipe, others, held_out, skipped + unusable)
+    return Prepared(models, recipe, folder, others, held_out, skipped + unusable)
 
 
 def announce_cache(images: Sequence[ImageFile], teacher: Teacher, folder: Path | None, grid: Grid) -> None:
@@ -155,14 +162,18 @@ def prepare_models(
     image_size: int | None,
     seed: int,
 ) -> Models:
-    """Build and load the models."""
+    """Build and load the models. Weights to start from keep their own decoder; a new encoder gets the teacher's."""
     with torch.random.fork_rng(devices=[]):  # a run that is resumed begins with the same weights, as do all processes
         torch.manual_seed(seed)
         sam = build_sam_groupmix(init_checkpoint, encoder=encoder, image_size=image_size)
     source, weights = load_teacher(teacher, providers)
     decoder = weights or open_weights("default").tensors
+    own = {name: value.clone() for name, value in sam.state_dict().items() if not name.startswith("image_encoder.")}
     load_prompt_and_decoder(sam, decoder)
-    return Models(sam, source, weights)
+    teacher_decoder = FrozenDecoder(sam)
+    if init_checkpoint is not None:
+        load_prompt_and_decoder(sam, own)
+    return Models(sam, source, weights, teacher_decoder)
 
 
 def hold_out(images: Sequence[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]]:
@@ -179,10 +190,37 @@ def hold_out(images: Sequence[ImageFile]) -> tuple[list[ImageFile], list[ImageFi
 
 
 def train_and_save(run: Prepared, output: Path, options: RunOptions) -> dict[str, Any]:
-    """Train a Sam's encoder, put it into the Sam and write the whole; return the record of the run."""
-    sam = run.models.sam
+    """Train a Sam's encoder, its decoder or both, and write the whole; return the record of the run."""
+    main = process_state().is_main_process
+    sam, recipe = run.models.sam, run.recipe
+    record = train_encoder(run, output, options) if recipe.trains_encoder else encoder_record(run)
+    record["skipped"] = sorted({*record["skipped"], *map(str, run.skipped)})
+    sam.to("cpu").eval()
+    if main:
+        for name in record["skipped"]:
+            print(f"skipped, it cannot be read or is too narrow: {name}", file=sys.stderr)
+        print(f"R2 {record['r2']:.4f} on {len(run.held_out)} held-out images; {len(record['skipped'])} skipped")
+        if recipe.trains_encoder:
+            print(f"the features are drawn in {output / 'features.png'}")
+            _plot(output / "log.csv", output / "loss.png", FEATURE_CURVES)
+    if recipe.decoder is not None:
+        record["decoder"] = found = train_on_masks(run, output / DECODER_FOLDER, options)
+        if main:
+            save_recipe(recipe, output / "recipe.yaml")
+            for name, kind in (("box_iou", "box"), ("point_iou", "point")):
+                print(f"IoU with the teacher by {kind}: {found['before'][name]:.3f} before, {found['after'][name]:.3f} after")
+            _plot(output / DECODER_FOLDER / "log.csv", output / DECODER_FOLDER / "loss.png", DECODER_CURVES)
+    if main:
+        save_pretrained(sam, output / "weights", training=record)
+        print(f"wrote {output / 'weights'}: use it as --checkpoint")
+    return record
+
+
+def train_encoder(run: Prepared, output: Path, options: RunOptions) -> dict[str, Any]:
+    """Train a Sam's encoder on the teacher's features, and put the average into the Sam; return the record of the stage."""
+    encoder = run.models.sam.image_encoder
     average, record = train_student(
-        sam.image_encoder,
+        encoder,
         run.models.teacher,
         run.training,
         run.held_out,
@@ -190,19 +228,32 @@ def train_and_save(run: Prepared, output: Path, options: RunOptions) -> dict[str
         run.recipe,
         options,
         teacher_weights=run.models.teacher_weights,
-        decoder=FrozenDecoder(sam),
+        decoder=run.models.teacher_decoder,
     )
-    record["skipped"] = sorted({*record["skipped"], *map(str, run.skipped)})
-    sam.image_encoder.load_state_dict(average.state_dict())
-    sam.to("cpu").eval()
-    if process_state().is_main_process:
-        for name in record["skipped"]:
-            print(f"skipped, it cannot be read or is too narrow: {name}", file=sys.stderr)
-        save_pretrained(sam, output / "weights", training=record)
-        print(f"R2 {record['r2']:.4f} on {len(run.held_out)} held-out images; {len(record['skipped'])} skipped")
-        print(f"wrote {output / 'weights'}: use it as --checkpoint; the features are drawn in {output / 'features.png'}")
-        try:
-            plot_log(output / "log.csv", output / "loss.png")
-        except MissingExtraError as e:
-            print(f"no plot of the loss: {e}", file=sys.stderr)
+    encoder.load_state_dict(average.state_dict())
     return record
+
+
+def encoder_record(run: Prepared) -> dict[str, Any]:
+    """Return what is said of an encoder that is left as it is, as `train_encoder` says it of one that is trained."""
+    encoder = run.models.sam.image_encoder
+    description = describe_run(encoder, run.models.teacher, run.training, run.held_out, run.recipe)
+    with torch.no_grad():
+        return description | {"r2": r2_score(encoder, run.held_out, run.models.grid), "skipped": []}
+
+
+def train_on_masks(run: Prepared, folder: Path, options: RunOptions) -> dict[str, Any]:
+    """Train a Sam's decoder on the teacher's masks, from the cached features of its encoder; return the record of the stage."""
+    encoder, grid = run.models.sam.image_encoder, run.models.grid
+    training, held_out = (
+        encode_images(encoder, cast(Sequence[CachedImage], images), run.cache, grid) for images in (run.training, run.held_out)
+    )
+    encoder.to("cpu")
+    return train_decoder(run.models.sam, run.models.teacher_decoder, training, held_out, folder, run.recipe, options)
+
+
+def _plot(log: Path, output: Path, curves: Curves) -> None:
+    try:
+        plot_log(log, output, curves)
+    except MissingExtraError as e:
+        print(f"no plot of the loss: {e}", file=sys.stderr)

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from ..encoders.config import SAM_MEAN, SAM_STD
 from ..errors import MissingExtraError
 from ..files import write_beside
 
-__all__ = ["draw_features", "plot_log", "stack_images"]
+__all__ = ["DECODER_CURVES", "FEATURE_CURVES", "Curves", "draw_features", "plot_log", "stack_images"]
 
 TILE = 192
 CHANNELS = (0, 64, 128)
@@ -67,8 +67,19 @@ def stack_images(paths: Sequence[Path], output: Path) -> None:
     write_beside(output, lambda part: whole.save(part, format="PNG"))
 
 
-def plot_log(log: Path, output: Path) -> None:
-    """Plot a run's log.csv, loss and R2 over steps, as PNG.
+class Curves(NamedTuple):
+    """What is plotted of a log: the column of the loss and of the score, each with its label."""
+
+    loss: tuple[str, str]
+    score: tuple[str, str]
+
+
+FEATURE_CURVES = Curves(("features", "loss on the features"), ("r2", "R2 on held-out images"))
+DECODER_CURVES = Curves(("masks", "loss on the masks"), ("box_iou", "IoU with the teacher by box, held-out images"))
+
+
+def plot_log(log: Path, output: Path, curves: Curves = FEATURE_CURVES) -> None:
+    """Plot a stage's log.csv, loss and score over steps, as PNG.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -82,13 +93,11 @@ def plot_log(log: Path, output: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     left = figure.subplots()
     right = left.twinx()
-    trained = [r for r in rows if r["features"]]
-    left.plot([int(r["step"]) for r in trained], [float(r["features"]) for r in trained], color="#0072B2")
-    scored = [r for r in rows if r["r2"]]
-    right.plot([int(r["step"]) for r in scored], [float(r["r2"]) for r in scored], "o-", color="#D55E00")
-    left.set(xlabel="step", ylabel="loss on the features", yscale="log")
-    left.yaxis.label.set_color("#0072B2")
-    right.set_ylabel("R2 on held-out images", color="#D55E00")
+    for axis, (column, label), style, color in ((left, curves.loss, "-", "#0072B2"), (right, curves.score, "o-", "#D55E00")):
+        filled = [row for row in rows if row[column]]
+        axis.plot([int(row["step"]) for row in filled], [float(row[column]) for row in filled], style, color=color)
+        axis.set_ylabel(label, color=color)
+    left.set(xlabel="step", yscale="log")
     write_beside(output, lambda part: figure.savefig(part, format="png", dpi=120))
 
 

@@ -1,7 +1,7 @@
 """Recipes: how to distil, as a dataclass, a YAML file or one of the presets."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..encoders.config import STRIDE
 from ..errors import InvalidInputError, UnknownNameError
 from ..files import write_beside
 
-__all__ = ["PRESETS", "Phase", "Recipe", "load_recipe", "recipe_from_dict", "save_recipe"]
+__all__ = ["PRESETS", "DecoderRecipe", "Phase", "Recipe", "load_recipe", "recipe_from_dict", "save_recipe"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,56 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class DecoderRecipe:
+    """How the mask decoder learns the teacher's masks from the features of an encoder that is frozen.
+
+    Args:
+        epochs: How often each image is seen.
+        minutes: Sets `epochs` by what a step takes on this machine; the features' time and the checks come on top.
+        batch_size: Images a step, over all processes.
+        points: Prompts by a single point of each image, from which the masks for one instance and for its parts are learnt.
+        instances: The teacher's masks of each image that are asked for otherwise: by a box, by a box and a point, or by points.
+        corrections: Share of those that are corrected by a click where the mask is wrong.
+        lr: Highest learning rate, of the mask decoder. The head that predicts IoUs learns three times as fast.
+        lowest_lr: What it falls to by a cosine.
+        warmup: Share of the stage in which the learning rate rises.
+        weight_decay: Of matrices and kernels.
+        clip_norm: Largest norm of the gradient; 0 for any.
+        ema_decay: Of the average of the weights, which is what the stage returns; 0 for no average.
+    """
+
+    epochs: float = 6.0
+    minutes: float | None = None
+    batch_size: int = 2
+    points: int = 4
+    instances: int = 4
+    corrections: float = 0.7
+    lr: float = 1e-4
+    lowest_lr: float = 1e-5
+    warmup: float = 0.02
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    ema_decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        _numbers(self, "decoder.", positive=("epochs", "minutes", "lr"), least_0=("lowest_lr", "weight_decay", "clip_norm"))
+        _numbers(self, "decoder.", shares=("warmup", "ema_decay"))
+        if not _is_number(self.corrections) or not 0 <= self.corrections <= 1:
+            raise InvalidInputError(f"decoder.corrections is {self.corrections!r}: give a number from 0 to 1.")
+        for name in ("batch_size", "points", "instances"):
+            if not _is_count(getattr(self, name)):
+                raise InvalidInputError(f"decoder.{name} is {getattr(self, name)!r}: give 1 or more.")
+        if self.lowest_lr > self.lr:
+            raise InvalidInputError(f"decoder.lowest_lr is {self.lowest_lr}: give one that is not above lr, {self.lr}.")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How to distil. The weights that ship began with the defaults and went on otherwise, as their card says.
 
     Args:
-        epochs: How often each image's pixels are seen: crops that cover half of an image are half a pass over it.
+        epochs: How often each image's pixels are seen: crops that cover half of an image are half a pass over it. 0 leaves the
+            encoder as it is, for a decoder to be trained.
         minutes: Sets `epochs` by what a step takes on this machine; the teacher's time and the checks come on top.
         phases: What is trained on, one after the other.
         augmentation: "crop", cut from the resized image so that the teacher's features of the whole can be cut alike and
@@ -59,6 +104,7 @@ class Recipe:
         ridge_finish: Fit the neck so once more, on whole images, after the last phase on features.
         teacher_blocks: Start the third stage from the MLPs and local convolutions of MobileSAM's third stage.
         seed: Of the order, the crops and the prompts.
+        decoder: How the mask decoder learns after the encoder; None if it does not.
     """
 
     epochs: float = 6.0
@@ -79,20 +125,13 @@ class Recipe:
     ridge_finish: bool = True
     teacher_blocks: bool = True
     seed: int = 0
+    decoder: DecoderRecipe | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "minutes", "lr"):
-            value = getattr(self, name)
-            if not (name == "minutes" and value is None) and not (_is_number(value) and value > 0):
-                raise InvalidInputError(f"{name} is {value!r}: give a positive number.")
-        for name in ("weight_decay", "clip_norm", "hint_weight"):
-            value = getattr(self, name)
-            if not _is_number(value) or value < 0:
-                raise InvalidInputError(f"{name} is {value!r}: give a number, 0 or more.")
-        for name in ("warmup", "ema_decay"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value < 1:
-                raise InvalidInputError(f"{name} is {value!r}: give a number from 0 to below 1.")
+        least_0 = ("weight_decay", "clip_norm", "hint_weight")
+        time = ("epochs", "minutes")
+        _numbers(self, "", positive=("lr",) if self.decoder else ("lr", *time), shares=("warmup", "ema_decay"))
+        _numbers(self, "", least_0=(*least_0, *time) if self.decoder else least_0)
         for name in ("ridge_start", "ridge_finish", "teacher_blocks"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(f"{name} is {getattr(self, name)!r}: give true or false.")
@@ -126,13 +165,19 @@ class Recipe:
         if phase.target == "masks" and (phase.crop or self.augmentation != "crop"):
             raise InvalidInputError(f"{phase}: masks need whole images, crop=0, and augmentation='crop'.")
 
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether there is a stage on features."""
+        return (self.epochs if self.minutes is None else self.minutes) > 0
+
     def in_parts(self, parts: int) -> "Recipe":
         """Return the recipe with each batch raised to the next that so many parts, processes say, can share out evenly."""
         phases = []
         for phase in self.phases:
             multiple = parts * (self.crops_per_image if phase.crop else 1)
             phases.append(replace(phase, batch_size=-(-phase.batch_size // multiple) * multiple))
-        return replace(self, phases=tuple(phases))
+        decoder = self.decoder and replace(self.decoder, batch_size=-(-self.decoder.batch_size // parts) * parts)
+        return replace(self, phases=tuple(phases), decoder=decoder)
 
     def continued(self) -> "Recipe":
         """Return the recipe for an encoder that is trained already: without the starts, and the hints that need them."""
@@ -140,7 +185,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain values, as they stand in YAML."""
-        return asdict(self) | {"phases": [asdict(phase) for phase in self.phases]}
+        return asdict(self) | {"phases": [asdict(phase) for phase in self.phases]}  # which asdict leaves a tuple
 
 
 def load_recipe(name: str, presets: Mapping[str, Recipe] | None = None) -> Recipe:
@@ -182,17 +227,22 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
     if phases is not None:
         if not isinstance(phases, (list, tuple)) or not all(isinstance(phase, dict) for phase in phases):
             raise InvalidInputError(f"phases is {phases!r}: give a list of share, crop, batch_size and target.")
-        values["phases"] = tuple(Phase(**_checked(Phase, phase)) for phase in phases)
-    return Recipe(**_checked(Recipe, values))
+        values["phases"] = tuple(Phase(**_checked(Phase, "a phase", phase)) for phase in phases)
+    decoder = values.get("decoder")
+    if decoder is not None:
+        if not isinstance(decoder, dict):
+            raise InvalidInputError(f"decoder is {decoder!r}: give minutes, lr and so on, or leave it out.")
+        values["decoder"] = DecoderRecipe(**_checked(DecoderRecipe, "a recipe's decoder", decoder))
+    return Recipe(**_checked(Recipe, "a recipe", values))
 
 
-def _checked(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
+def _checked(kind: type[Any], what: str, values: dict[str, Any]) -> dict[str, Any]:
     """Return the values, made floats where floats are meant; raise for a name that is no field."""
     hints = get_type_hints(kind)
     known = [f.name for f in fields(kind)]
     for name in values:
         if name not in known:
-            raise UnknownNameError.near(f"field of a {kind.__name__.lower()}", name, known)
+            raise UnknownNameError.near(f"field of {what}", name, known)
 
     def check(name: str, value: object) -> object:
         # Text too, as YAML reads 1e-3 as such: it wants 1.0e-3.
@@ -202,6 +252,22 @@ def _checked(kind: type[Any], values: dict[str, Any]) -> dict[str, Any]:
         return value
 
     return {name: check(name, value) for name, value in values.items()}
+
+
+def _numbers(
+    recipe: Any, prefix: str, *, positive: Sequence[str] = (), least_0: Sequence[str] = (), shares: Sequence[str] = ()
+) -> None:
+    """Raise InvalidInputError for fields that are no numbers, or not in their range; `minutes` may be None."""
+    ranges: dict[str, tuple[Sequence[str], Callable[[float], bool]]] = {
+        "a positive number": (positive, lambda value: value > 0),
+        "a number, 0 or more": (least_0, lambda value: value >= 0),
+        "a number from 0 to below 1": (shares, lambda value: 0 <= value < 1),
+    }
+    for wanted, (names, fits) in ranges.items():
+        for name in names:
+            value = getattr(recipe, name)
+            if not (name == "minutes" and value is None) and not (_is_number(value) and fits(value)):
+                raise InvalidInputError(f"{prefix}{name} is {value!r}: give {wanted}.")
 
 
 def _choice(name: str, value: object, choices: tuple[str, ...]) -> None:

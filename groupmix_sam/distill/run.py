@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 RUN_FILE = "run.yaml"
-COLUMNS = ("step", "seconds", "images", "lr", "features", "hint_in", "hint_out", "masks", "r2")
 
 
 @dataclass(frozen=True)
@@ -104,19 +103,27 @@ def describe_run(
     for image in [*images, *held_out]:
         name = image.maps.name if isinstance(image, CachedImage) else str(image)
         digest.update(name.encode() + b"\0")
-    start = hashlib.sha256()
-    for value in encoder.state_dict().values():
-        start.update(value.cpu().contiguous().numpy().tobytes())
     return {
-        "recipe": recipe.to_dict(),
+        "recipe": recipe.to_dict() | {"decoder": None},  # which another stage looks at
         "encoder": str(cast(Any, encoder).pretrained_cfg["architecture"]),
-        "start": start.hexdigest()[:16],
+        "start": digest_of(encoder),
         "teacher": teacher.key,
         "image_size": Grid.of(encoder).image_size,
         "images": len(images),
         "held_out": len(held_out),
         "images_sha256": digest.hexdigest(),
     }
+
+
+def digest_of(what: nn.Module | Sequence[str]) -> str:
+    """Return 16 digits that tell a module's weights, or a list of names, from others."""
+    digest = hashlib.sha256()
+    if isinstance(what, nn.Module):
+        for value in what.state_dict().values():
+            digest.update(value.cpu().contiguous().numpy().tobytes())
+    else:
+        digest.update("\0".join(what).encode())
+    return digest.hexdigest()[:16]
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:
@@ -129,8 +136,14 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise InvalidInputError(f"{folder} has a run in it: go on with --resume, or give another --output.")
 
 
-def open_run(folder: Path, description: dict[str, Any], *, resume: bool) -> dict[str, Any] | None:
+def open_run(folder: Path, description: dict[str, Any], planned: Sequence[str], *, resume: bool) -> dict[str, Any] | None:
     """Return what a run that was stopped wrote of itself, None for a new one; in a folder that is made if need be.
+
+    Args:
+        folder: The run's.
+        description: What makes it this run.
+        planned: What it wrote beside that, by name.
+        resume: Whether to go on with it.
 
     Raises:
         InvalidInputError: the folder has a run and it is not to be resumed, or it is another one.
@@ -141,7 +154,7 @@ def open_run(folder: Path, description: dict[str, Any], *, resume: bool) -> dict
         return None
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
-        values = {key: record[key] for key in (*description, "steps", "variance")}
+        values = {key: record[key] for key in (*description, *planned)}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as e:
         raise InvalidInputError(f"{path} is no record of a run ({e}): begin again with another --output.") from e
     lines = list(_differences("", description, {key: values[key] for key in description}))
@@ -172,12 +185,13 @@ class Log:
 
     Args:
         folder: Where to write.
+        columns: What rows may have, "step" and "lr" among it.
         step: The last step that is kept.
         active: Whether this process writes at all.
         tensorboard: Whether to write for TensorBoard too.
     """
 
-    def __init__(self, folder: Path, step: int, *, active: bool, tensorboard: bool) -> None:
+    def __init__(self, folder: Path, columns: Sequence[str], step: int, *, active: bool, tensorboard: bool) -> None:
         self.path = folder / "log.csv"
         self.file: TextIO | None = None
         self.board: Any = None
@@ -194,9 +208,9 @@ class Log:
             with self.path.open(newline="") as f:
                 # The line that ends a run, with R2 and no losses, is written anew.
                 rows = [row for row in csv.DictReader(f) if int(row["step"]) <= step and row["lr"]]
-        write_beside(self.path, lambda part: _write_rows(part, rows))
+        write_beside(self.path, lambda part: _write_rows(part, columns, rows))
         self.file = self.path.open("a", newline="")
-        self.writer = csv.DictWriter(self.file, COLUMNS, restval="")
+        self.writer = csv.DictWriter(self.file, columns, restval="")
 
     def write(self, step: int, **values: float) -> None:
         """Add a row; the values are named as the columns."""
@@ -222,9 +236,9 @@ class Log:
             self.board.close()
 
 
-def _write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
+def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) -> None:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -10,15 +10,10 @@
     after a stop of any kind
         the same with --resume
 
-What a step does depends on the recipe and on its number alone, so that a run that was stopped ends with the weights of one that
-was not. docs/training.md explains the recipe's parts.
+docs/training.md explains the recipe's parts.
 """
 
-import math
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,19 +21,17 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import save_file
 from timm.optim import param_groups_weight_decay
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ..errors import InvalidInputError, RunStoppedError, SaveError
+from ..errors import InvalidInputError, SaveError
 from ..files import write_beside
 from ..images import ImageFile
 from ..memory import keep_freed_memory
-from .checkpoint import Progress, load_checkpoint, save_checkpoint
+from .checkpoint import Progress, load_checkpoint, save_module
 from .data import CachedImage, Grid, Maps, Samples, Share, sample_loader, whole_images
 from .decoder import FrozenDecoder
+from .loop import CHECKPOINT, Stage, average_of, broadcast_weights, cosine, least_seconds, train
 from .losses import Objective
 from .plots import draw_features, stack_images
 from .recipe import Phase, Recipe, save_recipe
@@ -59,10 +52,7 @@ from .teacher import Teacher, teach
 
 __all__ = ["r2_score", "train_student"]
 
-CHECKPOINT = "checkpoint.safetensors"
-BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"  # images/s below one a second too
-LOG_EVERY = 20  # steps
-CHECKS = 10  # of a run, or one an epoch where there are more
+COLUMNS = ("step", "seconds", "images", "lr", "features", "hint_in", "hint_out", "masks", "r2")
 CHECK_IMAGES = 8
 START_IMAGES = 12  # for the neck's start and the teacher's variance: a few, as the teacher may have to see them first
 FINISH_IMAGES = 150  # for the last fit of the neck, whose 61 440 weights they outnumber by far
@@ -110,7 +100,7 @@ def train_student(
     if any(phase.target == "masks" for phase in recipe.phases) and decoder is None:
         raise InvalidInputError("the recipe has a phase on masks: pass the mask decoder.")
     description = describe_run(encoder, teacher, images, held_out, recipe)
-    record = open_run(folder, description, resume=options.resume)
+    record = open_run(folder, description, ("steps", "variance"), resume=options.resume)
     accelerator.wait_for_everyone()  # before the first writes what the others look for
     keep_freed_memory()
 
@@ -137,129 +127,133 @@ def train_student(
             save_recipe(recipe, folder / "recipe.yaml")
     objective = Objective(recipe, record["variance"], decoder)
     optimizer = make_optimizer(student, recipe)
-    # The decay after a step is 1 - 9 / (8 + step), up to the recipe's: the first steps are soon out of date.
-    average = ModelEmaV3(student, recipe.ema_decay, use_warmup=True, warmup_gamma=9.0, warmup_power=1.0)
+    average = average_of(student, recipe.ema_decay)
     progress = Progress()
     if resumed:
         progress = load_checkpoint(folder / CHECKPOINT, student, average.module, optimizer)
     with (
         stop_on_signals() as stopped,
-        Log(folder, progress.step, active=accelerator.is_main_process, tensorboard=options.tensorboard) as log,
+        Log(folder, COLUMNS, progress.step, active=accelerator.is_main_process, tensorboard=options.tensorboard) as log,
     ):
-        run = Run(accelerator, student, average, optimizer, objective, feed, record["steps"], held_out, folder, log, options)
-        train(run, progress, stopped)
-        score = finish(run)
-    return average.module.encoder, record | {"r2": score, "skipped": feed.read_skipped()}
+        stage = FeatureStage(
+            accelerator,
+            student,
+            average,
+            optimizer,
+            folder,
+            log,
+            options,
+            sum(record["steps"]),
+            len(images),
+            recipe.clip_norm,
+            objective,
+            feed,
+            record["steps"],
+            held_out,
+        )
+        train(stage, progress, stopped)
+        score = stage.finish()
+    return stage.encoder, record | {"r2": score, "skipped": feed.read_skipped()}
 
 
 @dataclass
-class Run:
-    """What lives as long as a run."""
+class FeatureStage(Stage):
+    """The encoder learns the teacher's features.
 
-    accelerator: Accelerator
-    student: Student
-    average: ModelEmaV3  # of a Student
-    optimizer: torch.optim.Optimizer
-    objective: "Objective"
+    Args:
+        objective: The losses.
+        feed: The images, and the recipe.
+        phase_steps: The steps of each phase.
+        held_out: To measure on.
+    """
+
+    shown = {"features": "loss", "r2": "R2"}  # noqa: RUF012  a ClassVar
+
+    objective: Objective
     feed: "Feed"
-    steps: list[int]  # of each phase
+    phase_steps: list[int]
     held_out: Sequence[CachedImage]
-    folder: Path
-    log: Log
-    options: RunOptions
 
-    def images(self, step: int) -> float:
-        """Return how many whole images' worth of pixels have been seen after a step."""
+    def images_seen(self, step: int) -> float:
         done = 0.0
-        for phase, steps in zip(self.feed.recipe.phases, self.steps, strict=True):
+        for phase, steps in zip(self.feed.recipe.phases, self.phase_steps, strict=True):
             done += min(step, steps) * pixels_of(phase, self.feed.grid.image_size)
             step = max(0, step - steps)
         return done
 
+    def learning_rate(self, done: float) -> float:
+        return learning_rate(self.feed.recipe, done)
 
-def train(run: Run, progress: Progress, stopped: Callable[[], bool]) -> None:
-    """Take the steps that are left."""
-    main, last = run.accelerator.is_main_process, sum(run.steps)
-    model, optimizer = run.accelerator.prepare(run.student, run.optimizer)
-    images = run.images(last)
-    checks = max(CHECKS, math.ceil(images / len(run.feed.images)))
-    step, seconds = progress
-    tick = saved = time.monotonic()
-    losses: defaultdict[str, list[Tensor]] = defaultdict(list)  # since the last line of the log
-    shown: dict[str, str] = {}
-    with tqdm(
-        total=round(images), initial=round(run.images(step)), unit="image", bar_format=BAR, disable=None if main else True
-    ) as bar:
-        for phase, parts in steps_left(run, step):
-            done = run.images(step) / images
-            step += 1
-            for part in training_step(run, model, optimizer, parts, phase, step, done):
-                for name, value in part.items():
-                    losses[name].append(value)
-            run.average.update(run.student, step)
-            now = time.monotonic()
-            seconds, tick = seconds + min(now - tick, 60.0), now  # a machine that was asleep has not used up the time
-            bar.update(round(run.images(step)) - bar.n)
-            check = math.floor(checks * run.images(step) / images) > math.floor(checks * done)
-            stop = agreed(stopped(), run.accelerator)
-            if step % LOG_EVERY == 0 or check or stop:
-                values = mean_losses(losses, run.accelerator)
-                losses.clear()
-                if check:
-                    values["r2"] = measure(run, step)
-                names = {"features": "loss", "r2": "R2"}
-                shown |= {name: f"{values[key]:.3f}" for key, name in names.items() if key in values}
-                bar.set_postfix(shown, refresh=False)
-                run.log.write(step, seconds=seconds, images=run.images(step), lr=learning_rate(run.feed.recipe, done), **values)
-            if main and (check or stop or now - saved > 60 * run.options.save_minutes):
-                progress = Progress(step, seconds)
-                save_checkpoint(run.folder / CHECKPOINT, run.student, run.average.module, run.optimizer, progress)
-                saved = time.monotonic()
-            if stop:
-                raise RunStoppedError(f"stopped after step {step} of {last}: go on with --resume.")
-            if check:
-                tick = time.monotonic()
+    def batches_left(self, step: int) -> Iterator[list[tuple[Phase, Maps]]]:
+        first = 0
+        recipe = self.feed.recipe
+        for number, (phase, steps) in enumerate(zip(recipe.phases, self.phase_steps, strict=True)):
+            done = max(0, step - first)
+            features_before = number > 0 and recipe.phases[number - 1].target == "features"
+            if done < steps:
+                if done == 0 and phase.target == "masks" and features_before and recipe.ridge_finish:
+                    self.finish_neck()
+                self.model.train()
+                if self.feed.part_size(phase) < 2:
+                    freeze_batch_norm(self.model)
+                batches = self.feed.batches(number, done, steps)
+                for _ in range(done, steps):
+                    yield [(phase, next(batches)) for _ in range(self.feed.accumulate)]
+            first += steps
 
+    def losses(self, model: nn.Module, part: tuple[Phase, Maps], number: int, done: float) -> tuple[Tensor, dict[str, Tensor]]:
+        phase, batch = part
+        return self.objective(model(batch["input"]), batch, phase, 1 - done, number)
 
-def steps_left(run: Run, step: int) -> Iterator[tuple[Phase, list[Maps]]]:
-    """Yield the steps that are left after `step`, with their phase and this process's parts of their batch."""
-    first = 0
-    for number, (phase, steps) in enumerate(zip(run.feed.recipe.phases, run.steps, strict=True)):
-        done = max(0, step - first)
-        features_before = number > 0 and run.feed.recipe.phases[number - 1].target == "features"
-        if done < steps:
-            if done == 0 and phase.target == "masks" and features_before and run.feed.recipe.ridge_finish:
-                finish_neck(run)
-            run.student.train()
-            if run.feed.part_size(phase) < 2:
-                freeze_batch_norm(run.student)
-            batches = run.feed.batches(number, done, steps)
-            for _ in range(done, steps):
-                yield phase, [next(batches) for _ in range(run.feed.accumulate)]
-        first += steps
+    def check(self, step: int) -> dict[str, float]:
+        """Measure R2 on the first held-out images, draw the features of one, save the average."""
+        score = self.score(self.held_out[:CHECK_IMAGES])
+        if self.accelerator.is_main_process:
+            image = next(whole_images(self.held_out[:1], self.feed.grid))
+            rows, columns = self.held_out[0].grid()
+            stride = self.feed.grid.stride
+            with torch.no_grad():
+                student = self.encoder(image["input"].to(self.accelerator.device))[0].permute(1, 2, 0)[:rows, :columns]
+            row = draw_features(
+                image["input"][0, :, : rows * stride, : columns * stride],
+                image["features"][0, :rows, :columns],
+                student,
+                f"step {step}, R2 {score:.3f}",
+            )
+            path = self.folder / "features" / f"{step:07}.png"
+            path.parent.mkdir(exist_ok=True)
+            write_beside(path, lambda part: row.save(part, format="PNG"))
+            save_module(self.encoder, self.folder / "encoder.safetensors")
+        return {"r2": score}
 
+    @property
+    def encoder(self) -> nn.Module:
+        """Return the average's encoder."""
+        return cast(Student, self.average.module).encoder
 
-def training_step(
-    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, parts: list[Maps], phase: Phase, step: int, done: float
-) -> list[dict[str, Tensor]]:
-    """Take one step, `done` of the run's pixels having been seen; return the losses of each part."""
-    accelerator, recipe = run.accelerator, run.feed.recipe
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, done)
-    optimizer.zero_grad(set_to_none=True)
-    found = []
-    for i, batch in enumerate(parts):
-        last = i + 1 == len(parts)
-        with nullcontext() if last else accelerator.no_sync(model), autocast(accelerator.device, run.options.precision):
-            outputs = model(batch["input"])
-            part = (step * len(parts) + i) * accelerator.num_processes + accelerator.process_index
-            loss, losses = run.objective(outputs, batch, phase, 1 - done, part)
-            accelerator.backward(loss / len(parts))
-        found.append({name: value.detach() for name, value in losses.items()})
-    if recipe.clip_norm:
-        accelerator.clip_grad_norm_(model.parameters(), recipe.clip_norm)
-    optimizer.step()
-    return found
+    def score(self, images: Sequence[CachedImage]) -> float:
+        """Return the average's R2, the same in all processes."""
+        broadcast_weights(self.average.module, self.accelerator)
+        return r2_score(self.encoder, images, self.feed.grid, self.accelerator)
+
+    def finish_neck(self) -> None:
+        """Fit the average's neck anew on whole images, and go on from the average."""
+        fit_neck(self.encoder, self.feed.whole_images(FINISH_IMAGES), ridge=1e-5)
+        broadcast_weights(self.average.module, self.accelerator)
+        self.model.load_state_dict(self.average.module.state_dict())
+
+    def finish(self) -> float:
+        """Fit the neck for the last time, measure on all held-out images, write what is left to write; return the R2."""
+        recipe = self.feed.recipe
+        if recipe.ridge_finish and recipe.phases[-1].target == "features":
+            self.finish_neck()
+        score = self.score(self.held_out)
+        self.log.write(self.steps, images=self.images_seen(self.steps), r2=score)
+        if self.accelerator.is_main_process:
+            save_module(self.encoder, self.folder / "encoder.safetensors")
+            stack_images(sorted((self.folder / "features").glob("*.png")), self.folder / "features.png")
+        self.accelerator.wait_for_everyone()
+        return score
 
 
 @dataclass
@@ -366,31 +360,27 @@ def plan_steps(student: Student, feed: Feed, objective: Objective, precision: st
     of_epoch = [phase.share / share * len(feed.images) / pixels_of(phase, feed.grid.image_size) for phase in recipe.phases]
     epochs = recipe.epochs
     if recipe.minutes is not None:
-        seconds = [step_seconds(student, feed, objective, precision, number) for number in range(len(recipe.phases))]
-        took = feed.accelerator.reduce(torch.tensor(seconds, device=feed.accelerator.device), reduction="mean").tolist()
+        took = [step_seconds(student, feed, objective, precision, number) for number in range(len(recipe.phases))]
         epochs = 60 * recipe.minutes / sum(n * t for n, t in zip(of_epoch, took, strict=True))
     return [max(1, round(epochs * n)) for n in of_epoch]
 
 
 def step_seconds(student: Student, feed: Feed, objective: Objective, precision: str, number: int) -> float:
-    """Return what a step of a phase takes: the least of up to three, on a copy of the student."""
+    """Return what a step of a phase takes, tried on a copy of the student."""
     phase = feed.recipe.phases[number]
     trial = deepcopy(student)
     optimizer = make_optimizer(trial, feed.recipe)
-    times = []
     batches = feed.batches(number, 0, 3)
-    for _ in range(3):
-        begin = time.monotonic()
+
+    def step() -> None:
         for batch in (next(batches) for _ in range(feed.accumulate)):
             with autocast(feed.accelerator.device, precision):
                 loss, _ = objective(trial(batch["input"]), batch, phase, 1.0, 0)
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        times.append(time.monotonic() - begin)
-        if sum(times) > 30:
-            break
-    return min(times)
+
+    return least_seconds(step, feed.accelerator)
 
 
 def make_optimizer(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
@@ -404,9 +394,7 @@ def make_optimizer(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
 
 def learning_rate(recipe: Recipe, done: float) -> float:
     """Return the learning rate when `done` of the run's pixels have been seen."""
-    rise = min(1.0, (done + 1e-3) / recipe.warmup) if recipe.warmup else 1.0
-    fall = 0.5 + 0.5 * math.cos(math.pi * done) if recipe.schedule == "cosine" else 1.0
-    return recipe.lr * min(rise, fall)
+    return recipe.lr * cosine(done, recipe.warmup, lowest=0.0 if recipe.schedule == "cosine" else 1.0)
 
 
 def freeze_batch_norm(model: nn.Module) -> None:
@@ -414,74 +402,6 @@ def freeze_batch_norm(model: nn.Module) -> None:
     for m in model.modules():
         if isinstance(m, nn.BatchNorm2d):
             m.eval()
-
-
-def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
-    """Copy the first process's weights to the others: BatchNorm's running statistics, and what came of them, differ."""
-    if accelerator.num_processes > 1:
-        for value in model.state_dict().values():
-            torch.distributed.broadcast(value, 0)
-
-
-def agreed(stopped: bool, accelerator: Accelerator) -> bool:
-    """Return whether any process was told to stop, so that all of them do after the same step."""
-    if accelerator.num_processes == 1:
-        return stopped
-    return bool(cast(Tensor, accelerator.reduce(torch.tensor(float(stopped), device=accelerator.device))).item())
-
-
-def mean_losses(losses: dict[str, list[Tensor]], accelerator: Accelerator) -> dict[str, float]:
-    """Return the mean of each loss, of all processes."""
-    return {
-        name: cast(Tensor, accelerator.reduce(torch.stack(values).mean(), reduction="mean")).item()
-        for name, values in sorted(losses.items())
-    }
-
-
-def measure(run: Run, step: int) -> float:
-    """Return the average's R2 on the first held-out images, draw the features of one, save the average."""
-    broadcast_weights(run.average.module, run.accelerator)
-    score = r2_score(run.average.module.encoder, run.held_out[:CHECK_IMAGES], run.feed.grid, run.accelerator)
-    if run.accelerator.is_main_process:
-        image = next(whole_images(run.held_out[:1], run.feed.grid))
-        rows, columns = run.held_out[0].grid()
-        stride = run.feed.grid.stride
-        device = run.accelerator.device
-        with torch.no_grad():
-            student = run.average.module.encoder(image["input"].to(device))[0].permute(1, 2, 0)[:rows, :columns]
-        row = draw_features(
-            image["input"][0, :, : rows * stride, : columns * stride],
-            image["features"][0, :rows, :columns],
-            student,
-            f"step {step}, R2 {score:.3f}",
-        )
-        path = run.folder / "features" / f"{step:07}.png"
-        path.parent.mkdir(exist_ok=True)
-        write_beside(path, lambda part: row.save(part, format="PNG"))
-        save_encoder(run.average.module.encoder, run.folder / "encoder.safetensors")
-    return score
-
-
-def finish_neck(run: Run) -> None:
-    """Fit the average's neck anew on whole images, and go on from the average."""
-    fit_neck(run.average.module.encoder, run.feed.whole_images(FINISH_IMAGES), ridge=1e-5)
-    broadcast_weights(run.average.module, run.accelerator)
-    run.student.load_state_dict(run.average.module.state_dict())
-
-
-def finish(run: Run) -> float:
-    """Fit the neck for the last time, measure on all held-out images, write what is left to write; return the R2."""
-    recipe, last = run.feed.recipe, sum(run.steps)
-    if recipe.ridge_finish and recipe.phases[-1].target == "features":
-        finish_neck(run)
-    broadcast_weights(run.average.module, run.accelerator)
-    score = r2_score(run.average.module.encoder, run.held_out, run.feed.grid, run.accelerator)
-    run.log.write(last, images=run.images(last), r2=score)
-    if run.accelerator.is_main_process:
-        save_encoder(run.average.module.encoder, run.folder / "encoder.safetensors")
-        stack_images(sorted((run.folder / "features").glob("*.png")), run.folder / "features.png")
-    run.accelerator.wait_for_everyone()
-    return score
 
 
 @torch.no_grad()
@@ -511,9 +431,3 @@ def r2_score(
         sums = cast(Tensor, accelerator.reduce(sums.to(device))).cpu()
     error, total, count = sums[:3].tolist()
     return 1.0 - error / (total - (sums[3:].square() / count).sum().item())
-
-
-def save_encoder(encoder: nn.Module, path: Path) -> None:
-    """Write an encoder's weights."""
-    weights = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-    write_beside(path, lambda part: save_file(weights, part))

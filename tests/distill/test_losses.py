@@ -5,7 +5,7 @@ from segment_anything import SamPredictor
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.distill.decoder import Decoded, FrozenDecoder
-from groupmix_sam.distill.losses import boxes_of, draw_points, mask_losses, teacher_mask_iou
+from groupmix_sam.distill.losses import boxes_of, draw_points, mask_boxes, mask_ious, mask_losses, teacher_mask_iou
 
 SIZE = 256
 
@@ -44,7 +44,15 @@ def test_boxes_by_hand():
     scores = torch.tensor([[0.9, 0.1, 0.8, 0.2], [0.9, 0.1, 0.8, 0.2]])
     assert boxes_of(Decoded(logits, scores)).tolist() == [[16.0, 12.0, 40.0, 24.0]]
     assert boxes_of(Decoded(logits[1:], scores[1:])).shape == (0, 4)
+    assert mask_boxes(logits[:, 2] > 0, 16).tolist() == [[16.0, 12.0, 40.0, 24.0], [0.0, 0.0, 0.0, 0.0]], "0 of an empty one"
     assert boxes_of(Decoded(logits, scores), 8).tolist() == [[8.0, 6.0, 20.0, 12.0]], "2 x 2 at stride 8"
+
+
+def test_ious_by_hand():
+    first, second = torch.zeros(3, 4, 4, dtype=torch.bool), torch.zeros(3, 4, 4, dtype=torch.bool)
+    first[0, :2], second[0, 1:3] = True, True
+    first[1, 0, 0] = True
+    assert mask_ious(first, second).tolist() == pytest.approx([1 / 3, 0.0, 1.0]), "two empty masks are the same"
 
 
 def test_points_lie_where_the_image_is():
@@ -91,6 +99,21 @@ def test_losses_by_hand():
     assert loss.item() == pytest.approx(entropy + dice + 0.01, abs=1e-5)
     same = mask_losses(Decoded(teacher, scores), Decoded(teacher, scores), valid)
     assert same.item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_decoder_leaves_out_the_padding(sam):
+    """With the upper left part of the features alone, it says what SAM's own decoder says with the positions cut alike."""
+    torch.manual_seed(0)
+    features = torch.randn(1, 256, 10, 14)
+    points, labels = torch.rand(3, 2, 2) * 100, torch.tensor([[1, 0], [1, 1], [0, 1]])
+    masks = torch.randn(3, 1, 40, 56)
+    with torch.no_grad():
+        found = FrozenDecoder(sam)(features, points, labels=labels, masks=masks)
+        sparse, dense = sam.prompt_encoder((points, labels), None, masks)
+        positions = sam.prompt_encoder.get_dense_pe()[:, :, :10, :14]
+        for multimask, part in ((False, slice(0, 1)), (True, slice(1, 4))):
+            logits, scores = sam.mask_decoder(features, positions, sparse, dense, multimask)
+            torch.testing.assert_close((found.logits[:, part], found.scores[:, part]), (logits, scores))
 
 
 def test_agreement(sam):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,18 @@ from typer.testing import CliRunner
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.cli import app
-from groupmix_sam.distill import ADAPT, ImageFile, Phase, Recipe, RunOptions, adapt, distill, find_images
+from groupmix_sam.distill import (
+    ADAPT,
+    DecoderRecipe,
+    ImageFile,
+    Phase,
+    Recipe,
+    RunOptions,
+    adapt,
+    distill,
+    find_images,
+    load_recipe,
+)
 from groupmix_sam.distill.adaptation import format_interval, hold_out_blocks, summary
 from groupmix_sam.distill.pipeline import hold_out
 from groupmix_sam.errors import InvalidInputError, RunStoppedError
@@ -137,6 +149,51 @@ def test_command_from_the_start_of_a_timm_backbone(mobile_sam, photos, tmp_path)
     assert len(list((out / "cache").glob("maps-*"))) == 1, "but for the image that is held out"
 
 
+def weights_of(module, prefix=""):
+    return {name: value for name, value in module.state_dict().items() if name.startswith(prefix)}
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_the_decoder_learns_after_the_encoder(mobile_sam, photos, tmp_path, capsys):
+    """Both halves are what their stages wrote; the prompt encoder is the teacher's."""
+    recipe = replace(SHORT, decoder=DecoderRecipe(epochs=1, points=1, instances=1, batch_size=3))
+    out = tmp_path / "run"
+    record = distill(photos, mobile_sam, out, recipe, encoder="gmf_sam_test", image_size=SIZE)
+    sam = build_sam_groupmix(out / "weights")
+    teacher = torch.load(mobile_sam, weights_only=True)
+    assert same(sam.image_encoder.state_dict(), load_file(out / "encoder.safetensors"))
+    assert same(sam.mask_decoder.state_dict(), load_file(out / "decoder" / "decoder.safetensors"))
+    assert same(weights_of(sam, "prompt_encoder."), {k: v for k, v in teacher.items() if k.startswith("prompt_encoder.")})
+    assert not torch.equal(sam.mask_decoder.mask_tokens.weight, teacher["mask_decoder.mask_tokens.weight"])
+    with safe_open(out / "weights" / "model.safetensors", framework="pt") as f:
+        assert json.loads(f.metadata()["training"])["decoder"] == record["decoder"]
+    assert record["decoder"]["steps"] == 2, "five images in threes"
+    means = [record["decoder"][time]["box_iou"] for time in ("before", "after")]
+    assert "IoU with the teacher by box: {:.3f} before, {:.3f} after".format(*means) in capsys.readouterr().out
+    assert load_recipe(str(out / "recipe.yaml")) == recipe
+    assert (out / "decoder" / "loss.png").is_file()
+
+
+def test_command_for_the_decoder_alone(mobile_sam, photos, tmp_path):
+    """`--minutes 0` leaves the encoder as it is; a stage more can follow a run that has ended."""
+    start = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=SIZE)
+    init, out = save_weights(start, tmp_path / "start.safetensors"), tmp_path / "run"
+    done = run(
+        "distill", photos, "--teacher", mobile_sam, "--output", out, "--init-checkpoint", init, "--minutes", "0",
+        "--decoder-minutes", "0.0001",
+    )  # fmt: skip
+    assert done.exit_code == 0
+    sam = build_sam_groupmix(out / "weights")
+    assert same(sam.image_encoder.state_dict(), start.image_encoder.state_dict())
+    assert same(sam.mask_decoder.state_dict(), load_file(out / "decoder" / "decoder.safetensors"))
+    assert not same(sam.mask_decoder.state_dict(), start.mask_decoder.state_dict())
+    assert not (out / "log.csv").exists()
+    assert [path.name for path in (out / "cache").glob("student-*")] != []
+
+
 def test_epochs_take_the_place_of_a_recipes_minutes(monkeypatch, photos, mobile_sam, tmp_path):
     """As in the recipe.yaml of a run by --minutes."""
     asked = []
@@ -176,6 +233,9 @@ def test_command_in_two_processes(photos, mobile_sam, tmp_path):
 def test_command_refuses_before_the_teacher_is_asked(photos, mobile_sam, tmp_path):
     for args, match in (
         (["--minutes", "1", "--epochs", "1"], "give one"),
+        (["--minutes", "0"], "minutes is 0"),
+        (["--decoder-minutes", "0"], r"decoder\.minutes is 0"),
+        (["--decoder-minutes", "1", "--no-cache"], "the decoder is trained on cached features"),
         (["--recipe", "papers"], "did you mean paper"),
         (["--recipe", "continue"], "give --init-checkpoint"),
         (["--precision", "fp8"], "precision is 'fp8'"),
@@ -233,7 +293,8 @@ def test_adapt(mobile_sam, tmp_path, capsys):
     assert told["difference"] == [pytest.approx(difference)]
     assert f"difference, frame by frame: {difference:+.3f}\n" in said
     assert "frames held out: 1, too few to tell whether it has helped" in said
-    build_sam_groupmix(out / "weights", encoder="gmf_sam_test", image_size=SIZE)
+    adapted, started = (build_sam_groupmix(path) for path in (out / "weights", init_checkpoint))
+    assert same(adapted.mask_decoder.state_dict(), started.mask_decoder.state_dict()), "it may have been trained"
 
 
 def test_adapting_to_nothing_new_keeps_agreement(mobile_sam, tmp_path):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from groupmix_sam.distill.plots import TILE, draw_features, plot_log, stack_images
+from groupmix_sam.distill.plots import DECODER_CURVES, TILE, draw_features, plot_log, stack_images
 
 
 def tile(row, i):
@@ -58,3 +58,6 @@ def test_plot(tmp_path):
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     for color in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
         assert (pixels == color).all(1).sum() > 50
+    (tmp_path / "log.csv").write_text("step,masks,box_iou\n1,1.0,\n2,0.5,0.1\n3,,0.4\n")
+    plot_log(tmp_path / "log.csv", tmp_path / "masks.png", DECODER_CURVES)
+    assert (tmp_path / "masks.png").stat().st_size > 5000

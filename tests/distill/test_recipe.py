@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groupmix_sam.distill import PRESETS, Phase, Recipe, load_recipe
+from groupmix_sam.distill import PRESETS, DecoderRecipe, Phase, Recipe, load_recipe
 from groupmix_sam.distill.recipe import recipe_from_dict
 from groupmix_sam.errors import InvalidInputError, UnknownNameError
 
@@ -38,6 +38,8 @@ def test_a_file_gives_what_differs(tmp_path):
         ("lrr: 1", UnknownNameError, "no field of a recipe 'lrr': did you mean lr"),
         ("phases: [{crops: 3}]", UnknownNameError, "field of a phase 'crops': did you mean crop"),
         ("phases: 3", InvalidInputError, "phases is 3"),
+        ("decoder: 3", InvalidInputError, "decoder is 3"),
+        ("decoder: {minute: 3}", UnknownNameError, "field of a recipe's decoder 'minute': did you mean minutes"),
         ("[1, 2]", InvalidInputError, "holds no recipe"),
         ("a: [", InvalidInputError, "cannot be read as YAML"),
         ("lr: fast", InvalidInputError, "lr is 'fast'"),
@@ -61,6 +63,7 @@ def test_unknown_preset():
     ("kwargs", "match"),
     [
         ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": -1, "decoder": DecoderRecipe()}, "epochs is -1"),
         ({"minutes": 0}, "minutes is 0"),
         ({"minutes": float("nan")}, "minutes is nan"),
         ({"minutes": "3"}, "minutes is '3'"),
@@ -85,6 +88,36 @@ def test_unknown_preset():
 def test_bad_recipe(kwargs, match):
     with pytest.raises(InvalidInputError, match=match):
         Recipe(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"epochs": 0}, r"decoder\.epochs is 0"),
+        ({"minutes": 0}, r"decoder\.minutes is 0"),
+        ({"lr": "fast"}, r"decoder\.lr is 'fast'"),
+        ({"lr": 1e-6}, r"decoder\.lowest_lr is 1e-05: give one that is not above lr"),
+        ({"warmup": 1}, r"decoder\.warmup is 1"),
+        ({"points": 0}, r"decoder\.points is 0"),
+        ({"corrections": 1.1}, r"decoder\.corrections is 1\.1"),
+    ],
+)
+def test_bad_decoder_recipe(kwargs, match):
+    with pytest.raises(InvalidInputError, match=match):
+        DecoderRecipe(**kwargs)
+
+
+def test_a_recipe_for_the_decoder(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: 0\ndecoder: {minutes: 60, lr: 2e-4}\n")
+    recipe = load_recipe(str(path))
+    assert recipe.decoder == DecoderRecipe(minutes=60.0, lr=2e-4)
+    assert not recipe.trains_encoder
+    assert Recipe().trains_encoder
+    assert not Recipe(minutes=0, decoder=DecoderRecipe()).trains_encoder
+    path.write_text(yaml.safe_dump(recipe.to_dict()))
+    assert load_recipe(str(path)) == recipe
+    assert recipe.in_parts(4).decoder.batch_size == 4, "2 images a step, raised to what four parts can share"
 
 
 @given(

@@ -27,6 +27,7 @@ from groupmix_sam.distill import (
     cache_features,
     find_images,
     load_recipe,
+    loop,
     r2_score,
     train_student,
 )
@@ -249,7 +250,7 @@ def test_minutes_set_the_epochs(cached, tmp_path):
 
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "time", SimpleNamespace(monotonic=clock))
+        patch.setattr(loop, "time", SimpleNamespace(monotonic=clock))
         _, record = run(cached, tmp_path / "run", Recipe(minutes=1.0, phases=(Phase(1.0, 64, 4),)))
     assert record["steps"] == [20]
 
@@ -372,7 +373,7 @@ def test_a_part_of_one_image_leaves_batch_norm_alone(cached, tmp_path, phase, mo
 
 def test_each_mean_of_the_log_is_over_the_parts_that_have_it():
     losses = {"features": [torch.tensor(x) for x in (1.0, 2.0, 6.0)], "masks": [torch.tensor(5.0)]}
-    assert training.mean_losses(losses, Accelerator(cpu=True)) == {"features": 3.0, "masks": 5.0}
+    assert loop.mean_losses(losses, Accelerator(cpu=True)) == {"features": 3.0, "masks": 5.0}
 
 
 @pytest.mark.parametrize("kwargs", [{"accumulate": 0}, {"precision": "fp8"}, {"save_minutes": 0}])

@@ -1,0 +1,499 @@
+"""The decoder stage: the mask decoder learns the teacher's masks from the features of its own encoder, which is frozen.
+
+The features are cached, so that a step costs no pass of the encoder. Prompts are in the loop, as in EdgeSAM (arXiv 2312.06660):
+the teacher's decoder says what is to be seen at drawn points; its masks are then asked for by single points, by boxes as people
+draw them, by boxes with a point and by several points, and some are corrected by a click where the answer was wrong.
+
+Single points teach all four masks, each the teacher's own, so that they stay apart; what the teacher doubts counts less. Other
+prompts teach the one mask that they are used for, as in SAM. The predicted IoU is taught the IoU with the teacher's mask times
+the IoU that the teacher predicts: what the mask is worth is at most what the teacher's is.
+"""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from segment_anything.modeling import Sam
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import InvalidInputError
+from ..files import make_folder
+from ..memory import keep_freed_memory
+from .cache import is_whole, write_tensors
+from .checkpoint import Progress, load_checkpoint, save_module
+from .data import CachedImage, Grid, Share, draw_order, whole_images
+from .decoder import Decoder, FrozenDecoder, TrainedDecoder
+from .loop import CHECKPOINT, Losses, Stage, average_of, broadcast_weights, cosine, least_seconds, train
+from .losses import best_of, draw_points, mask_boxes, mask_errors, mask_ious
+from .recipe import DecoderRecipe, Recipe
+from .run import Log, RunOptions, autocast, digest_of, open_run, process_state, save_run, start_accelerator, stop_on_signals
+
+__all__ = ["EncodedImage", "encode_images", "train_decoder"]
+
+COLUMNS = ("step", "seconds", "images", "lr", "masks", "scores", "box_iou", "point_iou")
+CHECK_IMAGES = 8
+CHECK_POINTS = 8  # of an image
+MASK_WEIGHT = 5.0  # of cross-entropy and dice
+CORRECTION_WEIGHT = 0.5
+SINGLE_WEIGHT = 0.5  # of the mask for one instance, where a single point asks
+SCORE_RATE = 3.0  # of the head for the predicted IoUs, times the learning rate
+KINDS = ("box", "box and point", "points")
+KIND_SHARES = (0.65, 0.15, 0.2)
+EXACT_SHARE = 0.3  # of boxes that are not moved
+ALIKE = 0.7  # IoU from which two masks are the same instance
+ORDER = 10**6  # tells the order of images from those of the phases on features
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image in the cache, with the file of its own encoder's features of the padded whole, 256 x h x w, fp16."""
+
+    image: CachedImage
+    features: Path
+
+    def read(self, device: torch.device) -> "View":
+        """Return what the decoders see."""
+        rows, columns = self.image.grid()
+        maps = load_file(self.image.maps)["features"][:rows, :columns]
+        teacher = maps.permute(2, 0, 1)[None].float()
+        return View(load_file(self.features)["features"][None].float().to(device), teacher.to(device))
+
+
+class View(NamedTuple):
+    """An image to the student, 1 x 256 x h x w with the padding, and to the teacher, 1 x 256 x rows x columns without it."""
+
+    student: Tensor
+    teacher: Tensor
+
+
+class Prompts(NamedTuple):
+    """Prompts of one kind, P of them, and the teacher's masks for them.
+
+    Args:
+        points: P x K x 2, x and y in pixels of the padded input; or None.
+        labels: P x K; or None for points on the foreground.
+        boxes: P x 4; or None.
+        logits: P x M x 4 rows x 4 columns, the teacher's. Of the student's four masks the first M are learnt.
+        scores: P x M, the teacher's predicted IoUs, from 0 to 1.
+        weights: P x M, of the masks' losses; they sum up to 1 over all prompts of a part of an image's loss.
+    """
+
+    points: Tensor | None
+    labels: Tensor | None
+    boxes: Tensor | None
+    logits: Tensor
+    scores: Tensor
+    weights: Tensor
+
+
+def encode_images(encoder: nn.Module, images: Sequence[CachedImage], folder: Path, grid: Grid) -> list[EncodedImage]:
+    """Write an encoder's features of cached images, once; several processes share the images out.
+
+    A file of 2 MB an image is named after the image, the encoder's weights and its stride.
+    """
+    make_folder(folder)
+    state = process_state()
+    key = f"{digest_of(encoder)}-{grid.stride}"
+    encoded = [EncodedImage(image, folder / f"student-{key}-{image.image.name.removeprefix('image-')}") for image in images]
+    mine = encoded[state.process_index :: state.num_processes]
+    encoder = encoder.to(state.device).eval()
+    for entry in tqdm(mine, desc="encoder", unit="image", disable=None if state.is_main_process else True):
+        if not is_whole(entry.features):
+            (sample,) = whole_images([entry.image], grid)
+            with torch.no_grad():
+                features = encoder(sample["input"].to(state.device))[0]
+            write_tensors(entry.features, {"features": features.half().cpu().contiguous()})
+    state.wait_for_everyone()
+    return encoded
+
+
+def train_decoder(
+    sam: Sam,
+    teacher: FrozenDecoder,
+    images: Sequence[EncodedImage],
+    held_out: Sequence[EncodedImage],
+    folder: Path,
+    recipe: Recipe,
+    options: RunOptions = RunOptions(),  # noqa: B008  it is frozen
+) -> dict[str, Any]:
+    """Train a Sam's mask decoder on the teacher's masks, and put the average into the Sam; return the record of the stage.
+
+    Writes into `folder`: `run.yaml`, `log.csv`, `checkpoint.safetensors` and `decoder.safetensors` (the average).
+
+    Args:
+        sam: Its prompt encoder and its image encoder stay as they are.
+        teacher: The teacher's decoder.
+        images: To train on, from `encode_images`.
+        held_out: To measure on.
+        folder: Where to write.
+        recipe: How to train: its `decoder` and its `seed`.
+        options: How to carry it out.
+
+    Raises:
+        InvalidInputError: there is no image, or there is another stage in the folder.
+        RunStoppedError: the process was told to stop (SIGTERM, Ctrl-C); the stage can be resumed.
+        SaveError: something cannot be written; the checkpoint before it is kept.
+    """
+    accelerator = start_accelerator()
+    how = cast(DecoderRecipe, recipe.decoder)
+    if not images or not held_out:
+        raise InvalidInputError("there is no image to train on, or none to measure on: give one or more of each.")
+    student = Student(TrainedDecoder(sam)).to(accelerator.device)
+    teacher = teacher.to(accelerator.device)
+    description: dict[str, Any] = {
+        "recipe": asdict(how) | {"seed": recipe.seed},
+        "start": digest_of(student),
+        "teacher": digest_of(teacher),
+        "images": len(images),
+        "held_out": len(held_out),
+        "images_sha256": digest_of([entry.features.name for entry in [*images, *held_out]]),
+    }
+    record = open_run(folder, description, ("steps", "before"), resume=options.resume)
+    accelerator.wait_for_everyone()  # before the first writes what the others look for
+    keep_freed_memory()
+    part_size = how.batch_size // (accelerator.num_processes * options.accumulate)
+    optimizer = make_optimizer(student, how)
+    average = average_of(student, how.ema_decay)
+    asker = Asker(teacher, images, how, recipe.seed)
+    progress = Progress()
+    if record is not None and (folder / CHECKPOINT).is_file():
+        progress = load_checkpoint(folder / CHECKPOINT, student, average.module, optimizer)
+    if record is None:
+        steps = how.epochs * len(images) / how.batch_size
+        if how.minutes is not None:
+            steps = 60 * how.minutes / step_seconds(student, asker, part_size, accelerator, options)
+        before = measure(average.module.decoder, teacher, held_out, accelerator.device)
+        record = description | {"steps": max(1, round(steps)), "before": before}
+        if accelerator.is_main_process:
+            save_run(folder, record)
+    with (
+        stop_on_signals() as stopped,
+        Log(folder, COLUMNS, progress.step, active=accelerator.is_main_process, tensorboard=options.tensorboard) as log,
+    ):
+        stage = DecoderStage(
+            accelerator,
+            student,
+            average,
+            optimizer,
+            folder,
+            log,
+            options,
+            record["steps"],
+            len(images),
+            how.clip_norm,
+            how,
+            part_size,
+            asker,
+            held_out,
+        )
+        train(stage, progress, stopped)
+        after = stage.measure(held_out)
+        log.write(stage.steps, images=stage.images_seen(stage.steps), **after)
+    if accelerator.is_main_process:
+        save_module(stage.decoder.mask_decoder, folder / "decoder.safetensors")
+    accelerator.wait_for_everyone()
+    sam.mask_decoder.load_state_dict(stage.decoder.mask_decoder.state_dict())
+    return record | {"after": after}
+
+
+class Student(nn.Module):
+    """A decoder that learns, whose forward pass is an image's whole loss: prompts, masks, corrections."""
+
+    def __init__(self, decoder: TrainedDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, features: Tensor, asked: Sequence[Prompts], corrections: float, seed: int) -> Losses:
+        """Return the terms of the loss.
+
+        Args:
+            features: 1 x 256 x h x w.
+            asked: The prompts.
+            corrections: Share of the prompts for one instance that are corrected.
+            seed: Of what is corrected, and where.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        terms: dict[str, list[Tensor]] = {"masks": [], "scores": []}
+        for prompts in asked:
+            logits = self._answer(features, prompts, None, 1.0, terms)
+            if prompts.logits.shape[1] > 1:
+                continue
+            chosen = torch.rand(len(logits), generator=generator) < corrections
+            if chosen.any():
+                corrected = correct(_select(prompts, chosen), logits[chosen], self.decoder.stride, generator)
+                masks = logits[chosen] if torch.rand((), generator=generator) < 0.5 else None
+                self._answer(features, corrected, masks, CORRECTION_WEIGHT, terms)
+        return {name: torch.stack(values).sum() for name, values in terms.items()}
+
+    def _answer(
+        self, features: Tensor, prompts: Prompts, masks: Tensor | None, weight: float, terms: dict[str, list[Tensor]]
+    ) -> Tensor:
+        """Add what an answer costs to `terms`; return the logits of the mask for one instance, P x 1 x 4h x 4w, detached."""
+        out = self.decoder(features, prompts.points, prompts.boxes, prompts.labels, masks)
+        count, height, width = prompts.logits.shape[1:]
+        logits, scores = out.logits[:, :count, :height, :width], out.scores[:, :count]
+        errors = mask_errors(logits, prompts.logits, torch.ones(height, width, device=logits.device))
+        terms["masks"].append(weight * (errors * prompts.weights).sum())
+        target = mask_ious(logits.detach() > 0, prompts.logits > 0) * prompts.scores
+        terms["scores"].append(weight * (scores.float() - target).square().mean())
+        return out.logits[:, :1].detach().float()
+
+
+@dataclass
+class Asker:
+    """The images in the stage's order, with the prompts and the teacher's masks; the same for the same number.
+
+    Args:
+        teacher: The teacher's decoder.
+        images: To train on.
+        how: How many prompts, and of which kinds.
+        seed: Of everything random.
+    """
+
+    teacher: FrozenDecoder
+    images: Sequence[EncodedImage]
+    how: DecoderRecipe
+    seed: int
+
+    def __call__(self, number: int, device: torch.device) -> tuple[Tensor, list[Prompts]]:
+        """Return a sample by its number: the student's features of an image, and prompts.
+
+        Half of the samples are without the features of the padding, as `Predictor` leaves them out.
+        """
+        epoch, position = divmod(number, len(self.images))
+        order = draw_order(len(self.images), self.seed, ORDER, epoch)
+        view = self.images[int(order[position])].read(device)
+        rng = np.random.default_rng([self.seed, number])
+        features = view.student
+        if rng.random() < 0.5:
+            features = features[..., : view.teacher.shape[-2], : view.teacher.shape[-1]]
+        return features, ask(self.teacher, view.teacher, self.how, rng)
+
+
+@torch.no_grad()
+def ask(teacher: FrozenDecoder, features: Tensor, how: DecoderRecipe, rng: np.random.Generator) -> list[Prompts]:
+    """Draw prompts on an image and ask the teacher for its masks; of its features, 1 x 256 x rows x columns without padding."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    device = features.device
+    rows, columns = features.shape[-2:]
+    points = draw_points(
+        torch.ones(rows, columns, dtype=torch.bool), max(how.points, 2 * how.instances), generator, teacher.stride
+    )
+    points = points.to(device)
+    by_point = teacher(features, points)
+    scores = by_point.scores[: how.points].clamp(0, 1)
+    trust = scores.square() * torch.tensor([SINGLE_WEIGHT, 1.0, 1.0, 1.0], device=device)
+    asked = [
+        Prompts(
+            points[: how.points, None], None, None, by_point.logits[: how.points], scores, trust / trust.sum().clamp(min=1e-6)
+        )
+    ]
+    masks, worth = (m[:, 1:].flatten(0, 1) for m in by_point)
+    chosen = pick_instances(masks > 0, worth)
+    chosen = [chosen[i] for i in rng.permutation(len(chosen))[: how.instances]]
+    if not chosen:
+        return asked
+    boxes = mask_boxes(masks[chosen] > 0, teacher.stride)
+    by_box = teacher(features, boxes=boxes)
+    logits, scores = by_box.logits[:, :1], by_box.scores[:, :1].clamp(0, 1)
+    kept = (logits > 0).flatten(1).any(1).cpu()
+    kinds = torch.from_numpy(rng.choice(len(KINDS), len(boxes), p=KIND_SHARES))
+    sides = torch.tensor([columns, rows, columns, rows], device=device) * teacher.stride
+    drawn = torch.minimum(move_boxes(boxes, teacher.stride, rng).clamp(min=0), sides)
+    several = int(rng.integers(2, 5))
+    for kind, name in enumerate(KINDS):
+        which = kept & (kinds == kind)
+        if not which.any():
+            continue
+        inside = None
+        if name != "box":
+            inside = points_in(logits[which, 0] > 0, several if name == "points" else 1, teacher.stride, generator)
+        weights = torch.full((int(which.sum()), 1), 1 / int(kept.sum()), device=device)
+        asked.append(Prompts(inside, None, None if name == "points" else drawn[which], logits[which], scores[which], weights))
+    return asked
+
+
+def pick_instances(masks: Tensor, scores: Tensor) -> list[int]:
+    """Return the numbers of masks, P x h x w, that are worth asking for, the best first.
+
+    They are of the better half by predicted IoU, neither tiny nor the whole image, and unlike each other.
+    """
+    shares = masks.flatten(1).float().mean(1)
+    fit = (scores >= scores.median()) & (shares > 5e-4) & (shares < 0.9)
+    chosen: list[int] = []
+    for i in scores.argsort(descending=True).tolist():
+        if fit[i] and not (chosen and (mask_ious(masks[chosen], masks[i]) >= ALIKE).any()):
+            chosen.append(i)
+    return chosen
+
+
+def move_boxes(boxes: Tensor, stride: int, rng: np.random.Generator) -> Tensor:
+    """Move the sides of boxes, P x 4, as hands do: by a twentieth of the box's side or so, a tenth at most, and by rounding."""
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2).cpu().numpy()
+    moves = rng.normal(0, 0.05, sides.shape).clip(-0.1, 0.1) * sides + rng.uniform(-0.5, 0.5, sides.shape) * stride / 4
+    moves *= rng.random((len(sides), 1)) >= EXACT_SHARE
+    return boxes + torch.from_numpy(moves).to(boxes)
+
+
+def points_in(masks: Tensor, count: int, stride: int, generator: torch.Generator) -> Tensor:
+    """Draw points in masks, P x h x w, none of which is empty: P x count x 2, x and y in pixels of the padded input."""
+    drawn = torch.multinomial(masks.flatten(1).float().cpu(), count, replacement=True, generator=generator)
+    y, x = drawn // masks.shape[2], drawn % masks.shape[2]
+    return ((torch.stack([x, y], dim=2) + 0.5) * (stride / 4)).to(masks.device)
+
+
+def correct(prompts: Prompts, logits: Tensor, stride: int, generator: torch.Generator) -> Prompts:
+    """Add a click to prompts for one instance each, where the mask, P x 1 x 4h x 4w logits, is not the teacher's.
+
+    Where it is, the click confirms it.
+    """
+    wanted = prompts.logits[:, 0] > 0
+    wrong = (logits[:, 0, : wanted.shape[1], : wanted.shape[2]] > 0) ^ wanted
+    wrong = torch.where(wrong.flatten(1).any(1)[:, None, None], wrong, wanted)
+    clicks = points_in(wrong, 1, stride, generator)
+    x, y = (clicks[:, 0] / (stride / 4)).long().unbind(1)
+    labels = wanted[torch.arange(len(wanted), device=wanted.device), y, x].float()[:, None]
+    if prompts.points is None:
+        return prompts._replace(points=clicks, labels=labels)
+    before = torch.ones_like(prompts.points[..., 0]) if prompts.labels is None else prompts.labels
+    return prompts._replace(points=torch.cat([prompts.points, clicks], dim=1), labels=torch.cat([before, labels], dim=1))
+
+
+def _select(prompts: Prompts, which: Tensor) -> Prompts:
+    def part(value: Tensor | None) -> Any:
+        return None if value is None else value[which]
+
+    return Prompts(*map(part, prompts))
+
+
+@dataclass
+class DecoderStage(Stage):
+    """The mask decoder learns the teacher's masks.
+
+    Args:
+        how: The recipe.
+        part_size: Images that a process takes at a time.
+        asker: The samples.
+        held_out: To measure on.
+    """
+
+    shown = {"masks": "loss", "box_iou": "IoU by box"}  # noqa: RUF012  a ClassVar
+
+    how: DecoderRecipe
+    part_size: int
+    asker: Asker
+    held_out: Sequence[EncodedImage]
+
+    @property
+    def decoder(self) -> TrainedDecoder:
+        """Return the average's decoder."""
+        return cast(Student, self.average.module).decoder
+
+    def images_seen(self, step: int) -> float:
+        return step * self.how.batch_size
+
+    def learning_rate(self, done: float) -> float:
+        return self.how.lr * cosine(done, self.how.warmup, self.how.lowest_lr / self.how.lr)
+
+    def batches_left(self, step: int) -> Iterator[list[list[int]]]:
+        accelerator, parts = self.accelerator, self.options.accumulate
+        share = iter(Share(step, self.steps, self.part_size, parts, accelerator.process_index, accelerator.num_processes))
+        for _ in range(step, self.steps):
+            yield [next(share) for _ in range(parts)]
+
+    def losses(self, model: nn.Module, part: list[int], number: int, done: float) -> tuple[Tensor, Losses]:
+        return image_losses(model, self.asker, part, self.accelerator.device)
+
+    def clipped(self) -> list[list[nn.Parameter]]:
+        # The head for the predicted IoUs alone, as what it learns would shorten the others' steps.
+        head = list(cast(Student, self.model).decoder.mask_decoder.iou_prediction_head.parameters())
+        known = set(map(id, head))
+        return [head, [p for p in self.model.parameters() if id(p) not in known]]
+
+    def check(self, step: int) -> dict[str, float]:
+        """Measure the average on the first held-out images, and save it."""
+        found = self.measure(self.held_out[:CHECK_IMAGES])
+        if self.accelerator.is_main_process:
+            save_module(self.decoder.mask_decoder, self.folder / "decoder.safetensors")
+        return found
+
+    def measure(self, images: Sequence[EncodedImage]) -> dict[str, float]:
+        """Return the average's IoUs with the teacher, the same in all processes."""
+        broadcast_weights(self.average.module, self.accelerator)
+        return measure(self.decoder, self.asker.teacher, images, self.accelerator.device)
+
+
+def image_losses(model: nn.Module, asker: Asker, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Losses]:
+    """Return the mean loss of samples, and its terms."""
+    found: list[Losses] = []
+    for number in numbers:
+        features, asked = asker(number, device)
+        found.append(model(features, asked, asker.how.corrections, number))
+    terms = {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
+    return MASK_WEIGHT * terms["masks"] + terms["scores"], terms
+
+
+def make_optimizer(student: Student, how: DecoderRecipe) -> torch.optim.Optimizer:
+    """Return AdamW, with the head for the predicted IoUs in groups of its own."""
+    head = student.decoder.mask_decoder.iou_prediction_head
+    kept = {name for name, _ in student.named_parameters() if name.endswith(("token.weight", "tokens.weight"))}
+    ours = {id(p) for p in head.parameters()}
+    groups = []
+    for group in param_groups_weight_decay(student, how.weight_decay, no_weight_decay_list=kept):
+        for scale, members in (
+            (1.0, [p for p in group["params"] if id(p) not in ours]),
+            (SCORE_RATE, [p for p in group["params"] if id(p) in ours]),
+        ):
+            groups.append({"params": members, "weight_decay": group["weight_decay"], "lr_scale": scale})
+    return torch.optim.AdamW(groups, lr=how.lr, betas=(0.9, 0.99), fused=True)
+
+
+def step_seconds(student: Student, asker: Asker, part_size: int, accelerator: Any, options: RunOptions) -> float:
+    """Return what a step takes, tried on a copy of the student."""
+    trial = deepcopy(student)
+    optimizer = make_optimizer(trial, asker.how)
+    numbers = iter(range(1000 * part_size * options.accumulate))
+
+    def step() -> None:
+        for _ in range(options.accumulate):
+            with autocast(accelerator.device, options.precision):
+                loss, _ = image_losses(trial, asker, [next(numbers) for _ in range(part_size)], accelerator.device)
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return least_seconds(step, accelerator)
+
+
+@torch.no_grad()
+def measure(decoder: Decoder, teacher: FrozenDecoder, images: Sequence[EncodedImage], device: torch.device) -> dict[str, float]:
+    """Return the mean IoU of a decoder's masks with the teacher's: by the boxes of the teacher's masks, and by single points.
+
+    Points are drawn over the images, always the same. Of the three masks that a point may mean, each decoder's best by
+    predicted IoU counts. Images of the padded whole are decoded, as `SamPredictor` does.
+    """
+    generator = torch.Generator().manual_seed(0)
+    by_box: list[Tensor] = []
+    by_point: list[Tensor] = []
+    for image in images:
+        view = image.read(device)
+        rows, columns = view.teacher.shape[-2:]
+        points = draw_points(torch.ones(rows, columns, dtype=torch.bool), CHECK_POINTS, generator, teacher.stride).to(device)
+        theirs = best_of(teacher(view.teacher, points)) > 0
+        ours = best_of(decoder(view.student, points))[..., : 4 * rows, : 4 * columns] > 0
+        by_point.append(mask_ious(ours, theirs).cpu())
+        theirs = theirs[theirs.flatten(1).any(1)]
+        if len(theirs):
+            boxes = mask_boxes(theirs, teacher.stride)
+            wanted = teacher(view.teacher, boxes=boxes).logits[:, 0] > 0
+            found = decoder(view.student, boxes=boxes).logits[:, 0, : 4 * rows, : 4 * columns] > 0
+            by_box.append(mask_ious(found, wanted).cpu())
+    means = {"box_iou": by_box, "point_iou": by_point}
+    return {name: float(torch.cat(values).mean()) if values else 1.0 for name, values in means.items()}
