@@ -3,5 +3,6 @@
 from .loop import Prompts, Result, stream
 from .sinks import Clock, MaskFile, Overlay
 from .sources import Frames
+from .tracker import TrackedObject, Tracker
 
-__all__ = ["Clock", "Frames", "MaskFile", "Overlay", "Prompts", "Result", "stream"]
+__all__ = ["Clock", "Frames", "MaskFile", "Overlay", "Prompts", "Result", "TrackedObject", "Tracker", "stream"]
