@@ -15,6 +15,9 @@ def stream(
     point: Annotated[list[str] | None, typer.Option(help="x,y in pixels; once for each instance.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="The same as JSON: boxes, or points with labels.")] = None,
     track: Annotated[bool, typer.Option("--track", help="Follow what the prompts mean in the first frame.")] = False,
+    fixed_camera: Annotated[
+        bool, typer.Option("--fixed-camera", help="Encode only what moves; the camera stands still. In PyTorch only.")
+    ] = False,
     masks: Annotated[Path | None, typer.Option(help="Add masks to this file, a line of JSON a frame, as run lengths.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a video with the masks drawn, .mp4 or .avi.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after so many frames.", min=1)] = None,
@@ -38,6 +41,7 @@ def stream(
     from ..live.loop import Prompts
     from ..live.loop import stream as run
     from ..live.loop import track as follow
+    from ..live.partial import PartialPredictor
     from ..live.sinks import Clock, MaskFile, Overlay
     from ..live.sources import Frames
     from ..live.tracker import Tracker
@@ -53,6 +57,7 @@ def stream(
         wanted = Prompts(points=points, labels=np.ones(points.shape[:2], dtype=np.int64))
     frames = Frames(source)
     predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
+    model = PartialPredictor(predictor) if fixed_camera else predictor
     clock, told, count = Clock(), time.monotonic(), 0
     with ExitStack() as stack:
         # A service that is stopped ends as by Ctrl-C, so that its files are kept.
@@ -63,7 +68,7 @@ def stream(
         if overlay is not None:
             outputs.append(stack.enter_context(Overlay(overlay, frames.rate)))
         try:
-            results = follow(Tracker(predictor), frames, wanted) if track else run(predictor, frames, wanted)
+            results = follow(Tracker(model), frames, wanted) if track else run(model, frames, wanted)
             for result in results:
                 for output in outputs:
                     output.write(result)

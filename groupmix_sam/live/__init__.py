@@ -1,6 +1,7 @@
 """Live video: sources, the loop over frames, the tracker, and what is written."""
 
 from .loop import Prompts, Result, stream, track
+from .partial import PartialPredictor
 from .sinks import Clock, MaskFile, Overlay
 from .sources import Frame, Frames
 from .tracker import TrackedObject, Tracker
@@ -11,6 +12,7 @@ __all__ = [
     "Frames",
     "MaskFile",
     "Overlay",
+    "PartialPredictor",
     "Prompts",
     "Result",
     "TrackedObject",

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError
 from ..inference.predictor import Predictor
 from ..prompts import EVERY, read_prompts
+from .partial import PartialPredictor
 from .sources import Frames
 from .tracker import TrackedObject, Tracker
 
@@ -57,7 +58,7 @@ class Result(NamedTuple):
 
 
 def stream(
-    predictor: Predictor,
+    predictor: Predictor | PartialPredictor,
     frames: Frames,
     prompts: Prompts | Callable[[int, NDArray[np.uint8]], Prompts | None],
 ) -> Iterator[Result]:

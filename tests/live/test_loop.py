@@ -497,6 +497,14 @@ def test_command_that_tracks(tmp_path, sam, monkeypatch):
         assert mask_iou(decode_rle(item["mask"]), rectangle((20 + 4 * i, 40, 50 + 4 * i, 70))) > 0.8
 
 
+def test_command_with_a_fixed_camera(video, tmp_path, sam):
+    weights = save_weights(sam, tmp_path / "mine.safetensors")
+    arguments = ["stream", str(video), "--box", "20,10,100,80", "--fixed-camera", "--limit", "2"]
+    arguments += ["--checkpoint", str(weights), "--encoder", "gmf_sam_test", "--image-size", "256"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert (done.exit_code, "2 frames" in done.stdout) == (0, True)
+
+
 def test_a_service_that_is_stopped_keeps_its_masks(tmp_path, sam, monkeypatch):
     weights = save_weights(sam, tmp_path / "mine.safetensors")
     masks = tmp_path / "masks.jsonl"
