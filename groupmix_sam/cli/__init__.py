@@ -20,6 +20,7 @@ from . import (
     distill,
     encoders,
     evaluate,
+    evaluate_video,
     everything,
     export,
     info,
@@ -66,7 +67,7 @@ app = typer.Typer(
 PANELS = {
     "Use": (segment.segment, everything.everything, demo.demo, stream.stream, info.info),
     "Train": (distill.distill, adapt.adapt),
-    "Measure": (evaluate.evaluate, compare.compare, profile.profile, encoders.encoders),
+    "Measure": (evaluate.evaluate, evaluate_video.evaluate_video, compare.compare, profile.profile, encoders.encoders),
     "Deploy": (export.export, batch.batch, push.push),
 }
 for panel, commands in PANELS.items():

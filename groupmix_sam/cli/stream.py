@@ -14,7 +14,11 @@ def stream(
     box: Annotated[list[str] | None, typer.Option(help="left,top,right,bottom in pixels; once for each instance.")] = None,
     point: Annotated[list[str] | None, typer.Option(help="x,y in pixels; once for each instance.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="The same as JSON: boxes, or points with labels.")] = None,
-    masks: Annotated[Path | None, typer.Option(help="Write masks, a line of JSON a frame, as run lengths.")] = None,
+    track: Annotated[bool, typer.Option("--track", help="Follow what the prompts mean in the first frame.")] = False,
+    fixed_camera: Annotated[
+        bool, typer.Option("--fixed-camera", help="Encode only what moves; the camera stands still. In PyTorch only.")
+    ] = False,
+    masks: Annotated[Path | None, typer.Option(help="Add masks to this file, a line of JSON a frame, as run lengths.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a video with the masks drawn, .mp4 or .avi.")] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after so many frames.", min=1)] = None,
     checkpoint: Model = "default",
@@ -24,6 +28,7 @@ def stream(
     """Segment what a camera or a video shows, the newest frame first, until it ends, Ctrl-C or SIGTERM.
 
     groupmix-sam stream 0 --box 170,16,420,312 --masks masks.jsonl
+    groupmix-sam stream video.mp4 --track --box 170,16,420,312 --overlay seen.mp4
     groupmix-sam stream rtsp://camera/1 --checkpoint exported/ --prompts prompts.json --overlay seen.mp4
     """
     import signal
@@ -35,8 +40,11 @@ def stream(
     from ..inference import Predictor
     from ..live.loop import Prompts
     from ..live.loop import stream as run
+    from ..live.loop import track as follow
+    from ..live.partial import PartialPredictor
     from ..live.sinks import Clock, MaskFile, Overlay
     from ..live.sources import Frames
+    from ..live.tracker import Tracker
 
     if (box is not None) + (point is not None) + (prompts is not None) != 1:
         raise InvalidInputError("say what to segment by one of --box, --point and --prompts.")
@@ -49,6 +57,7 @@ def stream(
         wanted = Prompts(points=points, labels=np.ones(points.shape[:2], dtype=np.int64))
     frames = Frames(source)
     predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
+    model = PartialPredictor(predictor) if fixed_camera else predictor
     clock, told, count = Clock(), time.monotonic(), 0
     with ExitStack() as stack:
         # A service that is stopped ends as by Ctrl-C, so that its files are kept.
@@ -59,7 +68,8 @@ def stream(
         if overlay is not None:
             outputs.append(stack.enter_context(Overlay(overlay, frames.rate)))
         try:
-            for result in run(predictor, frames, wanted):
+            results = follow(Tracker(model), frames, wanted) if track else run(model, frames, wanted)
+            for result in results:
                 for output in outputs:
                     output.write(result)
                 clock.add(result.seconds)

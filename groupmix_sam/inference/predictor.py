@@ -261,6 +261,21 @@ class Predictor:
         self._check_index(index)
         return self._features[index]
 
+    def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the features of what `preprocess` returned, B x 3 x S x S; in PyTorch also of windows of it.
+
+        Args:
+            pixels: B x 3 x H x W; H and W are multiples of 16.
+        """
+        (features,) = self.model.encoder(pixels)
+        return features
+
+    def set_embedding(self, features: NDArray[np.float32], size: tuple[int, int]) -> None:
+        """Set an image by its embedding, 1 x 256 x G x G, and its height and width in pixels."""
+        self.reset_image()
+        self._features = [features]
+        self._sizes = [size]
+
     def save_embedding(self, path: str | PathLike[str]) -> Path:
         """Write the images' embeddings as safetensors, beside and then renamed; return the path.
 

@@ -1,7 +1,22 @@
-"""Live video: sources, the loop over frames, and what it writes."""
+"""Live video: sources, the loop over frames, the tracker, and what is written."""
 
-from .loop import Prompts, Result, stream
+from .loop import Prompts, Result, stream, track
+from .partial import PartialPredictor
 from .sinks import Clock, MaskFile, Overlay
-from .sources import Frames
+from .sources import Frame, Frames
+from .tracker import TrackedObject, Tracker
 
-__all__ = ["Clock", "Frames", "MaskFile", "Overlay", "Prompts", "Result", "stream"]
+__all__ = [
+    "Clock",
+    "Frame",
+    "Frames",
+    "MaskFile",
+    "Overlay",
+    "PartialPredictor",
+    "Prompts",
+    "Result",
+    "TrackedObject",
+    "Tracker",
+    "stream",
+    "track",
+]

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError
 from ..inference.predictor import Predictor
 from ..prompts import EVERY, read_prompts
-from .sources import Frame, Frames
+from .partial import PartialPredictor
+from .sources import Frames
+from .tracker import TrackedObject, Tracker
 
-__all__ = ["Prompts", "Result", "stream"]
+__all__ = ["Prompts", "Result", "stream", "track"]
 
 
 class Prompts(NamedTuple):
@@ -40,16 +42,26 @@ class Prompts(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A frame's number from 0, the frame (BGR), its masks, P x H x W, their predicted IoUs, P, and the seconds it took."""
+    """A frame with its number from 0 and its time in seconds, its masks and the seconds that they took.
+
+    `frame` is H x W x 3, BGR. `masks` is P x H x W and `scores`, their predicted IoUs, P. Of objects that are followed, masks
+    and scores are those that are seen, and `objects` says which.
+    """
 
     number: int
-    frame: Frame
+    time: float
+    frame: NDArray[np.uint8]
     masks: NDArray[np.bool_]
     scores: NDArray[np.float32]
     seconds: float
+    objects: list[TrackedObject] | None = None
 
 
-def stream(predictor: Predictor, frames: Frames, prompts: Prompts | Callable[[int, Frame], Prompts | None]) -> Iterator[Result]:
+def stream(
+    predictor: Predictor | PartialPredictor,
+    frames: Frames,
+    prompts: Prompts | Callable[[int, NDArray[np.uint8]], Prompts | None],
+) -> Iterator[Result]:
     """Yield the masks of each frame that is not skipped: of each prompt the one that `segment` takes.
 
     Args:
@@ -63,13 +75,42 @@ def stream(predictor: Predictor, frames: Frames, prompts: Prompts | Callable[[in
         InvalidInputError: a prompt that cannot be used, such as a point outside the frame or a reversed box.
     """
     try:
-        for number, frame in frames:
+        for number, moment, frame in frames:
             start = time.perf_counter()
             wanted = prompts(number, frame) if callable(prompts) else prompts
             if wanted is None:
                 continue
             predictor.set_image(frame, "BGR")
             masks, scores = predictor.predict_single_mask(wanted.points, wanted.labels, wanted.boxes)
-            yield Result(number, frame, masks, scores, time.perf_counter() - start)
+            yield Result(number, moment, frame, masks, scores, time.perf_counter() - start)
+    finally:
+        frames.close()
+
+
+def track(tracker: Tracker, frames: Frames, prompts: Prompts) -> Iterator[Result]:
+    """Yield the objects that prompts mean in the first frame, in each frame that is not skipped.
+
+    Args:
+        tracker: What follows them.
+        frames: Where frames come from; closed in the end.
+        prompts: About the first frame.
+
+    Raises:
+        ImageReadError: of `frames`.
+        InvalidInputError: a prompt that cannot be used, or one without an object under it.
+    """
+    started = False
+    try:
+        for number, moment, frame in frames:
+            start = time.perf_counter()
+            image = np.ascontiguousarray(frame[:, :, ::-1])
+            if not started:
+                tracker.start(image, boxes=prompts.boxes, points=prompts.points, labels=prompts.labels)
+                started = True
+            objects = tracker.update(image)
+            seen = [item for item in objects if item.mask is not None]
+            masks = np.array([item.mask for item in seen]).reshape(-1, *image.shape[:2]).astype(bool)
+            scores = np.array([item.score for item in seen], dtype=np.float32)
+            yield Result(number, moment, frame, masks, scores, time.perf_counter() - start, objects)
     finally:
         frames.close()

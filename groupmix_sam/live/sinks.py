@@ -3,23 +3,29 @@
 import json
 import os
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import InvalidInputError, SaveError, import_extra
 from ..masks import encode_rle
 from ..visualize import draw_masks
 from .loop import Result
 from .sources import DEFAULT_RATE
+from .tracker import TrackedObject
 
 __all__ = ["Clock", "MaskFile", "Overlay"]
+
+# Seconds for which an overlay shows one frame at most.
+MOST_PAUSE = 2.0
+# How every line of a mask file begins.
+RECORD = b'{"frame": '
 
 
 class Clock:
@@ -44,87 +50,147 @@ class Clock:
         return f"{rate} frames/s, latency {middle:.0f} ms median, {high:.0f} ms 95 %, {most:.0f} ms 99 %"
 
 
-class _Output(ABC):
-    """A file that is written beside its name and takes it when closed, also after an error: what was seen is kept.
+class MaskFile:
+    """Masks as JSON, a line a frame: its number, time, seconds, scores and COCO's compressed run lengths.
 
-    Where no frame was written, a file of that name stays as it was.
+    Lines are added to the file, and each is on the disk before the next frame: it can be followed while it grows, and a power
+    cut costs one line. A line of ours that a power cut left unfinished is cut off when the file is opened again.
+
+    Raises:
+        InvalidInputError: there is no such folder.
+        SaveError: it cannot be written.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(path)
-        if self.path.is_dir() or not self.path.parent.is_dir():
-            raise InvalidInputError(f"cannot write {self.path}: give a file in a folder that exists.")
-        self.part = self.path.with_name(f".{os.getpid()}.part.{self.path.name}")
-        self.frames = 0
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-        if self.frames:
-            os.replace(self.part, self.path)
-        else:
-            self.part.unlink(missing_ok=True)
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close what was written to."""
-
-
-class MaskFile(_Output):
-    """Masks as JSON, a line a frame: its number, seconds, scores and COCO's compressed run lengths."""
-
-    def __init__(self, path: str | PathLike[str]) -> None:
-        super().__init__(path)
+        self.path = _checked(path)
         try:
-            self._file = self.part.open("w", encoding="utf-8")
+            self._file = self.path.open("a+b")
+            _end_with_a_line(self._file)
         except OSError as e:
             raise SaveError(f"{self.path} cannot be written ({e}): give a file in a folder of yours.") from e
 
-    def write(self, result: Result) -> None:
-        """Add a frame."""
-        record = {
-            "frame": result.number,
-            "seconds": round(result.seconds, 4),
-            "scores": [round(float(score), 4) for score in result.scores],
-            "masks": [encode_rle(mask) for mask in result.masks],
-        }
-        try:
-            print(json.dumps(record), file=self._file, flush=True)  # so that a disk that is full is told of here
-        except OSError as e:
-            raise SaveError(f"{self.path} cannot be written ({e}): free some space; the frames before are kept.") from e
-        self.frames += 1
+    def __enter__(self) -> "MaskFile":
+        return self
 
-    def close(self) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with suppress(OSError):  # what a full disk did not take, which has been told of
             self._file.close()
 
+    def write(self, result: Result) -> None:
+        """Add a frame."""
+        record: dict[str, Any] = {
+            "frame": result.number,
+            "time": round(result.time, 3),
+            "seconds": round(result.seconds, 4),
+        }
+        if result.objects is None:
+            record["scores"] = [round(float(score), 4) for score in result.scores]
+            record["masks"] = [encode_rle(mask) for mask in result.masks]
+        else:
+            record["objects"] = [_object_record(item) for item in result.objects]
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()  # so that a disk that is full is told of here
+            os.fsync(self._file.fileno())
+        except OSError as e:
+            raise SaveError(f"{self.path} cannot be written ({e}): free some space; the frames before are kept.") from e
 
-class Overlay(_Output):
-    """A video, MP4 or AVI, of the frames with their masks drawn over them."""
+
+class Overlay:
+    """A video, MP4 or AVI, of the frames with their masks drawn over them, at the speed of their times.
+
+    A frame is repeated until the next one is due. One of another size than the first is fitted into that. The video is written
+    beside its name and takes it when closed, also after an error. Where no frame was written, a file of that name stays as it
+    was.
+
+    Raises:
+        InvalidInputError: there is no such folder, or OpenCV cannot write such a file.
+    """
 
     def __init__(self, path: str | PathLike[str], frames_per_second: float = DEFAULT_RATE) -> None:
-        super().__init__(path)
+        self.path = _checked(path)
         self._cv2 = import_extra("cv2", "stream")
         self._codec = {".mp4": "mp4v", ".avi": "MJPG"}.get(self.path.suffix.lower(), "")
         if not self._codec:
             raise InvalidInputError(f"cannot write {self.path}: give a name that ends in .mp4 or .avi.")
+        self._part = self.path.with_name(f".{os.getpid()}.part.{self.path.name}")
         self._rate = frames_per_second
         self._writer: Any = None
+        self._size = (0, 0)
+        self._start = 0.0
+        self._count = 0
+
+    def __enter__(self) -> "Overlay":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._writer is not None:
+            self._writer.release()
+        if self._count:
+            os.replace(self._part, self.path)
+        else:
+            self._part.unlink(missing_ok=True)
 
     def write(self, result: Result) -> None:
         """Add a frame."""
+        image = np.asarray(draw_masks(result.frame[:, :, ::-1], list(result.masks)))[:, :, ::-1]
         if self._writer is None:
-            height, width = result.frame.shape[:2]
+            self._size = (image.shape[1], image.shape[0])
+            self._start = result.time
             codec = self._cv2.VideoWriter.fourcc(*self._codec)
-            self._writer = self._cv2.VideoWriter(str(self.part), codec, self._rate, (width, height))
+            self._writer = self._cv2.VideoWriter(str(self._part), codec, self._rate, self._size)
             if not self._writer.isOpened():
                 raise InvalidInputError(f"OpenCV cannot write {self.path}: give a name that ends in .avi.")
-        drawn = draw_masks(result.frame[:, :, ::-1], list(result.masks))
-        self._writer.write(np.asarray(drawn)[:, :, ::-1])
-        self.frames += 1
+        image = self._fit(image)
+        due = round((result.time - self._start) * self._rate) + 1 - self._count
+        # Every frame is in the video, and a camera that was away for long leaves a short pause.
+        for _ in range(max(1, min(due, round(MOST_PAUSE * self._rate)))):
+            self._writer.write(image)
+            self._count += 1
 
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
+    def _fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the frame in the size of the video, whole, with black where it has another shape."""
+        width, height = self._size
+        if image.shape[:2] == (height, width):
+            return image
+        scale = min(width / image.shape[1], height / image.shape[0])
+        size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+        out = np.zeros((height, width, 3), np.uint8)
+        left, top = (width - size[0]) // 2, (height - size[1]) // 2
+        out[top : top + size[1], left : left + size[0]] = self._cv2.resize(
+            np.ascontiguousarray(image), size, interpolation=self._cv2.INTER_AREA
+        )
+        return out
+
+
+def _checked(path: str | PathLike[str]) -> Path:
+    """Return a path that a file may have; raise InvalidInputError if not."""
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise InvalidInputError(f"cannot write {path}: give a file in a folder that exists.")
+    return path
+
+
+def _end_with_a_line(file: BinaryIO) -> None:
+    """Cut off a record that a power cut left unfinished; give anything else that has no end one."""
+    end = start = file.seek(0, os.SEEK_END)
+    tail = b""
+    while start and b"\n" not in tail:
+        start = max(0, start - (1 << 16))
+        file.seek(start)
+        tail = file.read(end - start)
+    rest = tail.rpartition(b"\n")[2]
+    if rest.startswith(RECORD):
+        file.truncate(end - len(rest))
+    elif rest:
+        file.write(b"\n")
+
+
+def _object_record(item: TrackedObject) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "state": item.state,
+        "score": round(item.score, 4),
+        "box": None if item.box is None else [round(float(side), 1) for side in item.box],
+        "mask": None if item.mask is None else encode_rle(item.mask),
+    }

@@ -86,10 +86,10 @@ def test_a_full_disk_keeps_the_cache_and_the_parts(count, tmp_path):
 
 
 def test_a_full_disk_keeps_what_a_stream_has_seen(count, tmp_path):
-    result = Stream(0, draw(), np.array([draw()[:, :, 0] > 100]), np.array([0.5]), 0.1)
+    result = Stream(0, 0.0, draw(), np.array([draw()[:, :, 0] > 100]), np.array([0.5]), 0.1)
     with MaskFile(tmp_path / "m.jsonl") as file:
         file.write(result)
-        room = file.part.stat().st_size + 10
+        room = file.path.stat().st_size + 10
         with full_disk(room), pytest.raises(SaveError, match="cannot be written"):
             file.write(result)
     first, *_ = (tmp_path / "m.jsonl").read_text().split("\n")

@@ -4,7 +4,10 @@ import itertools
 import json
 import os
 import signal
+import struct
 import threading
+import time
+import tracemalloc
 import weakref
 from contextlib import suppress
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
@@ -22,12 +26,20 @@ from groupmix_sam.inference.automatic import segment
 from groupmix_sam.live.loop import Prompts, Result, stream
 from groupmix_sam.live.sinks import Clock, MaskFile, Overlay
 from groupmix_sam.live.sources import Frames
+from groupmix_sam.live.tracker import TrackedObject
+from groupmix_sam.masks import decode_rle, mask_iou
 from groupmix_sam.prompts import Prompt
 from groupmix_sam.weights import save_weights
 
 from ..inference.conftest import draw
+from .fake import RED, ColourPredictor, rectangle, scene
 
 BOX = Prompts(boxes=np.array([[20.0, 10, 100, 80], [5, 5, 60, 60]]))
+
+
+def result(number, level=100, size=(90, 120)):
+    """Return a result of a gray frame without a mask, 0.1 s after the one before."""
+    return Result(number, number / 10, np.full((*size, 3), level, np.uint8), np.zeros((0, *size), bool), np.zeros(0), 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +68,9 @@ class Camera:
         if isinstance(gray, Exception):
             raise gray
         return (False, None) if gray is None else (True, np.full((90, 120, 3), gray, np.uint8))
+
+    def get(self, key):
+        return 0.0
 
     def release(self):
         pass
@@ -114,8 +129,10 @@ def clock(monkeypatch):
     def now():
         return seconds[0]
 
-    clock = SimpleNamespace(monotonic=now, perf_counter=now, sleep=lambda pause: seconds.append(seconds.pop() + pause))
-    for module in ("loop", "sinks", "sources"):
+    clock = SimpleNamespace(
+        monotonic=now, perf_counter=now, time=now, sleep=lambda pause: seconds.append(seconds.pop() + pause)
+    )
+    for module in ("sources", "loop", "sinks"):
         monkeypatch.setattr(f"groupmix_sam.live.{module}.time", clock)
     return clock
 
@@ -193,20 +210,20 @@ def test_a_source_that_drops_out_comes_back(clock):
     frames = Frames("rtsp://line/1", patience=0.5, open_capture=open_capture)
     seen = []
     with pytest.raises(ImageReadError, match=r"gave no frame for 0.5 s"):  # noqa: PT012
-        for _, frame in frames:
+        for _, _, frame in frames:
             seen.append(int(frame[0, 0, 0]))
             first.set()
     assert seen == [1, 2]
     assert set(opened) == {"rtsp://line/1"}
-    frames._thread.join(timeout=60)
-    assert not frames._thread.is_alive()
+    frames._reader.thread.join(timeout=60)
+    assert not frames._reader.thread.is_alive()
 
 
 def test_what_a_capture_raises_ends_the_stream():
     frames = Frames("0", open_capture=lambda source: Camera([1, 2, RuntimeError("unplugged")]))
     seen = []
     with pytest.raises(RuntimeError, match="unplugged"):  # noqa: PT012
-        for _, frame in frames:
+        for _, _, frame in frames:
             seen.append(int(frame[0, 0, 0]))
     assert seen[-1] == 2
 
@@ -242,27 +259,188 @@ def test_stops_from_another_thread():
     assert list(frames) == []
 
 
-@pytest.mark.parametrize("kind", [MaskFile, Overlay])
-def test_outputs_take_their_names_in_the_end(tmp_path, kind):
+def test_an_overlay_takes_its_name_in_the_end(tmp_path):
     path = tmp_path / "out.avi"
-    masks = np.zeros((1, 90, 120), bool)
-    masks[0, 20:40, 30:50] = True
-    with pytest.raises(RuntimeError, match="the line stops"), kind(path) as out:  # noqa: PT012
-        out.write(Result(0, draw(), masks, np.array([0.5]), 0.1))
+    with pytest.raises(RuntimeError, match="the line stops"), Overlay(path) as out:  # noqa: PT012
+        out.write(result(0))
         assert not path.exists()
         raise RuntimeError("the line stops")
     assert [p.name for p in tmp_path.iterdir()] == ["out.avi"]
 
 
-@pytest.mark.parametrize("kind", [MaskFile, Overlay])
 @pytest.mark.parametrize("error", [RuntimeError("no camera"), None], ids=["an error", "Ctrl-C, which the command takes"])
-def test_where_there_was_no_frame_what_was_there_stays(tmp_path, kind, error):
+def test_where_there_was_no_frame_the_overlay_of_before_stays(tmp_path, error):
     path = tmp_path / "out.avi"
     path.write_bytes(b"of yesterday")
-    with suppress(RuntimeError), kind(path):
+    with suppress(RuntimeError), Overlay(path):
         if error is not None:
             raise error
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("out.avi", b"of yesterday")]
+
+
+def test_masks_can_be_read_while_they_are_written(tmp_path):
+    path = tmp_path / "masks.jsonl"
+    with MaskFile(path) as out:
+        for i in range(3):
+            out.write(result(i))
+            assert [json.loads(line)["frame"] for line in path.read_text().splitlines()] == list(range(i + 1))
+    assert [p.name for p in tmp_path.iterdir()] == ["masks.jsonl"]
+
+
+@pytest.mark.parametrize("size", [1, 100_000], ids=["a short line", "a line longer than a block"])
+def test_a_power_cut_costs_one_line(tmp_path, size):
+    path = tmp_path / "masks.jsonl"
+    with MaskFile(path) as out:
+        out.write(result(0))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"frame": 1, "ti' + b"m" * size)
+    with MaskFile(path) as out:
+        out.write(result(2))
+    assert [json.loads(line)["frame"] for line in path.read_text().splitlines()] == [0, 2]
+
+
+def test_a_file_of_somebody_elses_is_kept(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("a line\nand one without an end")
+    with MaskFile(path) as out:
+        out.write(result(0))
+    assert path.read_text().startswith("a line\nand one without an end\n{")
+
+
+def test_objects_as_json(tmp_path):
+    mask = np.zeros((90, 120), bool)
+    mask[2:5, 3:9] = True
+    seen = TrackedObject(4, mask, np.array([3.0, 2, 9, 5]), 0.75, "found")
+    lost = TrackedObject(7, None, None, 0.0, "lost")
+    with MaskFile(tmp_path / "a.jsonl") as out:
+        out.write(result(5)._replace(objects=[seen, lost]))
+    record = json.loads((tmp_path / "a.jsonl").read_text())
+    (first, second) = record["objects"]
+    assert np.array_equal(decode_rle(first.pop("mask")), mask)
+    assert first == {"id": 4, "state": "found", "score": 0.75, "box": [3, 2, 9, 5]}
+    assert second == {"id": 7, "state": "lost", "score": 0, "box": None, "mask": None}
+    assert (record["frame"], record["time"]) == (5, 0.5)
+
+
+def gray_levels(path):
+    """Return the mean of each frame of a video and its shape."""
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while True:
+        found, frame = capture.read()
+        if not found:
+            return [round(float(f.mean())) for f in frames], {f.shape for f in frames}
+        frames.append(frame)
+
+
+def test_an_overlay_keeps_times(tmp_path):
+    """At 10 frames a second: a frame that is shown for 0.3 s is there three times, one that was gone for an hour 20 times."""
+    with Overlay(tmp_path / "a.avi", 10) as out:
+        for level, moment in ((50, 7.0), (100, 7.1), (150, 7.4), (200, 7.42), (250, 3607.0)):
+            out.write(result(0, level)._replace(time=moment))
+    levels, _ = gray_levels(tmp_path / "a.avi")
+    assert np.allclose(levels, [50, 100, 150, 150, 150, 200, *[250] * 20], atol=3)
+
+
+def test_an_overlay_of_frames_that_change_their_size(tmp_path):
+    """All are there, in the size of the first; one of another shape lies in the middle, between black."""
+    with Overlay(tmp_path / "a.avi", 10) as out:
+        for i, size in enumerate([(90, 120), (180, 240), (90, 60), (90, 120)]):
+            out.write(result(i, 200, size))
+    levels, shapes = gray_levels(tmp_path / "a.avi")
+    assert shapes == {(90, 120, 3)}
+    assert np.allclose(levels, [200, 200, 100, 200], atol=3)
+
+
+def test_a_rotated_video_comes_upright(tmp_path):
+    """As a phone writes it: the frames lie on their side, and the track's matrix says so."""
+    path = tmp_path / "a.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 32))
+    frame = np.zeros((32, 64, 3), np.uint8)
+    frame[:16] = 255
+    for _ in range(3):
+        writer.write(frame)
+    writer.release()
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40
+    assert struct.unpack(">9i", data[start : start + 36]) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    data[start : start + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 32 << 16, 0, 1 << 30)  # by 90 degrees
+    path.write_bytes(data)
+    frames = list(Frames(str(path)))
+    assert [frame.image.shape for frame in frames] == [(64, 32, 3)] * 3
+    assert frames[0].image[:, 16:].mean() > 240
+    assert frames[0].image[:, :16].mean() < 15
+
+
+def test_times_of_a_video_of_variable_rate(tmp_path):
+    path = tmp_path / "a.gif"
+    images = [Image.new("L", (32, 32), level) for level in (0, 80, 160, 240)]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=[100, 300, 50, 200])
+    frames = list(Frames(str(path)))
+    assert [frame.number for frame in frames] == [0, 1, 2, 3]
+    np.testing.assert_allclose([frame.time for frame in frames], [0, 0.1, 0.4, 0.45], atol=0.011)
+
+
+def test_times_of_a_camera():
+    before = time.time()
+    frame = next(iter(Frames("0", open_capture=lambda source: Camera(itertools.repeat(7)))))
+    assert before <= frame.time <= time.time()
+
+
+def test_a_camera_that_does_not_answer_is_opened_anew():
+    """The first read never returns; the second capture gives frames, and what the first gives in the end is too late."""
+    answer, opened = threading.Event(), []
+
+    class Silent(Camera):
+        def read(self):
+            answer.wait()
+            return super().read()
+
+    def open_capture(source):
+        opened.append(source)
+        return Silent([1]) if len(opened) == 1 else Camera(itertools.repeat(2))
+
+    frames = Frames("0", patience=0.3, open_capture=open_capture)
+    seen = []
+    for frame in frames:
+        seen.append(int(frame.image[0, 0, 0]))
+        if len(seen) == 2:
+            answer.set()
+        if len(seen) == 20:
+            break
+    frames.close()
+    assert set(seen) == {2}
+    assert len(opened) == 2
+
+
+def test_a_camera_that_never_answers_is_given_up():
+    stop = threading.Event()
+    silent = SimpleNamespace(isOpened=lambda: True, read=lambda: stop.wait() and (False, None), release=lambda: None)
+    with pytest.raises(ImageReadError, match=r"gave no frame for 0.2 s"):
+        list(Frames("0", patience=0.2, open_capture=lambda source: silent))
+    stop.set()
+
+
+def test_nothing_grows_with_the_number_of_frames(tmp_path):
+    """A looped video through the loop and all that writes: the peak of 300 frames is that of 60."""
+
+    def peak(count):
+        frames = Frames("line.avi", open_capture=lambda source: Camera(i % 7 for i in range(count)))
+        clock = Clock()
+        tracemalloc.reset_peak()
+        with MaskFile(tmp_path / "a.jsonl") as masks, Overlay(tmp_path / "a.avi") as overlay:
+            for found in stream(a_model(lambda: None), frames, BOX):
+                masks.write(found)
+                overlay.write(found)
+                clock.add(found.seconds)
+        return tracemalloc.get_traced_memory()[1]
+
+    tracemalloc.start()
+    try:
+        peak(60)
+        assert peak(300) == pytest.approx(peak(60), rel=0.1)
+    finally:
+        tracemalloc.stop()
 
 
 def test_overlay_shows_the_mask(tmp_path):
@@ -270,7 +448,7 @@ def test_overlay_shows_the_mask(tmp_path):
     masks[0, 20:60, 30:80] = True
     gray = np.full((90, 120, 3), 100, np.uint8)
     with Overlay(tmp_path / "a.avi") as out:
-        out.write(Result(0, gray, masks, np.array([0.5]), 0.1))
+        out.write(Result(0, 0.0, gray, masks, np.array([0.5]), 0.1))
     found, frame = cv2.VideoCapture(str(tmp_path / "a.avi")).read()
     assert found
     # Half gray, half Okabe and Ito's green, 0 158 115, in OpenCV's order.
@@ -295,8 +473,36 @@ def test_command(video, tmp_path, sam):
         assert line["frame"] == result.number
         for rle, mask in zip(line["masks"], result.masks, strict=True):
             assert coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) == {**rle, "counts": rle["counts"].encode()}
+        assert line["time"] == pytest.approx(result.number / 25, abs=1e-3)
     seen = cv2.VideoCapture(str(overlay))
     assert (seen.get(cv2.CAP_PROP_FRAME_COUNT), seen.get(cv2.CAP_PROP_FPS)) == (4, 25)
+
+
+def test_command_that_tracks(tmp_path, sam, monkeypatch):
+    """What the prompts mean in the first frame is followed; the model is one by colour."""
+    monkeypatch.setattr("groupmix_sam.inference.Predictor.from_pretrained", lambda *args, **options: ColourPredictor())
+    path = tmp_path / "line.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (160, 120))
+    for i in range(5):
+        writer.write(scene((RED, (20 + 4 * i, 40, 50 + 4 * i, 70)), seed=i)[:, :, ::-1])
+    writer.release()
+    arguments = ["stream", str(path), "--track", "--box", "20,40,50,70", "--masks", str(tmp_path / "a.jsonl")]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(lines) == 5
+    for i, line in enumerate(lines):
+        (item,) = line["objects"]
+        assert (item["id"], item["state"]) == (0, "tracked")
+        assert mask_iou(decode_rle(item["mask"]), rectangle((20 + 4 * i, 40, 50 + 4 * i, 70))) > 0.8
+
+
+def test_command_with_a_fixed_camera(video, tmp_path, sam):
+    weights = save_weights(sam, tmp_path / "mine.safetensors")
+    arguments = ["stream", str(video), "--box", "20,10,100,80", "--fixed-camera", "--limit", "2"]
+    arguments += ["--checkpoint", str(weights), "--encoder", "gmf_sam_test", "--image-size", "256"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert (done.exit_code, "2 frames" in done.stdout) == (0, True)
 
 
 def test_a_service_that_is_stopped_keeps_its_masks(tmp_path, sam, monkeypatch):
@@ -328,7 +534,7 @@ def test_rate(tmp_path, source, told, rate):
     frames = Frames(source, open_capture=lambda source: capture)
     assert frames.rate == rate
     with Overlay(tmp_path / "a.mp4", frames.rate) as out:
-        out.write(Result(0, draw(), np.zeros((1, 90, 120), bool), np.array([0.5]), 0.1))
+        out.write(Result(0, 0.0, draw(), np.zeros((1, 90, 120), bool), np.array([0.5]), 0.1))
     assert cv2.VideoCapture(str(tmp_path / "a.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(rate)
 
 

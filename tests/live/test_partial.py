@@ -1,0 +1,151 @@
+"""Encoding windows: what is encoded, what is kept, and how it is found out when that is not good enough."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from groupmix_sam.errors import InvalidInputError
+from groupmix_sam.inference import Predictor
+from groupmix_sam.live import Tracker
+from groupmix_sam.live.partial import PartialPredictor
+
+from .fake import RED, scene
+
+SIZE = (192, 256)
+
+
+def frame(*things, seed=0):
+    return scene(*things, size=SIZE, seed=seed)
+
+
+@pytest.fixture
+def partial(sam):
+    return PartialPredictor(Predictor(sam))
+
+
+def test_noise_is_not_encoded(partial):
+    """Of frames that differ by noise of 20 levels the first is encoded."""
+    partial.set_image(frame())
+    first = partial.get_image_embedding()
+    assert partial.share == 1
+    for seed in range(1, 10):
+        partial.set_image(frame(seed=seed))
+        assert partial.share == 0
+        np.testing.assert_array_equal(partial.get_image_embedding(), first)
+
+
+def test_a_window_around_what_changed(partial, sam):
+    """Its features are those of the window encoded alone, and all others stay as they were."""
+    plain = Predictor(sam)
+    partial.set_image(frame())
+    before = partial.get_image_embedding().copy()
+    changed = frame((RED, (96, 16, 112, 32)))
+    partial.set_image(changed)
+    after = partial.get_image_embedding()
+    # 64 pixels around, within the frame, and sides that are multiples of 64.
+    rows, columns = slice(0, 128), slice(32, 224)
+    assert partial.share == pytest.approx(128 * 192 / 256**2)
+    pixels = plain.preprocess(changed)
+    expected = plain.encode(np.ascontiguousarray(pixels[None, :, rows, columns]))
+    np.testing.assert_allclose(after[:, :, :8, 2:14], expected, atol=1e-5)
+    outside = np.ones(after.shape[2:], bool)
+    outside[:8, 2:14] = False
+    np.testing.assert_array_equal(after[:, :, outside], before[:, :, outside])
+    assert not np.allclose(after, before)
+    partial.set_image(changed)
+    assert partial.share == 0, "what was encoded is known"
+
+
+def test_slow_light_cannot_creep_away(partial):
+    """Half a level a frame is below what is told from noise in one frame, and is encoded once it adds up."""
+    dark = frame().astype(np.float32)
+    shares = []
+    for i in range(30):
+        partial.set_image((dark + 0.5 * i).astype(np.uint8))
+        shares.append(partial.share)
+    assert shares[0] == 1
+    assert shares[1:4] == [0, 0, 0]
+    assert 1 <= shares[1:].count(1.0) <= 8
+    assert max(shares[1:]) == 1, "the whole frame, as it changes everywhere"
+
+
+@pytest.mark.parametrize("event", ["a light", "a bumped camera", "another size"])
+def test_what_changes_everywhere_is_encoded_in_full(partial, event):
+    textured = np.random.default_rng(1).integers(0, 255, (24, 32, 3)).repeat(8, 0).repeat(8, 1).astype(np.uint8)
+    partial.set_image(textured)
+    if event == "a light":
+        textured = np.clip(textured.astype(int) + 60, 0, 255).astype(np.uint8)
+    elif event == "a bumped camera":
+        textured = np.roll(textured, (3, 5), (0, 1))
+    else:
+        textured = textured[:160]
+    partial.set_image(textured)
+    assert partial.share == 1
+
+
+def test_a_refresh_is_due(partial, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("groupmix_sam.live.partial.time", SimpleNamespace(monotonic=lambda: now[0]))
+    partial.set_image(frame())
+    now[0] = 11
+    partial.set_image(frame(seed=1))
+    assert partial.share == 0, "nothing was pasted since the last full encoding"
+    partial.set_image(frame((RED, (96, 16, 112, 32)), seed=2))
+    assert 0 < partial.share < 1
+    partial.set_image(frame((RED, (96, 16, 112, 32)), seed=3))
+    assert partial.share == 1
+    partial.set_image(frame((RED, (104, 16, 120, 32)), seed=4))
+    assert 0 < partial.share < 1
+
+
+@pytest.fixture
+def audits(monkeypatch):
+    """Audits after five windows, and windows up to the whole frame."""
+    monkeypatch.setattr("groupmix_sam.live.partial.AUDIT_EVERY", 5)
+    monkeypatch.setattr("groupmix_sam.live.partial.WORTH", 1.0)
+
+
+def test_an_audit_that_fails_widens_margins_and_then_gives_up(sam, audits):
+    partial = PartialPredictor(Predictor(sam), min_iou=1.1, refresh=1e9)
+    partial.set_image(frame())
+    partial.predict_prompts(boxes=np.array([[90, 10, 130, 60]]), multimask_output=False)
+    said = []
+    for i in range(20):
+        with pytest.warns(UserWarning, match="encod") if _audit_is_next(partial) else nullcontext():
+            partial.set_image(frame((RED, (96 + 8 * (i % 2), 16, 112 + 8 * (i % 2), 32))))
+        said.append((partial.margin, partial.always_full))
+    assert list(dict.fromkeys(said)) == [(64, False), (128, False), (192, False), (192, True)]
+    assert partial.share == 1
+    assert len(partial.audits) == 3
+    assert all(0 <= iou <= 1 for iou in partial.audits)
+
+
+def test_an_audit_that_passes_says_nothing(sam, audits):
+    partial = PartialPredictor(Predictor(sam), min_iou=0.0, refresh=1e9)
+    partial.set_image(frame())
+    partial.predict_prompts(boxes=np.array([[90, 10, 130, 60]]), multimask_output=False)
+    for i in range(5):
+        partial.set_image(frame((RED, (96 + 8 * (i % 2), 16, 112 + 8 * (i % 2), 32))))
+    assert partial.share == 1
+    assert (len(partial.audits), partial.margin, partial.always_full) == (1, 64, False)
+
+
+def test_it_takes_a_predictors_place_in_a_tracker(partial):
+    tracker = Tracker(partial)
+    mask = np.zeros(SIZE, bool)
+    mask[16:32, 96:112] = True
+    tracker.start(frame((RED, (96, 16, 112, 32))), masks=[mask])
+    (item,) = tracker.update(frame((RED, (98, 16, 114, 32)), seed=1))
+    assert item.id == 0
+    assert 0 < partial.share < 1
+
+
+def test_an_exported_encoder_is_refused():
+    with pytest.raises(InvalidInputError, match="takes one size"):
+        PartialPredictor(SimpleNamespace(model=SimpleNamespace(encoder=None)))
+
+
+def _audit_is_next(partial):
+    return partial._unchecked == 4 and not partial.always_full
