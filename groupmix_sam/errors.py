@@ -50,7 +50,7 @@ class UnknownNameError(GroupMixSamError, KeyError):
 
 
 class RunStoppedError(GroupMixSamError, InterruptedError):
-    """A run that was told to stop, or had to, and has saved what it needs to go on."""
+    """A run that was stopped and has saved what it needs to resume."""
 
 
 class SaveError(GroupMixSamError, OSError):

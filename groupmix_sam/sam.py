@@ -41,7 +41,7 @@ def build_sam_groupmix(
         checkpoint: "default" or "fast" (the weights in this package), a file or a folder, "hf-hub:org/repo[@revision]", what
             `open_weights` returned, or None for an untrained model.
         encoder: A name out of `ENCODERS`, or "timm/" and the name of any timm backbone, for which there are no default
-            weights. By default what the weights say that they are for; "gmf_sam_2282" if there are none.
+            weights. By default the encoder stored in the weights; "gmf_sam_2282" if there are none.
         image_size: Side in pixels that images are resized and padded to, a multiple of 16. The weights fit every size and
             are at their best at the one that they were trained at, which is the default; without weights the encoder's own.
         embed_stride: Stride of the features, 16 or 8; by default that of the weights or the encoder. 8 is for images of half

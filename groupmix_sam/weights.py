@@ -46,7 +46,7 @@ __all__ = [
 MOBILE_SAM_PT = (40_728_226, "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f")
 # The weights in this package, by the name that loads them.
 SHIPPED = {"default": DEFAULT_ENCODER, "fast": "gmf_sam_2282_512"}
-# Their files, so that a damaged installation is told at once.
+# Their sha256, so that a damaged installation is an error at once.
 PRETRAINED = {DEFAULT_ENCODER: "18817f86c1e93e69f7eec30c6119489253dc9d06f46c6693cd6663a0c8decb90"}
 FORMAT_VERSION = "1"
 # Smaller tensors stay in fp32 when weights are halved: norms, variances and the prompt encoder's positions need the digits.
@@ -200,7 +200,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def origin_of(weights: WeightsFile) -> Origin:
-    """Return what weights are for. Ours say it in their header; MobileSAM's and SAM's own are told by their tensors."""
+    """Return what weights are for: from our header, or from the tensors of MobileSAM's and SAM's own files."""
     _, tensors, metadata = weights
     patch = tensors.get("image_encoder.patch_embed.proj.weight")
     name = metadata.get("architecture")

@@ -55,7 +55,7 @@ class AnnotationWriter:
         formats: Names out of `FORMATS`.
         images: All images that will be written, by name, as `name_images` returns them.
         categories: All categories that the instances will have.
-        tolerance: Pixels by which polygons may leave the outline, so as to have fewer points.
+        tolerance: Polygons' simplification tolerance in pixels.
         draw_prompts: Draw the prompts into overlays.
         overwrite: Replace existing annotation files, which may have been corrected by hand.
 
@@ -179,7 +179,7 @@ class AnnotationWriter:
             annotated: Its instances.
 
         Returns:
-            The paths of the files, none of a stream's.
+            The paths of the files, empty when writing to a stream.
 
         Raises:
             SaveError: a file cannot be written.

@@ -43,7 +43,7 @@ groupmix-sam segment photos/ --prompts prompts.csv --format labelme --checkpoint
 Weights come with the package. Each command has examples of its own: groupmix-sam segment --help.
 Progress goes to the terminal alone, results to stdout, what went wrong to stderr.
 """
-EPILOG = "Exit codes: 0 done; 1 an error, which is told in one line, or images that were skipped; 2 wrong usage."
+EPILOG = "Exit codes: 0 done; 1 an error, printed on one line, or images that were skipped; 2 wrong usage."
 
 
 class Command(TyperCommand):

@@ -253,7 +253,7 @@ class GroupMixFormer(nn.Module):
         dtype: What to make of them.
     """
 
-    is_fused = False  # what `deploy.fuse` returns is, and its weights have other names
+    is_fused = False  # what `fuse_encoder` returns is, and its weights have other names
 
     def __init__(
         self,

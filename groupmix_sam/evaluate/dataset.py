@@ -18,10 +18,10 @@ from ..errors import ImageReadError, InvalidInputError, MissingExtraError
 from ..files import sha256
 from ..images import exif_orientation, read_image
 from ..inference.mask_predictor import MaskPredictor
-from ..masks import box_baseline, decode_rle, decode_segmentation, encode_rle, mask_iou, tight_box
+from ..masks import Mask, box_baseline, decode_rle, decode_segmentation, encode_rle, mask_iou, tight_box
 from ..prompts import Prompt
-from .metrics import Mask, boundary_iou
-from .protocol import Answer, Protocol, ask, click, prompt_for
+from .metrics import boundary_iou
+from .protocol import Answer, Protocol, predict_mask, prompt_for, simulate_clicks
 
 try:
     from pycocotools.coco import COCO
@@ -95,11 +95,11 @@ class LabelledDataset:
         mask_selection = self.protocol.selection_for(kind)
         row = {"image": image, **{name: annotation[name] for name in ("id", "category", "area", "crowd")}}
         if kind.startswith("clicks-"):
-            prompt, answers = click(predictor, truth, int(kind.removeprefix("clicks-")), mask_selection)
+            prompt, answers = simulate_clicks(predictor, truth, int(kind.removeprefix("clicks-")), mask_selection)
             row["ious"] = [mask_iou(answer.mask, truth) for answer in answers]
         else:
             prompt = prompt_for(kind, truth, box, (self.protocol.seed, annotation["id"]))
-            answers = [ask(predictor, prompt, mask_selection, truth)]
+            answers = [predict_mask(predictor, prompt, mask_selection, truth)]
         return row | measure(kind, prompt, answers[-1], truth, box)
 
     def _counted(self, image_id: Any) -> list[dict[str, Any]]:
@@ -160,7 +160,7 @@ def measure(kind: str, prompt: Prompt, answer: Answer, truth: Mask, box: Any) ->
         "given": prompt.record(),
         "iou": mask_iou(answer.mask, truth),
         "boundary_iou": boundary_iou(answer.mask, truth),
-        "predicted_iou": answer.predicted,
+        "predicted_iou": answer.predicted_iou,
         "box_baseline_iou": mask_iou(box_baseline((truth.shape[0], truth.shape[1]), np.asarray(box)), truth),
         "size": list(truth.shape),
         "mask": encode(answer.mask),

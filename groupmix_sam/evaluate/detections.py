@@ -15,7 +15,7 @@ from ..files import sha256
 from ..inference.mask_predictor import MaskPredictor
 from ..prompts import Prompt
 from .dataset import Row, encode, hash_images, image_names, load_coco, read_labelled
-from .protocol import Protocol, ask
+from .protocol import Protocol, predict_mask
 from .results import Result
 
 try:
@@ -105,8 +105,8 @@ class DetectionDataset:
             prompt.check(size)
         except InvalidInputError:
             return np.zeros(size, dtype=bool), 0.0
-        answer = ask(predictor, prompt, self.protocol.selection_for("box"))
-        return answer.mask, answer.predicted
+        answer = predict_mask(predictor, prompt, self.protocol.selection_for("box"))
+        return answer.mask, answer.predicted_iou
 
 
 def average_precision(result: Result, annotations: str | PathLike[str]) -> dict[str, float]:

@@ -1,19 +1,17 @@
 """Measures of masks, and the points of prompts. Masks are H x W of bool, points x, y in pixels."""
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import InvalidInputError, MissingExtraError
-from ..masks import mask_iou, mask_window
+from ..masks import Mask, mask_iou, mask_window
 
 try:
     from scipy.ndimage import distance_transform_cdt, distance_transform_edt
 except ImportError as e:
     raise MissingExtraError.of("scipy", "eval") from e
 
-__all__ = ["Mask", "boundary_iou", "innermost_pixel", "next_click", "random_pixel"]
+__all__ = ["boundary_iou", "innermost_pixel", "next_click", "random_pixel"]
 
-Mask = NDArray[np.bool_]
 # Cheng et al., "Boundary IoU" (arXiv 2103.16562): the boundary's width as a share of the image's diagonal.
 BOUNDARY_WIDTH = 0.02
 

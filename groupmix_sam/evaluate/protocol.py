@@ -10,11 +10,11 @@ from segment_anything.utils.amg import calculate_stability_score
 
 from ..errors import InvalidInputError, UnknownNameError
 from ..inference.mask_predictor import MaskPredictor
-from ..masks import mask_iou
+from ..masks import Mask, mask_iou
 from ..prompts import Prompt
-from .metrics import Mask, innermost_pixel, next_click, random_pixel
+from .metrics import innermost_pixel, next_click, random_pixel
 
-__all__ = ["MASK_SELECTIONS", "PRESETS", "Answer", "Protocol", "ask", "click", "preset", "prompt_for"]
+__all__ = ["MASK_SELECTIONS", "PRESETS", "Answer", "Protocol", "predict_mask", "preset", "prompt_for", "simulate_clicks"]
 
 MASK_SELECTIONS = {
     "single": "the mask for unambiguous prompts",
@@ -32,7 +32,7 @@ class Protocol:
     Attributes:
         name: The name of its preset.
         prompts: "box", "point" (the innermost pixel), "random-point" (any inside), or "clicks-N" (the innermost pixel, then
-            corrections at the largest error up to N).
+            corrections at the largest error, up to N clicks in total).
         mask_selection: A key of `MASK_SELECTIONS`; None is "best-of-3" for one point, such as the first of several clicks, and
             "single" for any other prompt.
         crowds: Evaluate annotations of crowds too.
@@ -91,12 +91,12 @@ class Answer:
     """A mask, H x W, its predicted IoU, and its low-resolution logits, 1 x h x w, for the next prompt."""
 
     mask: Mask
-    predicted: float
-    low_res: NDArray[np.float32]
+    predicted_iou: float
+    low_res_logits: NDArray[np.float32]
 
 
-def ask(
-    predictor: MaskPredictor, prompt: Prompt, mask_selection: str, truth: Mask | None = None, low_res: Any = None
+def predict_mask(
+    predictor: MaskPredictor, prompt: Prompt, mask_selection: str, truth: Mask | None = None, low_res_logits: Any = None
 ) -> Answer:
     """Return a predictor's mask for a prompt.
 
@@ -105,11 +105,11 @@ def ask(
         prompt: In the image's pixels.
         mask_selection: A key of `MASK_SELECTIONS`.
         truth: The true mask, for the oracle.
-        low_res: The logits of the answer before.
+        low_res_logits: Those of the answer before.
     """
     given = prompt.arrays()
-    if low_res is not None:
-        given["mask_input"] = low_res
+    if low_res_logits is not None:
+        given["mask_input"] = low_res_logits
 
     def predict(multimask: bool) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         return predictor.predict(**given, multimask_output=multimask, return_logits=mask_selection == "stability")
@@ -130,10 +130,11 @@ def ask(
     return Answer(masks[best], float(predicted[best]), logits[best : best + 1])
 
 
-def click(predictor: MaskPredictor, truth: Mask, clicks: int, mask_selection: str) -> tuple[Prompt, list[Answer]]:
-    """Click on the middle of the truth, then on the largest error up to N clicks; return the clicks and each answer.
+def simulate_clicks(predictor: MaskPredictor, truth: Mask, clicks: int, mask_selection: str) -> tuple[Prompt, list[Answer]]:
+    """Click on the innermost pixel of the truth, then on the largest error each time; return the clicks and each answer.
 
-    `mask_selection` is for the first click. From the second on the single mask is taken, with the logits of the one before.
+    There are at most `clicks` of them. `mask_selection` is for the first. Later ones take the single mask, with the logits of
+    the answer before.
     """
     x, y = innermost_pixel(truth)
     points, labels = [(x, y)], [1]
@@ -141,9 +142,9 @@ def click(predictor: MaskPredictor, truth: Mask, clicks: int, mask_selection: st
     while True:
         prompt = Prompt([[float(x), float(y)] for x, y in points], list(labels))
         if answers:
-            answers.append(ask(predictor, prompt, "single", truth, answers[-1].low_res))
+            answers.append(predict_mask(predictor, prompt, "single", truth, answers[-1].low_res_logits))
         else:
-            answers.append(ask(predictor, prompt, mask_selection, truth))
+            answers.append(predict_mask(predictor, prompt, mask_selection, truth))
         correction = next_click(truth, answers[-1].mask, points) if len(points) < clicks else None
         if correction is None:
             return prompt, answers

@@ -14,12 +14,11 @@ from ..errors import InvalidInputError
 from ..files import make_folder, sha256, write_beside
 from ..images import find_images, read_image
 from ..inference.mask_predictor import MaskPredictor
-from ..masks import decode_rle, encode_rle, tight_box
+from ..masks import Mask, decode_rle, encode_rle, tight_box
 from ..prompts import EVERY, Prompt, read_prompts
 from .dataset import Row, hash_images, measure
-from .metrics import Mask
 from .models import Model
-from .protocol import Protocol, ask
+from .protocol import Protocol, predict_mask
 
 __all__ = ["ReferenceDataset"]
 
@@ -107,7 +106,7 @@ class ReferenceDataset:
         rows = []
         for i, truth in truths.items():
             prompt, area = prompts[i], int(np.count_nonzero(truth))
-            answer = ask(predictor, prompt, self.protocol.selection_for(prompt.kind), truth)
+            answer = predict_mask(predictor, prompt, self.protocol.selection_for(prompt.kind), truth)
             row = {"image": name, "id": i, "area": float(area)}
             rows.append(row | measure(prompt.kind, prompt, answer, truth, prompt.box or tight_box(truth)))
         return rows
@@ -139,8 +138,10 @@ class ReferenceDataset:
         truths = {}
         for i, prompt in enumerate(prompts):
             mask_selection = self.protocol.selection_for(prompt.kind)
-            truth = ask(self.reference.predictor, prompt, "best-of-3" if mask_selection == "oracle" else mask_selection)
-            sure = self.points_per_side is None or truth.predicted >= self.confidence
+            truth = predict_mask(
+                self.reference.predictor, prompt, "best-of-3" if mask_selection == "oracle" else mask_selection
+            )
+            sure = self.points_per_side is None or truth.predicted_iou >= self.confidence
             if sure and np.count_nonzero(truth.mask) >= max(self.protocol.min_mask_area, 1):
                 truths[i] = truth.mask
         return truths

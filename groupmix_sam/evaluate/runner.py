@@ -47,8 +47,8 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
 
     Args:
         task: What to evaluate on.
-        model: The model. Without a `sha256` it cannot be told from another of the same name: no earlier run is resumed or
-            returned, and several processes cannot share the work.
+        model: The model. Without a `sha256` nothing distinguishes it from another of the same name: no earlier run is
+            resumed or returned, and several processes cannot share the work.
         output: The JSON file to write.
 
     Returns:
@@ -96,7 +96,7 @@ def evaluate(task: Task, model: Model, output: str | PathLike[str]) -> Result | 
 
 
 def _evaluate_unknown(task: Task, model: Model, output: Path, header: dict[str, Any], unknown: str, processes: int) -> Result:
-    """Evaluate in one go: the model or reference named `unknown` cannot be told from others, so nothing may be reused."""
+    """Evaluate in one go: the model or reference named `unknown` has no sha256, so nothing may be reused."""
     if output.exists():
         raise InvalidInputError(
             f"{output} is there, and {unknown} has no sha256 that says whether it is of this model: give another output, or "

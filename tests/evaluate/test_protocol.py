@@ -11,7 +11,7 @@ from groupmix_sam import build_sam_groupmix
 from groupmix_sam.errors import InvalidInputError, UnknownNameError
 from groupmix_sam.evaluate import Prompt, Protocol, preset
 from groupmix_sam.evaluate.models import NanoSamPredictor
-from groupmix_sam.evaluate.protocol import ask, click, prompt_for
+from groupmix_sam.evaluate.protocol import predict_mask, prompt_for, simulate_clicks
 from groupmix_sam.masks import mask_iou
 
 from .images import PlainPredictor
@@ -36,10 +36,10 @@ def square(reach, x=40, y=30):
 )
 def test_choices_by_hand(plain, mask_selection, reach, predicted):
     """Of squares of 8, 16 and 24: the second looks best to the model, the third is the truth, the second is unstable."""
-    answer = ask(plain, Prompt([[40, 30]], [1]), mask_selection, square(12))
+    answer = predict_mask(plain, Prompt([[40, 30]], [1]), mask_selection, square(12))
     assert np.array_equal(answer.mask, square(reach))
-    assert answer.predicted == predicted
-    assert answer.low_res.shape == (1, 256, 256)
+    assert answer.predicted_iou == predicted
+    assert answer.low_res_logits.shape == (1, 256, 256)
 
 
 def test_an_empty_mask_is_not_stable():
@@ -47,7 +47,7 @@ def test_an_empty_mask_is_not_stable():
     logits = np.full((3, 64, 96), -4.0)
     logits[1, 10:20, 10:20] = 4.0
     answer = SimpleNamespace(predict=lambda **_: (logits, np.array([0.9, 0.5, 0.1]), np.zeros((3, 256, 256))))
-    assert ask(answer, Prompt([[15, 15]], [1]), "stability").mask.sum() == 100
+    assert predict_mask(answer, Prompt([[15, 15]], [1]), "stability").mask.sum() == 100
 
 
 def test_best_of_4_counts_the_single_mask():
@@ -60,15 +60,15 @@ def test_best_of_4_counts_the_single_mask():
         sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=None)
         pe = sam.prompt_encoder.get_dense_pe()
         low_res, predicted = sam.mask_decoder.predict_masks(predictor.features, pe, sparse, dense)
-    answer = ask(predictor, prompt, "best-of-4")
+    answer = predict_mask(predictor, prompt, "best-of-4")
     best = int(predicted[0].argmax())
-    assert answer.predicted == pytest.approx(float(predicted[0, best]), abs=1e-5)
-    np.testing.assert_allclose(answer.low_res[0], low_res[0, best].numpy(), atol=1e-4)
+    assert answer.predicted_iou == pytest.approx(float(predicted[0, best]), abs=1e-5)
+    np.testing.assert_allclose(answer.low_res_logits[0], low_res[0, best].numpy(), atol=1e-4)
 
 
 def test_an_oracle_needs_a_truth(plain):
     with pytest.raises(InvalidInputError, match="needs the truth"):
-        ask(plain, Prompt([[40, 30]], [1]), "oracle")
+        predict_mask(plain, Prompt([[40, 30]], [1]), "oracle")
 
 
 def test_clicks_by_hand():
@@ -90,7 +90,7 @@ def test_clicks_by_hand():
             return np.stack([mask] * count), np.linspace(0.9, 0.8, count), np.zeros((count, 8, 8), dtype=np.float32)
 
     model = Scripted()
-    prompt, answers = click(model, truth, 5, "best-of-3")
+    prompt, answers = simulate_clicks(model, truth, 5, "best-of-3")
     assert [mask_iou(a.mask, truth) for a in answers] == pytest.approx([11 / 40, 40 / 53, 1])
     assert prompt.labels == [1, 1, 0], "missed, then too much, then nothing is left to click at"
     assert all(16 <= x < 45 for x, _ in prompt.points[1:2])
@@ -154,8 +154,8 @@ def test_nanosam_preset_from_scratch(size):
 
     predictor = NanoSamPredictor(sam)
     predictor.set_image(image)
-    answer = ask(predictor, Prompt(box=box), "best-of-4")
+    answer = predict_mask(predictor, Prompt(box=box), "best-of-4")
     decided = abs(expected) > 1e-4  # nearer to the threshold rounding decides
     assert decided.mean() > 0.9
     assert np.array_equal(answer.mask[decided], expected[decided] > 0)
-    assert answer.predicted == pytest.approx(float(predicted.max()), abs=1e-5)
+    assert answer.predicted_iou == pytest.approx(float(predicted.max()), abs=1e-5)

@@ -9,7 +9,7 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.errors import InvalidInputError
-from groupmix_sam.evaluate.protocol import Protocol, ask
+from groupmix_sam.evaluate.protocol import Protocol, predict_mask
 from groupmix_sam.images import as_rgb, read_image
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.automatic import everything, everything_costs, segment
@@ -68,10 +68,10 @@ def test_one_rule_says_which_mask_is_taken(sam, coffee, prompt):
     predictor = Predictor(sam)
     (instance,) = segment(predictor, coffee, [prompt])
     masks, scores = predictor.predict_single_mask(*stack_prompts([prompt]))
-    answer = ask(predictor, prompt, Protocol().selection_for(prompt.kind))
+    answer = predict_mask(predictor, prompt, Protocol().selection_for(prompt.kind))
     assert np.array_equal(masks[0], instance.mask)
     assert np.array_equal(answer.mask, instance.mask)
-    assert scores[0] == answer.predicted == instance.score
+    assert scores[0] == answer.predicted_iou == instance.score
 
 
 def test_prompts_are_checked_before_the_work(coffee):
