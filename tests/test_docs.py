@@ -51,6 +51,7 @@ SMALL = {
 # More for those that have an option already.
 ALSO = {
     "--reference": ["--reference", "other.safetensors"],
+    "--decoder-minutes": ["--decoder-minutes", "0.001"],
     "--points-per-side": ["--points-per-side", "2", "--confidence", "0"],
 }
 # Where an option of a script is named.
