@@ -405,9 +405,9 @@ def test_tables_of_prompts(attempt, folder, data):
 
     out = pa.BufferOutputStream()
     parquet.write_table(pa.table({"image": ["a", "b"], "box": [[1.0, 2.0, 3.0, 4.0]] * 2}), out)
-    box = {"points": [], "labels": [], "box": [1, 2, 3, 4]}
+    box = Prompt(box=[1.0, 2.0, 3.0, 4.0])
     for name, whole, expected in (
-        ("t.csv", TABLE, {"a": [{"points": [[1, 2]], "labels": [1], "box": None}], "b": [box]}),
+        ("t.csv", TABLE, {"a": [Prompt([[1.0, 2.0]])], "b": [box]}),
         ("t.parquet", bytes(out.getvalue()), {"a": [box], "b": [box]}),
     ):
         content = data.draw(damaged(whole))
@@ -461,7 +461,7 @@ def test_detections(attempt, dataset, folder, data):
 @pytest.fixture(scope="module")
 def whole_result(dataset, folder):
     task = LabelledDataset(dataset / "annotations.json", dataset / "images", Protocol(prompts=("box",)))
-    evaluate(task, Model(PlainPredictor(), "plain"), folder / "r.json")
+    evaluate(task, Model(PlainPredictor(), "plain", "hash"), folder / "r.json")
     return json.loads((folder / "r.json").read_text())
 
 
@@ -487,9 +487,9 @@ def test_what_a_killed_evaluation_left(attempt, dataset, folder, data):
     output, parts = folder / "k.json", folder / "k.json.parts"
     output.unlink(missing_ok=True)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(task, Model(Interrupted(), "plain"), output)
+        evaluate(task, Model(Interrupted(), "plain", "hash"), output)
     (parts / "0.jsonl").write_bytes(data.draw(damaged((parts / "0.jsonl").read_bytes())))
-    result = attempt("killed evaluations", lambda: evaluate(task, Model(PlainPredictor(), "plain"), output))
+    result = attempt("killed evaluations", lambda: evaluate(task, Model(PlainPredictor(), "plain", "hash"), output))
     assert result is None or {row["image"] for row in result.rows} == {"0.png"}
     shutil.rmtree(parts, ignore_errors=True)
 

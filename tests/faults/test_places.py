@@ -102,7 +102,7 @@ def test_a_full_disk_keeps_what_is_evaluated(count, tmp_path):
     data = draw_dataset(tmp_path / "data")
     task = LabelledDataset(data / "annotations.json", data / "images", Protocol(prompts=("box",)))
     whole = evaluate(task, Model(PlainPredictor(), "plain", "hash"), tmp_path / "whole.json")
-    with full_disk(2000), pytest.raises(SaveError, match="what is done is kept"):
+    with full_disk(2000), pytest.raises(SaveError, match="finished images are kept"):
         evaluate(task, Model(PlainPredictor(), "plain", "hash"), tmp_path / "again.json")
     assert evaluate(task, Model(PlainPredictor(), "plain", "hash"), tmp_path / "again.json") == whole
     count("full disk")
