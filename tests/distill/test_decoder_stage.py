@@ -1,13 +1,8 @@
 """The decoder stage. Where masks have to mean something it has real weights, on small images of plain shapes."""
 
-import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 from copy import deepcopy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,11 +32,11 @@ from groupmix_sam.distill.decoder_stage import (
 )
 from groupmix_sam.errors import InvalidInputError
 
-from .conftest import PlainTeacher
+from ..processes import python, start, together
+from .conftest import PlainTeacher, rows_of, step_of
 
 SIZE = 256
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
 
 
 class Encoder:
@@ -100,8 +95,7 @@ def encoded(sam, shapes, tmp_path_factory):
 
 
 def mask_losses(folder):
-    rows = csv.DictReader((folder / "log.csv").read_text().splitlines())
-    return [float(row["masks"]) for row in rows if row["masks"]]
+    return [float(row["masks"]) for row in rows_of(folder) if row["masks"]]
 
 
 def iou_by_box(sam, teacher, images, boxes):
@@ -313,7 +307,7 @@ from groupmix_sam.distill import CachedImage, FrozenDecoder, RunOptions
 from groupmix_sam.distill.decoder_stage import EncodedImage, train_decoder
 from tests.distill.test_decoder_stage import SHORT, tiny
 
-files, folder, last = json.loads(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+files, folder, last, accumulate = json.loads(sys.argv[1])
 update = ModelEmaV3.update
 
 
@@ -325,9 +319,9 @@ def die(average, student, step):
 
 ModelEmaV3.update = die
 images = [EncodedImage(CachedImage(Path(image), Path(maps)), Path(features)) for image, maps, features in files]
-options = RunOptions(resume=True, save_minutes=1e-9, accumulate=int(sys.argv[4]))
+options = RunOptions(resume=True, save_minutes=1e-9, accumulate=accumulate)
 torch.set_num_threads(1)
-train_decoder(tiny(1), FrozenDecoder(tiny(0)), images[1:], images[:1], folder, SHORT, options)
+train_decoder(tiny(1), FrozenDecoder(tiny(0)), images[1:], images[:1], Path(folder), SHORT, options)
 """
 SHORT = Recipe(decoder=DecoderRecipe(epochs=8, points=2, instances=2, ema_decay=0.5))
 
@@ -344,21 +338,17 @@ def small(shapes, tmp_path_factory):
     return encode_images(tiny(1).image_encoder, cached, folder, Grid(128))
 
 
-def run_script(images, folder, last=0, accumulate=1, launcher=()):
+def arguments(images, folder, last=0, accumulate=1):
+    """Return what SCRIPT takes; a stage that has a last step is killed in it."""
     files = [[str(entry.image.image), str(entry.image.maps), str(entry.features)] for entry in images]
-    script = folder.parent / "script.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, *launcher, str(script), json.dumps(files), str(folder), str(last), str(accumulate)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    return json.dumps([files, str(folder), last, accumulate])
 
 
 def test_a_stage_that_is_killed_goes_on_to_the_same_weights(small, tmp_path):
     folder = tmp_path / "run"
-    assert run_script(small, folder, 5).returncode == -signal.SIGKILL
-    assert not (folder / "decoder.safetensors").exists() or (folder / "checkpoint.safetensors").exists()
-    done = run_script(small, folder)
-    assert done.returncode == 0, done.stderr
+    assert start(SCRIPT, arguments(small, folder, last=5)).wait().returncode == -signal.SIGKILL
+    assert step_of(folder) == 4
+    python(SCRIPT, arguments(small, folder))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     train_decoder(tiny(1), FrozenDecoder(tiny(0)), small[1:], small[:1], tmp_path / "whole", SHORT)
@@ -373,10 +363,8 @@ def test_a_stage_that_is_killed_goes_on_to_the_same_weights(small, tmp_path):
 
 def test_two_processes_learn_what_one_learns(small, tmp_path):
     """Each takes one of the two images of a step; against one process that takes them one after the other."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    for name, accumulate, how in (("one", 2, ()), ("two", 1, launcher)):
-        done = run_script(small, tmp_path / name, accumulate=accumulate, launcher=how)
-        assert done.returncode == 0, done.stderr
+    python(SCRIPT, arguments(small, tmp_path / "one", accumulate=2))
+    together(SCRIPT, arguments(small, tmp_path / "two"))
     one, two = (mask_losses(tmp_path / name) for name in ("one", "two"))
     assert len(one) == 8
     assert one == pytest.approx(two, rel=1e-3)
