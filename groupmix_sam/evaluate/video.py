@@ -268,7 +268,7 @@ class _Once:
         self.seconds = 0.0
 
     def set_image(self, image: NDArray[Any], image_format: str = "RGB") -> None:
-        if image is not self._frame:
+        if self._frame is None or not np.array_equal(image, self._frame):
             start = time.perf_counter()
             self._predictor.set_image(image, image_format)
             self.seconds = time.perf_counter() - start

@@ -188,7 +188,9 @@ class Tracker:
         self._memories.clear()
         self._basis = None
         self._objects = []
-        self._look(as_rgb(frame))
+        image = as_rgb(frame)
+        self._seen = image.copy()
+        self._look(image)
         return self.add(boxes=boxes, points=points, labels=labels, masks=masks)
 
     def add(
@@ -237,7 +239,7 @@ class Tracker:
         if self._seen is not None and np.array_equal(image, self._seen):
             self._objects = [_settled(item) for item in self._objects]
             return list(self._objects)
-        self._seen = image
+        self._seen = image.copy()  # cameras write frame after frame into one buffer
         if int(image.max()) - int(image.min()) <= BLANK:
             for memory in self._memories.values():
                 memory.lost = True
@@ -260,7 +262,7 @@ class Tracker:
     def _look(self, image: NDArray[np.uint8]) -> None:
         """Encode a frame."""
         self._predictor.set_image(image)
-        self._seen = self._frame = image
+        self._frame = image
         features = self._predictor.get_image_embedding()[0]
         height, width = image.shape[:2]
         side, longest = features.shape[-1], max(height, width)

@@ -92,7 +92,9 @@ def davis(tmp_path_factory):
 
 @pytest.mark.parametrize("start", ["mask", "box", "point"])
 def test_followers_on_drawn_videos(davis, start):
-    scores = list(evaluate_video(ColourPredictor(), VideoDataset(davis), ("tracker", "last-box"), start))
+    predictor = ColourPredictor()
+    scores = list(evaluate_video(predictor, VideoDataset(davis), ("tracker", "last-box"), start))
+    assert predictor.encoded == 2 * 5, "a frame is encoded once"
     assert [(s.sequence, s.object, s.follower) for s in scores] == [
         ("one", 255, "tracker"),
         ("one", 255, "last-box"),

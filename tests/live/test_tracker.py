@@ -140,6 +140,16 @@ def test_a_camera_that_freezes(tracker):
     assert item.state == "tracked"
 
 
+def test_a_camera_that_has_one_buffer(tracker):
+    """Each frame is written over the one before, and is not taken for the same."""
+    buffer = scene((RED, at(20)))
+    tracker.start(buffer, boxes=[at(20)])
+    for i in range(1, 4):
+        buffer[:] = scene((RED, at(20 + 3 * i)), seed=i)
+        (item,) = tracker.update(buffer)
+    assert mask_iou(item.mask, rectangle(at(29))) > 0.85
+
+
 def test_a_camera_that_goes_black(tracker):
     tracker.start(scene((RED, at(20))), boxes=[at(20)])
     frame = scene((RED, at(23)), seed=1)
