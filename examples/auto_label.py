@@ -34,9 +34,9 @@ VIDEOS = {".avi", ".mkv", ".mov", ".mp4", ".webm"}
 def images_of(source: Path, every: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield names and images, RGB: of a video every so many frames. One that cannot be read is named and left out."""
     if source.suffix.lower() in VIDEOS:
-        for number, frame in Frames(str(source)):
-            if number % every == 0:
-                yield f"{source.stem}_{number:06d}", np.ascontiguousarray(frame[:, :, ::-1])
+        for frame in Frames(str(source)):
+            if frame.number % every == 0:
+                yield f"{source.stem}_{frame.number:06d}", np.ascontiguousarray(frame.image[:, :, ::-1])
         return
     named: dict[str, ImageFile] = {}
     for path, image in name_images([source]).items():

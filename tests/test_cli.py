@@ -377,7 +377,7 @@ def test_everything_is_the_function(tiny, line, tmp_path):
 
 def test_defaults_are_the_functions():
     """What the command line and Python both have by one name has one default."""
-    commands = {command.callback.__name__: command.callback for command in app.registered_commands}
+    commands = {name_of(command): command.callback for command in app.registered_commands}
     functions = {
         "adapt": (adapt, RunOptions),
         "batch": (batch,),
@@ -386,6 +386,7 @@ def test_defaults_are_the_functions():
         "distill": (distill, RunOptions),
         "encoders": (train_encoders, Settings),
         "evaluate": (load_model, ReferenceDataset),
+        "evaluate-video": (Predictor.from_pretrained,),
         "everything": (everything, Predictor.from_pretrained),
         "export": (export, build_sam_groupmix),
         "profile": (measure_costs,),
@@ -406,6 +407,11 @@ def test_defaults_are_the_functions():
             assert {key: ours[key] for key in shared} == {key: defaults(function)[key] for key in shared}, name
     assert defaults(commands["adapt"])["minutes"] == ADAPT.minutes
     assert [defaults(commands["export"])[name] for name in ("min_mean_iou", "min_iou", "pred_iou_thresh")] == list(Thresholds())
+
+
+def name_of(command):
+    """What typer calls a command."""
+    return command.callback.__name__.replace("_", "-")
 
 
 def defaults(function):
@@ -434,12 +440,12 @@ def test_help_has_every_command_in_a_panel():
     for panel in ("Use", "Train", "Measure", "Deploy"):
         assert f" {panel} " in text
     for command in app.registered_commands:
-        assert f" {command.callback.__name__} " in text
-        assert run(command.callback.__name__, "--help").exit_code == 0
+        assert f" {name_of(command)} " in text
+        assert run(name_of(command), "--help").exit_code == 0
     assert "Exit codes: 0" in text
 
 
-@pytest.mark.parametrize("name", ["", *(command.callback.__name__ for command in app.registered_commands)])
+@pytest.mark.parametrize("name", ["", *(name_of(command) for command in app.registered_commands)])
 def test_help_has_every_word_and_examples_that_can_be_run(name, monkeypatch):
     """Rich takes what is in brackets for its own, so that it must not be there."""
     monkeypatch.setenv("COLUMNS", "400")
@@ -470,4 +476,8 @@ def test_completion(tmp_path):
     (tmp_path / "complete.sh").write_text(script)
     subprocess.run(["bash", "-n", tmp_path / "complete.sh"], check=True)
     asked = {"_GROUPMIX_SAM_COMPLETE": "complete_bash", "COMP_WORDS": "groupmix-sam ev", "COMP_CWORD": "1"}
-    assert CliRunner().invoke(app, [], prog_name="groupmix-sam", env=asked).stdout.split() == ["everything", "evaluate"]
+    assert CliRunner().invoke(app, [], prog_name="groupmix-sam", env=asked).stdout.split() == [
+        "everything",
+        "evaluate",
+        "evaluate-video",
+    ]

@@ -91,13 +91,32 @@ def test_a_background_point_takes_away(predictor):
     assert not both[0][background[1], background[0]]
 
 
-def test_512_pixels_find_the_cup_too(predictor):
-    small = SamPredictor(build_sam_groupmix(image_size=512))
-    small.set_image(read_image(COFFEE))
+def test_fast_finds_the_cup_too(predictor):
+    """At 512 pixels the fast weights give the mask of the default ones at 1024, but for its rim."""
     box = np.array([173, 17, 408, 306])
     expected, _, _ = predictor.predict(box=box, multimask_output=False)
-    got, _, _ = small.predict(box=box, multimask_output=False)
-    assert iou(expected[0], got[0]) > 0.7
+    ious = []
+    for sam in (build_sam_groupmix("fast"), build_sam_groupmix(image_size=512)):
+        small = SamPredictor(sam)
+        small.set_image(read_image(COFFEE))
+        ious.append(iou(expected[0], small.predict(box=box, multimask_output=False)[0][0]))
+    assert ious[0] > 0.85
+    assert ious[1] > 0.7
+
+
+@pytest.mark.parametrize("name", ["default", "fast"])
+def test_what_loads_by_name(name):
+    """By the name of the weights, by the encoder's, and from timm: the same."""
+    sam = build_sam_groupmix(name)
+    encoder = weights.SHIPPED[name]
+    other = build_sam_groupmix(encoder=encoder)
+    alone = timm.create_model(encoder, pretrained=True)
+    assert (sam.image_encoder.img_size, sam.image_encoder.embed_stride) == {"default": (1024, 16), "fast": (512, 8)}[name]
+    for key, value in sam.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key])
+    for key, value in alone.state_dict().items():
+        assert torch.equal(value, sam.state_dict()[f"image_encoder.{key}"])
+    assert weights.sha256(Path(pretrained_file(encoder))) == weights.PRETRAINED[encoder]
 
 
 def test_near_the_teacher(shared, predictor):

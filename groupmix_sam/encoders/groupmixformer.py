@@ -496,7 +496,7 @@ default_cfgs = generate_default_cfgs(
             license="apache-2.0",
         ),
         "gmf_sam_2282.distilled": sam_cfg(**_cfg(file=pretrained_file("gmf_sam_2282"))),
-        "gmf_sam_2282_512.untrained": sam_cfg(**_cfg(input_size=(3, 512, 512))),
+        "gmf_sam_2282_512.distilled": sam_cfg(**_cfg(input_size=(3, 512, 512), file=pretrained_file("gmf_sam_2282_512"))),
         "gmf_sam_2264.untrained": sam_cfg(**_cfg()),
         "gmf_sam_33124.untrained": sam_cfg(**_cfg()),
         "gmf_sam_3312.untrained": sam_cfg(**_cfg()),

@@ -228,8 +228,8 @@ def test_bf16_is_near_fp32(cached, tmp_path):
 def test_progress_shows_loss_r2_images_a_second_and_what_is_left(cached, tmp_path, monkeypatch):
     """As they stand in the log; the last R2 stays beside later losses."""
     shown = io.StringIO()
-    monkeypatch.setattr(training, "tqdm", lambda **options: tqdm(**options | {"disable": False, "file": shown}))
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    monkeypatch.setattr(loop, "tqdm", lambda **options: tqdm(**options | {"disable": False, "file": shown}))
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
     run(cached, tmp_path / "run", Recipe(epochs=2, phases=(Phase(1.0, 64, 1),)))
     rows = rows_of(tmp_path / "run")[:-1]
     loss, score = (float([row[name] for row in rows if row[name]][-1]) for name in ("features", "r2"))

@@ -451,7 +451,7 @@ def test_signals_after_openvino(exported):
     code = """
 import signal, sys
 from pathlib import Path
-from groupmix_sam.inference.backends.base import OpenvinoBackend
+from groupmix_sam.inference.backends import OpenvinoBackend
 
 models = [OpenvinoBackend(Path(sys.argv[1])) for _ in range(3)]
 while models:
