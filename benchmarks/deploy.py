@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--encoders", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16", "int8"], default=["fp32", "bf16", "int8"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calibrate", type=int, default=32, help="images for INT8")
@@ -190,7 +191,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--peak", nargs=3, metavar=("RUNTIME", "PRECISION", "ENCODER"), help="print one's peak memory and stop")
     args = parser.parse_args()
-    args.settings = [(runtime, precision) for runtime, precision in SETTINGS if runtime in args.runtimes]
+    args.settings = [(r, p) for r, p in SETTINGS if r in args.runtimes and p in args.precisions]
     if args.rounds and FAST not in args.encoders:
         parser.error(f"the others are compared with {FAST}: name it too.")
     torch.set_num_threads(args.threads)

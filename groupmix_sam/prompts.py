@@ -30,6 +30,7 @@ __all__ = [
     "is_ambiguous",
     "parse_prompts",
     "read_prompts",
+    "read_shared_prompts",
     "stack_prompts",
 ]
 
@@ -193,6 +194,18 @@ def stack_prompts(
     coords = np.array([prompt.points + [[0.0, 0.0]] * (most - len(prompt.points)) for prompt in prompts], dtype=np.float64)
     labels = np.array([prompt.labels + [-1] * (most - len(prompt.labels)) for prompt in prompts], dtype=np.int64)
     return *((coords, labels) if most else (None, None)), np.array(boxes, dtype=np.float64) if boxes else None
+
+
+def read_shared_prompts(path: str | PathLike[str]) -> list[Prompt]:
+    """Read the prompts of a JSON file that are for every image, such as every frame of a camera; see `read_prompts`.
+
+    Raises:
+        InvalidInputError: it cannot be read, holds no prompts for every image, or only some of them have a box.
+    """
+    prompts = read_prompts(path).get(EVERY, [])
+    if not prompts or len({prompt.box is None for prompt in prompts}) > 1:
+        raise InvalidInputError(f'{path} holds no prompts for all frames: write {{"boxes": [[left, top, right, bottom]]}}.')
+    return prompts
 
 
 def read_prompts(path: str | PathLike[str]) -> dict[str, list[Prompt]]:

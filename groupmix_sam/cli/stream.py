@@ -35,26 +35,23 @@ def stream(
     import time
     from contextlib import ExitStack
 
-    import numpy as np
-
     from ..inference import Predictor
-    from ..live.loop import Prompts
     from ..live.loop import stream as run
     from ..live.loop import track as follow
     from ..live.partial import PartialPredictor
     from ..live.sinks import Clock, MaskFile, Overlay
     from ..live.sources import Frames
     from ..live.tracker import Tracker
+    from ..prompts import Prompt, read_shared_prompts
 
     if (box is not None) + (point is not None) + (prompts is not None) != 1:
         raise InvalidInputError("say what to segment by one of --box, --point and --prompts.")
     if prompts is not None:
-        wanted = Prompts.from_file(prompts)
+        wanted = read_shared_prompts(prompts)
     elif box is not None:
-        wanted = Prompts(boxes=np.array([numbers(text, 4, "left,top,right,bottom") for text in box]))
+        wanted = [Prompt(box=numbers(text, 4, "left,top,right,bottom")) for text in box]
     else:
-        points = np.array([[numbers(text, 2, "x,y")] for text in point or []])
-        wanted = Prompts(points=points, labels=np.ones(points.shape[:2], dtype=np.int64))
+        wanted = [Prompt([numbers(text, 2, "x,y")], [1]) for text in point or []]
     frames = Frames(source)
     predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
     model = PartialPredictor(predictor) if fixed_camera else predictor

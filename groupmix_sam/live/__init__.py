@@ -1,6 +1,6 @@
 """Live video: sources, the loop over frames, the tracker, and what is written."""
 
-from .loop import Prompts, Result, stream, track
+from .loop import Result, stream, track
 from .partial import PartialPredictor
 from .sinks import Clock, MaskFile, Overlay
 from .sources import Frame, Frames
@@ -13,7 +13,6 @@ __all__ = [
     "MaskFile",
     "Overlay",
     "PartialPredictor",
-    "Prompts",
     "Result",
     "TrackedObject",
     "Tracker",

@@ -1,44 +1,19 @@
 """Masks of what a camera sees, for as long as it runs: frames in, the newest first; masks, times and overlays out."""
 
 import time
-from collections.abc import Callable, Iterator
-from os import PathLike
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InvalidInputError
 from ..inference.predictor import Predictor
-from ..prompts import EVERY, read_prompts
+from ..prompts import Prompt, stack_prompts
 from .partial import PartialPredictor
 from .sources import Frames
 from .tracker import TrackedObject, Tracker
 
-__all__ = ["Prompts", "Result", "stream", "track"]
-
-
-class Prompts(NamedTuple):
-    """What to segment, in pixels: P boxes, P x 4, and points, P x N x 2 with labels P x N; either may be None."""
-
-    boxes: NDArray[np.float64] | None = None
-    points: NDArray[np.float64] | None = None
-    labels: NDArray[np.int64] | None = None
-
-    @classmethod
-    def from_file(cls, path: str | PathLike[str]) -> "Prompts":
-        """Read prompts for every frame: JSON, `boxes`, P x 4, or `points`, P x N x 2, with `labels`, P x N, or both.
-
-        Prompts of fewer points than others are filled up with points that are none, label -1, as SAM fills up its own.
-        """
-        prompts = read_prompts(path).get(EVERY, [])
-        boxes = [prompt.box for prompt in prompts if prompt.box is not None]
-        if not prompts or len(boxes) not in (0, len(prompts)):
-            raise InvalidInputError(f'{path} holds no prompts for all frames: write {{"boxes": [[left, top, right, bottom]]}}.')
-        most = max(len(prompt.points) for prompt in prompts)
-        points = np.array([prompt.points + [[0, 0]] * (most - len(prompt.points)) for prompt in prompts], dtype=np.float64)
-        labels = np.array([prompt.labels + [-1] * (most - len(prompt.labels)) for prompt in prompts])
-        return cls(np.array(boxes) if boxes else None, *((points, labels) if most else (None, None)))
+__all__ = ["Result", "stream", "track"]
 
 
 class Result(NamedTuple):
@@ -60,7 +35,7 @@ class Result(NamedTuple):
 def stream(
     predictor: Predictor | PartialPredictor,
     frames: Frames,
-    prompts: Prompts | Callable[[int, NDArray[np.uint8]], Prompts | None],
+    prompts: Sequence[Prompt] | Callable[[int, NDArray[np.uint8]], Sequence[Prompt] | None],
 ) -> Iterator[Result]:
     """Yield the masks of each frame that is not skipped: of each prompt the one that `segment` takes.
 
@@ -68,7 +43,7 @@ def stream(
         predictor: The model.
         frames: Where frames come from; closed in the end.
         prompts: The same for all frames, or a function of a frame's number and the frame that returns them, or None to leave
-            the frame out.
+            the frame out. All have a box, or none has.
 
     Raises:
         ImageReadError: of `frames`.
@@ -81,13 +56,13 @@ def stream(
             if wanted is None:
                 continue
             predictor.set_image(frame, "BGR")
-            masks, scores = predictor.predict_single_mask(wanted.points, wanted.labels, wanted.boxes)
+            masks, scores = predictor.predict_single_mask(*stack_prompts(wanted))
             yield Result(number, moment, frame, masks, scores, time.perf_counter() - start)
     finally:
         frames.close()
 
 
-def track(tracker: Tracker, frames: Frames, prompts: Prompts) -> Iterator[Result]:
+def track(tracker: Tracker, frames: Frames, prompts: Sequence[Prompt]) -> Iterator[Result]:
     """Yield the objects that prompts mean in the first frame, in each frame that is not skipped.
 
     Args:
@@ -105,7 +80,8 @@ def track(tracker: Tracker, frames: Frames, prompts: Prompts) -> Iterator[Result
             start = time.perf_counter()
             image = np.ascontiguousarray(frame[:, :, ::-1])
             if not started:
-                tracker.start(image, boxes=prompts.boxes, points=prompts.points, labels=prompts.labels)
+                points, labels, boxes = stack_prompts(prompts)
+                tracker.start(image, boxes=boxes, points=points, labels=labels)
                 started = True
             objects = tracker.update(image)
             seen = [item for item in objects if item.mask is not None]

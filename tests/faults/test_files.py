@@ -28,9 +28,8 @@ from groupmix_sam.files import sha256
 from groupmix_sam.images import decode_image, read_image
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.exported_folder import read_config
-from groupmix_sam.live.loop import Prompts
 from groupmix_sam.masks import decode_rle, encode_rle
-from groupmix_sam.prompts import Prompt, read_prompts
+from groupmix_sam.prompts import Prompt, read_prompts, read_shared_prompts, stack_prompts
 from groupmix_sam.weights import read_weights, save_weights
 
 from ..distill.conftest import GRID, PlainTeacher
@@ -386,8 +385,7 @@ def test_prompts_of_a_stream(attempt, folder, predictor, data):
     predictor.set_image(IMAGE)
 
     def ask():
-        prompts = Prompts.from_file(folder / "s.json")
-        return predictor.predict_prompts(prompts.points, prompts.labels, prompts.boxes, multimask_output=False)
+        return predictor.predict_prompts(*stack_prompts(read_shared_prompts(folder / "s.json")), multimask_output=False)
 
     found = attempt("prompts of a stream", ask)
     assert found is None or all(mask.shape == IMAGE.shape[:2] for (mask,) in found[0])

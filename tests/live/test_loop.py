@@ -23,18 +23,19 @@ from groupmix_sam.cli import app
 from groupmix_sam.errors import ImageReadError, InvalidInputError
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.automatic import segment
-from groupmix_sam.live.loop import Prompts, Result, stream
+from groupmix_sam.live.loop import Result, stream
 from groupmix_sam.live.sinks import Clock, MaskFile, Overlay
 from groupmix_sam.live.sources import Frames
 from groupmix_sam.live.tracker import TrackedObject
 from groupmix_sam.masks import decode_rle, mask_iou
-from groupmix_sam.prompts import Prompt
+from groupmix_sam.prompts import Prompt, read_shared_prompts, stack_prompts
 from groupmix_sam.weights import save_weights
 
 from ..inference.conftest import draw
 from .fake import RED, ColourPredictor, rectangle, scene
 
-BOX = Prompts(boxes=np.array([[20.0, 10, 100, 80], [5, 5, 60, 60]]))
+BOXES = np.array([[20.0, 10, 100, 80], [5, 5, 60, 60]])
+BOX = [Prompt(box=box) for box in BOXES.tolist()]
 
 
 def result(number, level=100, size=(90, 120)):
@@ -85,7 +86,9 @@ def test_every_frame_of_a_file(sam, video):
         _, frame = capture.read()
         assert np.array_equal(result.frame, frame)
         predictor.set_image(np.ascontiguousarray(frame[:, :, ::-1]))
-        masks, scores, _ = predictor.predict_prompts(boxes=BOX.boxes, multimask_output=False)
+        masks, scores, _ = predictor.predict_prompts(
+            boxes=np.array([[20.0, 10, 100, 80], [5, 5, 60, 60]]), multimask_output=False
+        )
         assert np.array_equal(result.masks, masks[:, 0])
         assert np.array_equal(result.scores, scores[:, 0])
 
@@ -93,30 +96,26 @@ def test_every_frame_of_a_file(sam, video):
 def test_prompts_from_a_function(sam, video):
     def only_even(number, frame):
         assert frame.shape == (90, 120, 3)
-        return Prompts(boxes=np.array([[0, 0, 10.0 + number, 50]])) if number % 2 == 0 else None
+        return [Prompt(box=[0, 0, 10.0 + number, 50])] if number % 2 == 0 else None
 
     assert [r.number for r in stream(Predictor(sam), Frames(str(video)), only_even)] == [0, 2, 4, 6]
 
 
 @pytest.mark.parametrize(
-    ("prompts", "prompt"),
-    [
-        (Prompts(points=np.array([[[60, 45]]]), labels=np.array([[1]])), Prompt([[60, 45]], [1])),
-        (Prompts(points=np.array([[[60, 45], [9, 9]]]), labels=np.array([[1, 0]])), Prompt([[60, 45], [9, 9]], [1, 0])),
-        (Prompts(boxes=np.array([[20, 10, 100, 80]])), Prompt(box=[20, 10, 100, 80])),
-    ],
+    "prompt",
+    [Prompt([[60, 45]], [1]), Prompt([[60, 45], [9, 9]], [1, 0]), Prompt(box=[20, 10, 100, 80])],
     ids=["a point", "two points", "a box"],
 )
-def test_the_mask_of_segment(sam, video, prompts, prompt):
+def test_the_mask_of_segment(sam, video, prompt):
     predictor = Predictor(sam)
-    result = next(stream(predictor, Frames(str(video)), prompts))
+    result = next(stream(predictor, Frames(str(video)), [prompt]))
     (instance,) = segment(predictor, np.ascontiguousarray(result.frame[:, :, ::-1]), [prompt])
     assert np.array_equal(instance.mask, result.masks[0])
     assert instance.score == pytest.approx(result.scores[0])
 
 
 def test_prompts_outside_the_frame_end_the_stream(sam, video):
-    beside = Prompts(boxes=np.array([[20.0, 10, 100, 80], [130, 10, 150, 80]]))
+    beside = [Prompt(box=[20.0, 10, 100, 80]), Prompt(box=[130, 10, 150, 80])]
     with pytest.raises(InvalidInputError, match=r"\[130.0, 10.0, 150.0, 80.0\] is outside the image of 120 x 90"):
         next(stream(Predictor(sam), Frames(str(video)), beside))
 
@@ -460,7 +459,7 @@ def test_command(video, tmp_path, sam):
     """With weights of one's own, as every command takes them."""
     weights = save_weights(sam, tmp_path / "mine.safetensors")
     masks, overlay, prompts = tmp_path / "masks.jsonl", tmp_path / "a.avi", tmp_path / "prompts.json"
-    prompts.write_text(json.dumps({"boxes": BOX.boxes.tolist()}))
+    prompts.write_text(json.dumps({"boxes": BOXES.tolist()}))
     arguments = ["stream", str(video), "--prompts", str(prompts), "--masks", str(masks), "--overlay", str(overlay)]
     arguments += ["--checkpoint", str(weights), "--encoder", "gmf_sam_test", "--image-size", "256"]
     done = CliRunner().invoke(app, [*arguments, "--limit", "4"], catch_exceptions=False)
@@ -550,20 +549,20 @@ def test_clock():
 def test_prompt_files(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"points": [[[3, 4]], [[5, 6]]]}))
-    prompts = Prompts.from_file(path)
-    assert prompts.boxes is None
-    assert prompts.labels.tolist() == [[1], [1]]
+    points, labels, boxes = stack_prompts(read_shared_prompts(path))
+    assert boxes is None
+    assert (points.tolist(), labels.tolist()) == ([[[3, 4]], [[5, 6]]], [[1], [1]])
     path.write_text(json.dumps({"points": [[[3, 4]], [[5, 6], [7, 8]]], "boxes": [[1, 2, 9, 9], [1, 2, 9, 8]]}))
-    prompts = Prompts.from_file(path)
-    assert prompts.boxes.tolist() == [[1, 2, 9, 9], [1, 2, 9, 8]]
-    assert prompts.points.tolist() == [[[3, 4], [0, 0]], [[5, 6], [7, 8]]]
-    assert prompts.labels.tolist() == [[1, -1], [1, 1]], "-1 is no point"
+    points, labels, boxes = stack_prompts(read_shared_prompts(path))
+    assert boxes.tolist() == [[1, 2, 9, 9], [1, 2, 9, 8]]
+    assert points.tolist() == [[[3, 4], [0, 0]], [[5, 6], [7, 8]]]
+    assert labels.tolist() == [[1, -1], [1, 1]], "-1 is no point"
     for text in ("no json", "[]", "{}", '{"boxes": [[1], [1, 2]]}', '[{"image": "a.jpg", "x": 1, "y": 2}]'):
         path.write_text(text)
         with pytest.raises(InvalidInputError, match=r"a\.json"):
-            Prompts.from_file(path)
+            read_shared_prompts(path)
     with pytest.raises(InvalidInputError, match="cannot be read"):
-        Prompts.from_file(tmp_path / "none.json")
+        read_shared_prompts(tmp_path / "none.json")
 
 
 def test_bad_files(tmp_path):
