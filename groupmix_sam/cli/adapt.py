@@ -13,8 +13,8 @@ def adapt(
     images: Annotated[Path, typer.Argument(help="Your frames: a folder of images or tars, a .tar, or a .txt of paths.")],
     teacher: Teacher,
     output: Annotated[Path, typer.Option(help="Folder for the weights, the logs and the checkpoint.")] = Path("runs/adapt"),
-    minutes: Annotated[float, typer.Option(help="Time to train, beside the teacher's.")] = 20.0,
-    replay_images: Annotated[Path | None, typer.Option(help="Images of other instances, some of which are mixed in.")] = None,
+    minutes: Annotated[float, typer.Option(help="Training time, excluding the teacher pass.")] = 20.0,
+    replay_images: Annotated[Path | None, typer.Option(help="Images of other objects: up to 25 % of the training set.")] = None,
     checkpoint: Checkpoint = "default",
     encoder: Encoder = None,
     image_size: ImageSize = None,
@@ -23,7 +23,7 @@ def adapt(
     resume: Resume = False,
     save_minutes: SaveMinutes = 5.0,
 ) -> None:
-    """Train on from weights that are trained already, on unlabelled frames of your own line.
+    """Fine-tune trained weights on unlabelled frames from your camera.
 
     groupmix-sam adapt my_frames/ --teacher mobile_sam.pt --minutes 20 --output runs/line
     """
