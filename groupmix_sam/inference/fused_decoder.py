@@ -7,7 +7,7 @@ order, and only logits are brought into image order. Nothing depends on shapes a
 """
 
 import math
-from copy import copy, deepcopy
+from copy import deepcopy
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -86,19 +86,6 @@ class FusedDecoder(nn.Module):
         for name, value in constants.items():
             self.register_buffer(name, value.detach().clone().contiguous())
         self.eval().requires_grad_(False)
-
-    def crop(self, rows: int, columns: int) -> "FusedDecoder":
-        """Return a decoder of the grid's upper left part, for images that do not fill the square; it shares the weights.
-
-        Image tokens under the padding are not there then, so that nothing attends to them.
-        """
-        part = copy(self)
-        part._buffers = dict(self._buffers)
-        part.grid = rows, columns
-        for name, dim in (("positions", 1), ("key_positions", 3), ("query_positions", 3), ("final_positions", 3)):
-            whole = cast(Tensor, getattr(self, name)).unflatten(dim, self.grid)
-            part._buffers[name] = whole.narrow(dim, 0, rows).narrow(dim + 1, 0, columns).flatten(dim, dim + 1).contiguous()
-        return part
 
     def embed_masks(self, masks: Tensor) -> Tensor:
         """Map low-resolution logits, 1 x 1 x 4 rows x 4 columns, to what is added to the features, 1 x 256 x rows x columns."""

@@ -269,10 +269,10 @@ def test_a_path_of_windows(monkeypatch):
             self.path = PureWindowsPath(where)
 
         def absolute(self):
-            return PureWindowsPath("C:/work") / self.path
+            return PureWindowsPath("C:/data") / self.path
 
     monkeypatch.setattr("groupmix_sam.batch.storage.Path", Windows)
-    assert absolute("photos\\line") == "C:/work/photos/line"
+    assert absolute("photos\\line") == "C:/data/photos/line"
     assert absolute("s3://bucket/a") == "s3://bucket/a"
 
 
