@@ -69,11 +69,13 @@ def overview() -> str:
         ("default", "default weights, 1024 pixels", "runtimes_1024"),
         ("fast", "fast weights, 512 pixels", "runtimes_fast"),
     ):
+        ratios: list[Any] = ["not measured"] * 2
         if (RESULTS / f"{file}.json").exists():
             rows_of = [row for row in load(file)["rows"] if row.get("frame", FRAME) == FRAME]
             found = {(row["runtime"], row["precision"], row["encoder"]): row for row in rows_of}
             times = (found["torch", "fp32", STOCK], found["openvino", "fp32", "sam_tiny_vit_5m"])
             ratios = [row["ours_to_it"]["image_to_mask"][0] for row in times]
+        if model in quality:
             rows.append([label, quality[model]["coco"][0], quality[model]["tools"][0], *ratios])
     return table(("", "box mIoU, COCO", "box mIoU, hand tools", "time in PyTorch", "time in OpenVINO"), rows)
 
@@ -91,7 +93,7 @@ def mask_quality(left_out: str = "") -> str:
 
 def card_quality() -> str:
     """The same for the default weights' card, without its origin."""
-    return mask_quality("fast").split("\n\n")[0] + "\n"
+    return mask_quality().split("\n\n")[0] + "\n"
 
 
 def encoder() -> str:
