@@ -134,7 +134,7 @@ class _Found(NamedTuple):
 
 
 class Tracker:
-    """Follow objects from frame to frame.
+    """Follow objects from frame to frame::
 
         tracker = Tracker(predictor)
         ids = tracker.start(frame, boxes=[[170, 16, 420, 312]])
