@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .encoders.config import SAM_MEAN, SAM_STD
+from .encoders.config import SAM_MEAN, SAM_STD, STRIDE
 from .errors import InvalidInputError
 
-__all__ = ["PIXEL_MEAN", "PIXEL_STD", "check_aspect", "pad_and_normalize", "resize", "resized_size"]
+__all__ = ["PIXEL_MEAN", "PIXEL_STD", "check_aspect", "input_size", "pad_and_normalize", "resize", "resized_size"]
 
 # segment-anything's pixel_mean and pixel_std, RGB, of values from 0 to 255.
 PIXEL_MEAN = 255 * np.array(SAM_MEAN, dtype=np.float32)
@@ -18,6 +18,12 @@ def resized_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
     """Return the height and width of an image whose long side becomes `image_size`, rounded as segment-anything does."""
     scale = image_size / max(size)
     return int(size[0] * scale + 0.5), int(size[1] * scale + 0.5)
+
+
+def input_size(size: tuple[int, int], image_size: int) -> tuple[int, int]:
+    """Return the height and width of the smallest encoder's input for an image of a height and width: multiples of 16."""
+    height, width = resized_size(size, image_size)
+    return -(-height // STRIDE) * STRIDE, -(-width // STRIDE) * STRIDE
 
 
 def check_aspect(size: tuple[int, int], image_size: int, smallest: int = 1) -> None:
@@ -36,12 +42,12 @@ def resize(image: NDArray[np.uint8], image_size: int) -> NDArray[np.uint8]:
 
 def pad_and_normalize(
     pixels: NDArray[np.uint8],
-    size: int,
+    size: tuple[int, int],
     mean: NDArray[np.float32] = PIXEL_MEAN,
     std: NDArray[np.float32] = PIXEL_STD,
 ) -> NDArray[np.float32]:
-    """Turn RGB pixels, H x W x 3, into an encoder's input, 3 x size x size, padded with zeros at the bottom and the right."""
-    out = np.zeros((3, size, size), dtype=np.float32)
+    """Turn RGB pixels, H x W x 3, into an encoder's input, 3 x rows x columns, zero-padded at the bottom and the right."""
+    out = np.zeros((3, *size), dtype=np.float32)
     inside = out[:, : pixels.shape[0], : pixels.shape[1]]
     np.subtract(pixels.transpose(2, 0, 1), mean[:, None, None], out=inside)
     inside /= std[:, None, None]

@@ -18,6 +18,9 @@ def export(
     encoder: Encoder = None,
     image_size: ImageSize = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Let the encoder take image batches.")] = False,
+    frame_size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT of a camera's frames: only they are encoded, and no padding.")
+    ] = None,
     count: Annotated[int, typer.Option(help="Images to compare masks on; int8 calibrates on four times as many more.")] = 8,
     min_mean_iou: Annotated[float, typer.Option(help="Lowest mean IoU with PyTorch's masks that is accepted.")] = 0.97,
     min_iou: Annotated[float, typer.Option(help="Lowest IoU of any mask that is accepted.")] = 0.8,
@@ -27,6 +30,7 @@ def export(
     """Export a model to another runtime. The export fails if its masks differ too much from PyTorch's.
 
     groupmix-sam export openvino exported/ --images my_photos/
+    groupmix-sam export openvino exported_720p/ --images frames/ --checkpoint fast --frame-size 1280x720
     groupmix-sam export onnx exported_int8/ --images my_photos/ --precision int8 --image-size 512
     """
     from ..images import evenly_spaced, find_images
@@ -37,11 +41,15 @@ def export(
 
     if count < 1:
         raise InvalidInputError(f"count is {count}: give 1 or more.")
+    size = None if frame_size is None else _parse(frame_size)
     sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
     usable = []
     for source in evenly_spaced(find_images(images), 5 * count if precision == "int8" else count):
         try:  # decoded again when it is needed: many large images do not fit in memory
-            check_aspect(source.decode().shape[:2], sam.image_encoder.img_size)
+            height, width = source.decode().shape[:2]
+            check_aspect((height, width), sam.image_encoder.img_size)
+            if size is not None and width * size[1] != height * size[0]:
+                raise InvalidInputError(f"{source} is {width} x {height} pixels, which is not the shape of {frame_size}.")
             usable.append(source)
         except (ImageReadError, InvalidInputError) as e:
             typer.echo(f"skipped: {e}", err=True)
@@ -55,6 +63,7 @@ def export(
         runtime=runtime,
         precision=precision,
         dynamic_batch=dynamic_batch,
+        frame_size=size,
         thresholds=Thresholds(min_mean_iou, min_iou, pred_iou_thresh),
         calibration=calibration,
         timing_cache=timing_cache,
@@ -63,3 +72,10 @@ def export(
         f"wrote {folder}: mean IoU {report['mean_iou']:.4f} with PyTorch in fp32, lowest {report['min_iou']:.4f}, "
         f"{report['masks']} masks on {report['images']} images"
     )
+
+
+def _parse(size: str) -> tuple[int, int]:
+    width, separator, height = size.lower().partition("x")
+    if not (separator and width.isdecimal() and height.isdecimal()):
+        raise InvalidInputError(f"the frame size is {size!r}: give WIDTHxHEIGHT in pixels, such as 1280x720.")
+    return int(width), int(height)

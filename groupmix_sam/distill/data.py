@@ -112,7 +112,7 @@ def resized(image: NDArray[np.uint8], image_size: int) -> Tensor:
 
 def as_input(pixels: Tensor, size: int) -> Tensor:
     """Turn uint8 RGB, H x W x 3, into an encoder's input, 1 x 3 x S x S, padded at the bottom and the right."""
-    return torch.from_numpy(pad_and_normalize(pixels.numpy(), size))[None]
+    return torch.from_numpy(pad_and_normalize(pixels.numpy(), (size, size)))[None]
 
 
 def whole_images(images: Sequence[CachedImage], grid: Grid) -> Iterator[Maps]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..encoders.config import check_embed_stride, check_img_size
+from ..encoders.config import STRIDE, check_embed_stride, check_img_size
 from ..errors import InvalidInputError, WeightsError, WeightsNotFoundError
 from ..files import sha256
 from .backends import Backend, OnnxBackend, OpenvinoBackend, TensorrtBackend
@@ -62,6 +62,7 @@ def folder_model(
     return InferenceModel(
         **{part: load(part) for part in PARTS},
         image_size=config["image_size"],
+        input_size=tuple(config["input_size"]),
         embed_stride=config["embed_stride"],
         mean=np.array(config["mean"], dtype=np.float32),
         std=np.array(config["std"], dtype=np.float32),
@@ -98,6 +99,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _check_config(config: dict[str, Any]) -> None:
     """Raise ValueError, KeyError or TypeError for a value that a Predictor could not use."""
     check_img_size(config["image_size"])
+    height, width = config["input_size"]
+    if max(height, width) != config["image_size"] or min(height, width) < STRIDE or height % STRIDE or width % STRIDE:
+        raise ValueError("input_size")
     check_embed_stride(config["embed_stride"])
     numbers = np.array([*config["mean"], *config["std"], config["mask_threshold"]], dtype=np.float64)
     if len(config["mean"]) != 3 or numbers.shape != (7,) or not np.isfinite(numbers).all() or (numbers[3:6] <= 0).any():

@@ -26,7 +26,8 @@ CHUNK = 4
 class ImageTokens(NamedTuple):
     """What the decoder needs of an image, for L = rows x columns tokens.
 
-    `tokens` is 1 x L x 256; `keys` and `queries` are 1 x 8 x 16 x L, `values` 1 x 8 x L x 16, of the first layer's attentions.
+    `tokens` is 1 x rows x columns x 256; `keys` and `queries` are 1 x 8 x 16 x L, `values` 1 x 8 x L x 16, of the first layer's
+    attentions.
     """
 
     tokens: Tensor
@@ -36,7 +37,11 @@ class ImageTokens(NamedTuple):
 
 
 class FusedDecoder(nn.Module):
-    """A Sam's prompt encoder and mask decoder, for one input size, on a grid of rows x columns image tokens."""
+    """A Sam's prompt encoder and mask decoder, for one input size.
+
+    Features may be those of the whole square, G x G, or of its upper left rows x columns alone, where the image is: then what
+    lies under the padding is neither computed nor attended to.
+    """
 
     frequencies: Tensor
     label_embeddings: Tensor
@@ -55,7 +60,7 @@ class FusedDecoder(nn.Module):
         super().__init__()
         prompts, decoder = cast(Any, deepcopy(sam.prompt_encoder)), cast(Any, deepcopy(sam.mask_decoder))
         self.input_size = int(prompts.input_image_size[0])
-        self.grid: tuple[int, int] = tuple(prompts.image_embedding_size)
+        self.grid: tuple[int, int] = tuple(prompts.image_embedding_size)  # G x G
         self.mask_downscaling = prompts.mask_downscaling
         self.layers = decoder.transformer.layers
         self.final_attn = decoder.transformer.final_attn_token_to_image
@@ -65,7 +70,7 @@ class FusedDecoder(nn.Module):
         up1, self.up_norm, _, up2, _ = decoder.output_upscaling
         # By label: 0 background, 1 foreground, 2 and 3 a box's corners, -1 no point at all.
         embeddings = [*(e.weight for e in prompts.point_embeddings), prompts.not_a_point_embed.weight]
-        positions = prompts.get_dense_pe().flatten(2).transpose(1, 2)
+        positions = prompts.get_dense_pe().permute(0, 2, 3, 1)
         constants = {
             "frequencies": prompts.pe_layer.positional_encoding_gaussian_matrix,
             "label_embeddings": torch.cat(embeddings),
@@ -79,9 +84,9 @@ class FusedDecoder(nn.Module):
             "up2_bias": up2.bias.repeat(4),
             # What the image's positions add to the scores of the attentions behind the first layer. A bias of the keys
             # shifts all scores of a softmax alike.
-            "key_positions": _heads(positions @ self.layers[1].cross_attn_token_to_image.k_proj.weight.T).mT,
-            "query_positions": _heads(self.layers[1].cross_attn_image_to_token.q_proj(positions)).mT,
-            "final_positions": _heads(positions @ self.final_attn.k_proj.weight.T).mT,
+            "key_positions": _by_head(positions @ self.layers[1].cross_attn_token_to_image.k_proj.weight.T),
+            "query_positions": _by_head(self.layers[1].cross_attn_image_to_token.q_proj(positions)),
+            "final_positions": _by_head(positions @ self.final_attn.k_proj.weight.T),
         }
         for name, value in constants.items():
             self.register_buffer(name, value.detach().clone().contiguous())
@@ -93,13 +98,15 @@ class FusedDecoder(nn.Module):
 
     def image(self, features: Tensor) -> ImageTokens:
         """Compute what all prompts on an image share, from its features, 1 x 256 x rows x columns."""
-        tokens = (features + self.no_mask).flatten(2).transpose(1, 2)
-        placed = tokens + self.positions
+        grid = (features + self.no_mask).permute(0, 2, 3, 1)
+        rows, columns = grid.shape[1:3]
+        tokens = grid.flatten(1, 2)
+        placed = tokens + self.positions[:, :rows, :columns].flatten(1, 2)
         first = cast(Any, self.layers)[0]
         to_image, to_token = first.cross_attn_token_to_image, first.cross_attn_image_to_token
         keys = _heads(to_image.k_proj(placed)).mT
         queries = _heads(to_token.q_proj(placed)).mT
-        return ImageTokens(tokens, keys, _heads(to_image.v_proj(tokens)), queries)
+        return ImageTokens(grid, keys, _heads(to_image.v_proj(tokens)), queries)
 
     def embed_points(self, points: Tensor, labels: Tensor) -> Tensor:
         """Map P x N x 2 points in the padded input's pixels and P x N labels (float) to P x N x 256."""
@@ -128,6 +135,11 @@ class FusedDecoder(nn.Module):
         sparse = self.embed_points(points, labels)
         prompt = torch.cat([self.output_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
         first, second = cast(Any, self.layers)
+        rows, columns = image.tokens.shape[1:3]
+        grid_tokens = image.tokens.flatten(1, 2)
+
+        def here(positions: Tensor) -> Tensor:
+            return positions[..., :rows, :columns].flatten(-2)
 
         x = first.norm1(first.self_attn(prompt, prompt, prompt))
         attn = first.cross_attn_token_to_image
@@ -136,37 +148,43 @@ class FusedDecoder(nn.Module):
         x = first.norm3(x + first.mlp(x))
         attn = first.cross_attn_image_to_token
         k = _heads(attn.k_proj(x + prompt)) / _scale(attn)
-        tokens = _to_tokens(attn, image.tokens, k @ image.queries, x)
+        tokens = _to_tokens(attn, grid_tokens, k @ image.queries, x)
         tokens = first.norm4(tokens)
 
         y = x + prompt
         x = second.norm1(x + second.self_attn(y, y, x))
-        x = second.norm2(x + _from_tokens(second.cross_attn_token_to_image, x + prompt, tokens, self.key_positions))
+        x = second.norm2(x + _from_tokens(second.cross_attn_token_to_image, x + prompt, tokens, here(self.key_positions)))
         x = second.norm3(x + second.mlp(x))
         attn = second.cross_attn_image_to_token
         k = _heads(attn.k_proj(x + prompt)) / _scale(attn)
-        scores = _project(k, attn.q_proj, tokens) + k @ self.query_positions
+        scores = _project(k, attn.q_proj, tokens) + k @ here(self.query_positions)
         tokens = second.norm4(_to_tokens(attn, tokens, scores, x))
 
-        x = self.final_norm(x + _from_tokens(self.final_attn, x + prompt, tokens, self.final_positions))
-        return self._masks(tokens, x[:, 1:5]), self.iou_head(x[:, 0])
+        x = self.final_norm(x + _from_tokens(self.final_attn, x + prompt, tokens, here(self.final_positions)))
+        return self._masks(tokens.unflatten(1, (rows, columns)), x[:, 1:5]), self.iou_head(x[:, 0])
 
     def _masks(self, tokens: Tensor, outputs: Tensor) -> Tensor:
-        """Upscale the tokens twice by 2 x 2, and weigh their channels for each of four masks: P x 4 x 4 rows x 4 columns."""
+        """Upscale P x rows x columns tokens twice by 2 x 2, and weigh their channels for four masks."""
         norm = cast(Any, self.up_norm)
-        x = F.linear(tokens, self.up1_weight, self.up1_bias).unflatten(-1, (4, -1))
+        rows, columns = tokens.shape[1:3]
+        x = F.linear(tokens.flatten(1, 2), self.up1_weight, self.up1_bias).unflatten(-1, (4, -1))
         x = F.gelu(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
         x = F.gelu(F.linear(x, self.up2_weight, self.up2_bias)).unflatten(-1, (4, -1)).flatten(1, 3)
         weights = torch.stack([mlp(outputs[:, i]) for i, mlp in enumerate(self.hypernetworks)], dim=1)
         logits = weights @ x.mT
         # Each token's 2 x 2 pixels, and each of those's, to their place.
-        logits = logits.unflatten(-1, (*self.grid, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
+        logits = logits.unflatten(-1, (rows, columns, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)
         return logits.flatten(5, 7).flatten(2, 4)
 
 
 def _heads(x: Tensor) -> Tensor:
     """B x N x C to B x 8 x N x C/8."""
     return x.unflatten(-1, (8, -1)).transpose(1, 2)
+
+
+def _by_head(x: Tensor) -> Tensor:
+    """1 x G x G x C to 1 x 8 x C/8 x G x G."""
+    return x.unflatten(-1, (8, -1)).permute(0, 3, 4, 1, 2)
 
 
 def _scale(attn: nn.Module) -> float:

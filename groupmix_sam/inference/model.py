@@ -22,15 +22,16 @@ __all__ = ["InferenceModel", "find_device", "model_hash", "torch_model"]
 
 @dataclass(frozen=True, eq=False)
 class InferenceModel:
-    """A model in one runtime. S is `image_size`, and G is S / `embed_stride`, the side of the grid of features: 64 by default.
+    """A model in one runtime. R and C are rows and columns of the grid of features: the input's sides / `embed_stride`.
 
     Attributes:
-        encoder: From images, B x 3 x S x S, to features, B x 256 x G x G.
-        masks: From low-resolution logits, 1 x 1 x 4G x 4G, to what is added to the features.
-        image: From features, 1 x 256 x G x G, to the image's tokens.
-        decoder: From those, points, P x N x 2, and labels, P x N, to logits, P x 4 x 4G x 4G, and predicted IoUs, P x 4.
-        image_size: S, in pixels.
-        embed_stride: S / G.
+        encoder: From images, B x 3 x height x width, to features, B x 256 x R x C.
+        masks: From low-resolution logits, 1 x 1 x 4R x 4C, to what is added to the features.
+        image: From features, 1 x 256 x R x C, to the image's tokens.
+        decoder: From those, points, P x N x 2, and labels, P x N, to logits, P x 4 x 4R x 4C, and predicted IoUs, P x 4.
+        image_size: Length of the long side that images are resized to, in pixels.
+        input_size: Height and width of the encoder's input, to which images are padded; None for as much as the image needs.
+        embed_stride: Pixels of the input for one cell of the grid.
         mean: Of the pixels, RGB.
         std: Likewise.
         mask_threshold: Of the logits.
@@ -43,6 +44,7 @@ class InferenceModel:
     image: Backend
     decoder: Backend
     image_size: int
+    input_size: tuple[int, int] | None
     embed_stride: int
     mean: NDArray[np.float32]
     std: NDArray[np.float32]
@@ -51,16 +53,19 @@ class InferenceModel:
     model_hash: str
 
 
-def torch_model(sam: Sam, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32) -> InferenceModel:
+def torch_model(
+    sam: Sam, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32, *, pad: bool = True
+) -> InferenceModel:
     """Return a Sam as it is run in PyTorch, with the encoder fused if it is a GroupMixFormer; the Sam is not changed.
 
     Args:
         sam: A model built by `build_sam_groupmix`, in fp32.
         device: Where it runs; by default where the Sam is.
         dtype: Of the encoder.
+        pad: Whether images are padded to a square, as segment-anything does.
 
     Raises:
-        InvalidInputError: the Sam is not in fp32.
+        InvalidInputError: the Sam is not in fp32, or its encoder takes a square alone.
         RuntimeUnavailableError: there is no such device here.
     """
     parameter = next(sam.parameters())
@@ -68,6 +73,9 @@ def torch_model(sam: Sam, device: str | torch.device | None = None, dtype: torch
         raise InvalidInputError(f"the Sam is in {parameter.dtype}: give one in fp32, and dtype={parameter.dtype} to run it so.")
     where = sam.device if device is None else find_device(device)
     encoder = sam.image_encoder
+    size = int(encoder.img_size)
+    if not pad and not isinstance(encoder, GroupMixFormer):
+        raise InvalidInputError(f"a {type(encoder).__name__} takes a square alone: leave out pad.")
     fused = fuse_encoder(encoder) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()
     decoder = FusedDecoder(sam).to(where)
     mean, std = (value.flatten().float().cpu().numpy() for value in (sam.pixel_mean, sam.pixel_std))
@@ -76,7 +84,8 @@ def torch_model(sam: Sam, device: str | torch.device | None = None, dtype: torch
         masks=TorchBackend(decoder.embed_masks, where),
         image=TorchBackend(decoder.image, where),
         decoder=TorchBackend(partial(_decode, decoder), where),
-        image_size=int(encoder.img_size),
+        image_size=size,
+        input_size=(size, size) if pad else None,
         embed_stride=int(encoder.embed_stride),
         mean=mean,
         std=std,

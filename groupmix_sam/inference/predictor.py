@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from segment_anything.modeling import Sam
 from ..errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFoundError
 from ..files import checksum, write_beside
 from ..images import as_rgb
-from ..preprocess import check_aspect, pad_and_normalize, resize, resized_size
+from ..preprocess import check_aspect, input_size, pad_and_normalize, resize, resized_size
 from ..prompts import decoder_prompts, is_ambiguous
 from ..sam import build_sam_groupmix
 from ..weights import is_exported
@@ -36,15 +37,17 @@ class Predictor:
     It also takes several images (`set_image_batch`) and many prompts at once (`predict_prompts`), and keeps embeddings
     (`save_embedding`, `load_embedding`). Logits are resized to the image once, where segment-anything resizes them twice: masks
     differ slightly along outlines. NumPy arrays go in and come out. In shapes S is `image_size` and G is
-    S / `embed_stride`, the side of the grid of features: 64 by default.
+    S / `embed_stride`, the side of the grid of features: 64 by default. Where padding is not encoded, shapes are the same.
 
     Args:
         model: A Sam that `build_sam_groupmix` built, which is not changed; or what `torch_model` and `folder_model` return.
         device: Of a Sam: "auto", "cpu", "cuda" or "mps"; by default where the Sam is.
         dtype: Of a Sam's encoder: fp32, bf16 or fp16.
+        pad: Of a Sam: whether images are padded to a square, as segment-anything does. Without it a GroupMixFormer encodes and
+            decodes only the image: 56 % of the square for a frame of 16:9. Masks differ slightly (docs/speed.md).
 
     Raises:
-        InvalidInputError: no Sam, or one that is not in fp32.
+        InvalidInputError: no Sam, or one that is not in fp32, or one whose encoder takes a square alone.
         RuntimeUnavailableError: there is no such device here.
     """
 
@@ -54,9 +57,10 @@ class Predictor:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
+        pad: bool = True,
     ) -> None:
         if isinstance(model, Sam):
-            model = torch_model(model, device, dtype)
+            model = torch_model(model, device, dtype, pad=pad)
         elif not isinstance(model, InferenceModel):
             raise InvalidInputError(f"the model is a {type(model).__name__}: give a Sam, or use Predictor.from_pretrained.")
         self.model = model
@@ -72,6 +76,7 @@ class Predictor:
         image_size: int | None = None,
         device: str | None = "auto",
         dtype: torch.dtype = torch.float32,
+        pad: bool = True,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
     ) -> "Predictor":
@@ -84,6 +89,7 @@ class Predictor:
             device: Of weights: "auto" (CUDA or MPS where there is one), "cpu", "cuda" or "mps". Of an exported folder: see
                 `folder_model`.
             dtype: Of weights' encoder: fp32, bf16 or fp16.
+            pad: Of weights: as for `Predictor`; an exported folder was made for a square or for a frame size.
             providers: ONNX Runtime's execution providers for an ONNX folder, all of which must load.
             threads: Of ONNX Runtime and OpenVINO; None leaves them to the runtime. PyTorch's are set by
                 `torch.set_num_threads`.
@@ -92,8 +98,10 @@ class Predictor:
             GroupMixSamError: one of those that `build_sam_groupmix`, `torch_model` and `folder_model` raise.
         """
         if is_exported(checkpoint):
-            if encoder is not None or image_size is not None or dtype != torch.float32:
-                raise InvalidInputError(f"{checkpoint} was exported: leave out encoder, image_size and dtype, it has its own.")
+            if encoder is not None or image_size is not None or dtype != torch.float32 or not pad:
+                raise InvalidInputError(
+                    f"{checkpoint} was exported: leave out encoder, image_size, dtype and pad, it has its own."
+                )
             predictor = cls(folder_model(Path(checkpoint), device, providers, threads))
             predictor._origin = str(checkpoint), device, providers, threads
             return predictor
@@ -101,7 +109,8 @@ class Predictor:
             raise InvalidInputError(
                 f"{checkpoint} is weights: providers and threads are of exported folders, PyTorch has torch.set_num_threads."
             )
-        return cls(build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size), device=device, dtype=dtype)
+        sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
+        return cls(sam, device=device, dtype=dtype, pad=pad)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A runtime's session cannot be pickled: a copy, and a worker process, opens the folder again. Its images are not kept.
@@ -162,13 +171,16 @@ class Predictor:
         arrays = [as_rgb(image) for image in images]
         for array in arrays:
             check_aspect(array.shape[:2], self.image_size)
+            self._input_size(array.shape[:2])
         self.reset_image()
         step = batch_size if self.model.dynamic_batch else 1
         embeddings: list[NDArray[np.float32]] = []
-        for start in range(0, len(arrays), step):
-            inputs = [self.preprocess(array, image_format) for array in arrays[start : start + step]]
-            (features,) = self.model.encoder(np.stack(inputs))
-            embeddings += [features[i : i + 1] for i in range(len(features))]
+        for _, group in groupby(arrays, key=lambda array: self._input_size(array.shape[:2])):
+            alike = list(group)
+            for start in range(0, len(alike), step):
+                inputs = [self.preprocess(array, image_format) for array in alike[start : start + step]]
+                features = self.encode(np.stack(inputs))
+                embeddings += [self._fill(features[i : i + 1]) for i in range(len(features))]
         self._features = embeddings
         self._sizes = [(array.shape[0], array.shape[1]) for array in arrays]
 
@@ -262,18 +274,18 @@ class Predictor:
         return self._features[index]
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the features of what `preprocess` returned, B x 3 x S x S; in PyTorch also of windows of it.
+        """Return the features of what `preprocess` returned, B x 256 x R x C; in PyTorch also of windows of it.
 
         Args:
-            pixels: B x 3 x H x W; H and W are multiples of 16.
+            pixels: B x 3 x height x width, multiples of 16, for R x C cells of the grid.
         """
         (features,) = self.model.encoder(pixels)
         return features
 
     def set_embedding(self, features: NDArray[np.float32], size: tuple[int, int]) -> None:
-        """Set an image by its embedding, 1 x 256 x G x G, and its height and width in pixels."""
+        """Set an image by its embedding, 1 x 256 x G x G or what `encode` returned, and its height and width in pixels."""
         self.reset_image()
-        self._features = [features]
+        self._features = [self._fill(features)]
         self._sizes = [size]
 
     def save_embedding(self, path: str | PathLike[str]) -> Path:
@@ -322,10 +334,37 @@ class Predictor:
             raise InvalidInputError(f"index is {index}: there are {len(self._features)} images, counted from 0.")
 
     def preprocess(self, image: NDArray[np.uint8], image_format: str = "RGB") -> NDArray[np.float32]:
-        """Return the encoder's input: resized, normalised, padded at the bottom and the right, 3 x S x S."""
+        """Return the encoder's input, 3 x height x width: resized, normalised, padded at the bottom and the right."""
         if image_format == "BGR":
             image = np.ascontiguousarray(image[:, :, ::-1])
-        return pad_and_normalize(resize(image, self.image_size), self.image_size, self.model.mean, self.model.std)
+        size = self._input_size(image.shape[:2])
+        return pad_and_normalize(resize(image, self.image_size), size, self.model.mean, self.model.std)
+
+    def _input_size(self, size: tuple[int, ...]) -> tuple[int, int]:
+        """Return the height and width of the encoder's input for an image of a height and width."""
+        needed = input_size((size[0], size[1]), self.image_size)
+        rows, columns = self.model.input_size or needed
+        if needed[0] > rows or needed[1] > columns:
+            raise InvalidInputError(
+                f"the image of {size[1]} x {size[0]} pixels does not fit the model, which was exported for frames of the shape "
+                f"of {columns} x {rows}: export it for this frame size, or without one for images of any shape."
+            )
+        return rows, columns
+
+    @property
+    def _side(self) -> int:
+        """G."""
+        return self.image_size // self.model.embed_stride
+
+    def _fill(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Bring B x 256 x R x C features to G x G, with zeros where there is only padding."""
+        rows, columns = features.shape[2:]
+        return np.pad(features, ((0, 0), (0, 0), (0, self._side - rows), (0, self._side - columns)))
+
+    def _grid(self, index: int) -> tuple[slice, slice]:
+        """Return the rows and columns of the grid that an image's features fill."""
+        height, width = self._input_size(self._sizes[index])
+        return slice(height // self.model.embed_stride), slice(width // self.model.embed_stride)
 
     def _predict_all(
         self,
@@ -353,24 +392,34 @@ class Predictor:
     ) -> list[NDArray[np.float32]]:
         """Return all four masks' logits and scores for each prompt."""
         decoder, image = self.model.decoder, self.model.image
+        rows, columns = self._grid(index)
+        features = np.ascontiguousarray(self._features[index][:, :, rows, columns])
         if mask_input is None:
             if index not in self._tokens:
-                self._tokens[index] = image(self._features[index])
-            return decoder(*self._tokens[index], points, labels)
-        masks = np.ascontiguousarray(mask_input, dtype=np.float32)
-        side = 4 * self.image_size // self.model.embed_stride
-        shape = (len(points), 1, side, side)
+                self._tokens[index] = image(features)
+            return self._whole(*decoder(*self._tokens[index], points, labels))
+        masks = np.asarray(mask_input, dtype=np.float32)
+        shape = (len(points), 1, 4 * self._side, 4 * self._side)
         if masks.shape != shape:
             raise InvalidInputError(
                 f"the masks have shape {masks.shape}: give {shape}, one for each prompt, which are the logits of an earlier "
                 "prediction."
             )
+        masks = np.ascontiguousarray(masks[:, :, : 4 * rows.stop, : 4 * columns.stop])
         outputs = []
         for i in range(len(points)):  # each mask makes another image of it
             (dense,) = self.model.masks(masks[i : i + 1])
-            tokens = image(self._features[index] + dense)
+            tokens = image(features + dense)
             outputs.append(decoder(*tokens, points[i : i + 1], labels[i : i + 1]))
-        return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+        logits, scores = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+        return self._whole(logits, scores)
+
+    def _whole(self, logits: NDArray[np.float32], scores: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Bring P x 4 x 4R x 4C logits to 4G x 4G, continuing those at the edge, so that nothing is cut off in resizing."""
+        below, beside = (4 * self._side - side for side in logits.shape[2:])
+        if below or beside:
+            logits = np.pad(logits, ((0, 0), (0, 0), (0, below), (0, beside)), mode="edge")
+        return [logits, scores]
 
     def _to_image(self, logits: NDArray[np.float32], index: int, return_logits: bool = False) -> NDArray[Any]:
         """Resize P x ... x 4G x 4G logits to the image, P x ... x H x W of bool or as they are, leaving out the padding."""

@@ -94,7 +94,7 @@ class PartialPredictor:
             return
         window = self._window(self._changed(pixels))
         due = self._windows > 0 and time.monotonic() - self._since > self._refresh
-        if due or (window is not None and self._area(window) > WORTH * self._predictor.image_size**2):
+        if due or (window is not None and self._area(window) > WORTH * pixels[0].size):
             self._encode_all(pixels)
             return
         self.share = 0.0
@@ -106,7 +106,7 @@ class PartialPredictor:
             self._features = self._features.copy()
             self._features[:, :, at[0], at[1]] = part
             self._encoded[:, rows, columns] = pixels[:, rows, columns]
-            self.share = self._area(window) / self._predictor.image_size**2
+            self.share = self._area(window) / pixels[0].size
             self._windows += 1
             self._unchecked += 1
         self._predictor.set_embedding(self._features, self._size)
@@ -161,12 +161,13 @@ class PartialPredictor:
 
     def _window(self, changed: NDArray[np.bool_]) -> tuple[slice, slice] | None:
         """Return the rows and columns to encode, of sides that are multiples of 64; None if nothing changed."""
+        assert self._encoded is not None
         if not changed.any():
             return None
         window = []
         for axis in (0, 1):
             hit = np.flatnonzero(changed.any(1 - axis)) * BLOCK
-            limit = -(-self._extent(axis) // STEP) * STEP
+            limit = self._encoded.shape[1 + axis]
             first = max(0, int(hit[0]) - self.margin)
             side = min(limit, -(-(int(hit[-1]) + BLOCK + self.margin - first) // STEP) * STEP)
             first = min(first // 16 * 16, limit - side)

@@ -22,6 +22,7 @@ from groupmix_sam.batch.prompt_table import read_prompt_table
 from groupmix_sam.batch.storage import Folder
 from groupmix_sam.distill import PRESETS, cache_features, find_images, load_recipe
 from groupmix_sam.distill.checkpoint import Progress, load_checkpoint, save_checkpoint
+from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.evaluate import LabelledDataset, Model, Protocol, Result, evaluate, load_result, summary_text
 from groupmix_sam.evaluate.detections import DetectionDataset
 from groupmix_sam.files import sha256
@@ -222,7 +223,7 @@ def exported(folder, sam):
     for name in files:
         onnx.save(model, place / name)
     config = {"format_version": 1, "runtime": "onnx", "precision": "fp32", "image_size": 256, "dynamic_batch": False}
-    config |= {"embed_stride": 16}
+    config |= {"embed_stride": 16, "input_size": [256, 256]}
     config |= {"mean": [1.0, 2.0, 3.0], "std": [1.0, 1.0, 1.0], "mask_threshold": 0.0, "model_hash": "0" * 64}
     config["files"] = {name: sha256(place / name) for name in files}
     (place / "config.json").write_text(json.dumps(config))
@@ -240,11 +241,15 @@ def test_configs_of_exported_folders(attempt, exported, data):
         found = attempt("config.json", lambda: Predictor.from_pretrained(place))
         if found is not None:
             said = json.loads(content)
-            side = said["image_size"]
+            side, (height, width) = said["image_size"], said["input_size"]
+            if side * 24 // 32 > height or side > width:
+                with pytest.raises(InvalidInputError, match="does not fit the model"):
+                    found.preprocess(np.zeros((24, 32, 3), dtype=np.uint8))
+                continue
             x = found.preprocess(np.full((24, 32, 3), 7, dtype=np.uint8))
             expected = ((7 - np.array(said["mean"])) / np.array(said["std"]))[:, None, None]
             rows = side * 24 // 32
-            assert x.shape == (3, side, side)
+            assert x.shape == (3, height, width)
             np.testing.assert_allclose(x[:, :rows], np.broadcast_to(expected, (3, rows, side)), rtol=1e-5)
             assert not x[:, rows:].any()
 

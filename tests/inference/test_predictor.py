@@ -1,4 +1,5 @@
 import json
+import math
 import tracemalloc
 from copy import deepcopy
 
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from segment_anything import SamPredictor
+from segment_anything.utils.transforms import ResizeLongestSide
 from torch.nn import functional as F
 
 from groupmix_sam import build_sam_groupmix
@@ -109,6 +111,34 @@ def test_odd_sizes(predictor, stock, height, width, seed):
     assert masks.shape == expected.shape
     assert np.isfinite(masks).all()
     assert ((masks > 0) == (expected > 0)).mean() > 0.95
+
+
+@settings(max_examples=12, deadline=None)
+@given(height=st.integers(8, 300), width=st.integers(8, 300), with_mask=st.booleans())
+def test_padding_is_not_encoded(sam, height, width, with_mask):
+    """The masks are those of segment-anything's modules on the image's own rectangle."""
+    image, box = draw(height, width), np.array([1, 2, width - 1, height - 1])
+    earlier = np.random.default_rng(height).normal(0, 5, (1, 64, 64)).astype(np.float32) if with_mask else None
+    predictor = Predictor(sam, pad=False)
+    predictor.set_image(image)
+    _, scores, logits = predictor.predict(box=box, mask_input=earlier)
+    pixels = ResizeLongestSide(256).apply_image(image)
+    rows, columns = (math.ceil(side / 16) for side in pixels.shape[:2])
+    with torch.no_grad():
+        whole = sam.preprocess(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float())
+        features = sam.image_encoder(whole[:, :, : 16 * rows, : 16 * columns])
+        corners = torch.tensor(ResizeLongestSide(256).apply_boxes(box[None], (height, width)))
+        masks = None if earlier is None else torch.from_numpy(earlier)[None]
+        sparse, dense = sam.prompt_encoder(points=None, boxes=corners, masks=masks)
+        positions = sam.prompt_encoder.get_dense_pe()[:, :, :rows, :columns]
+        expected, expected_scores = sam.mask_decoder.predict_masks(features, positions, sparse, dense[:, :, :rows, :columns])
+    got = predictor.get_image_embedding()
+    np.testing.assert_allclose(got[:, :, :rows, :columns], features, rtol=1e-3, atol=1e-3)
+    assert not got[:, :, rows:].any()
+    assert not got[:, :, :, columns:].any()
+    np.testing.assert_allclose(logits[:, : 4 * rows, : 4 * columns], expected[0, 1:], rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(scores, expected_scores[0, 1:], rtol=1e-3, atol=1e-3)
+    assert logits.shape == (3, 64, 64)
 
 
 def test_shipped_weights_hold_their_masks():
@@ -327,6 +357,8 @@ def test_bad_images(predictor):
 
 
 def test_bad_models(tmp_path):
+    with pytest.raises(InvalidInputError, match="a SamResNet takes a square alone: leave out pad"):
+        Predictor(build_sam_groupmix(None, encoder="sam_resnet18", image_size=64), pad=False)
     with pytest.raises(InvalidInputError, match=r"give a Sam, or use Predictor.from_pretrained"):
         Predictor(torch.nn.Identity())
     with pytest.raises(WeightsNotFoundError, match="there is no weights file"):
@@ -337,7 +369,7 @@ def test_bad_models(tmp_path):
             Predictor.from_pretrained(tmp_path)
     files = [f"{part}.onnx" for part in ("encoder", "masks", "image", "decoder")]
     config = {"runtime": "onnx", "format_version": 1, "precision": "fp32", "image_size": 256, "model_hash": "", "files": files}
-    config |= {"embed_stride": 16}
+    config |= {"embed_stride": 16, "input_size": [256, 256]}
     config |= {"mean": [0, 0, 0], "std": [1, 1, 1], "mask_threshold": 0.0, "dynamic_batch": False}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=r"ValueError.'files'.*export it again"):

@@ -4,9 +4,10 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,9 +19,11 @@ from ...encoders.groupmixformer import GroupMixFormer
 from ...errors import GroupMixSamError, InvalidInputError, SaveError
 from ...files import sha256
 from ...images import ImageFile
+from ...preprocess import input_size
 from ...weights import encoder_name
 from ..backends.tensorrt import import_tensorrt
 from ..exported_folder import FORMAT_VERSION
+from ..model import torch_model
 from ..predictor import Predictor
 from .onnx import quantize, write_graphs
 from .openvino import convert
@@ -45,6 +48,7 @@ def export(
     runtime: str = "onnx",
     precision: str = "fp32",
     dynamic_batch: bool = False,
+    frame_size: tuple[int, int] | None = None,
     thresholds: Thresholds = DEFAULTS,
     calibration: Sequence[NDArray[np.uint8] | ImageFile] = (),
     timing_cache: Path | None = None,
@@ -61,6 +65,8 @@ def export(
         precision: One of `PRECISIONS[runtime]`: of the encoder, as the decoder stays in fp32. "fp16" in OpenVINO is of the
             file, "bf16" of the arithmetic.
         dynamic_batch: Whether the encoder takes several images at once.
+        frame_size: Width and height of a camera's frames in pixels: only the part of the input that they fill is encoded, and
+            images of other shapes are refused. By default the model takes any image, padded to a square.
         thresholds: What the masks' IoU must reach.
         calibration: Images for "int8", at least 8, and none of `images`.
         timing_cache: A file in which TensorRT keeps what it measured, for the next export.
@@ -78,13 +84,13 @@ def export(
     _check(sam, folder, images, runtime, precision, calibration)
     if runtime == "tensorrt":
         import_tensorrt()  # before minutes of work
-    exact = Predictor(sam)
+    exact = Predictor(replace(torch_model(sam), input_size=_input_size(sam, frame_size)))
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir()
         if graphs is None:
             in_graph = precision == "fp16" and runtime != "openvino"
-            write_graphs(sam, part, torch.float16 if in_graph else torch.float32, dynamic_batch)
+            write_graphs(sam, part, torch.float16 if in_graph else torch.float32, dynamic_batch, exact.model.input_size)
         else:
             for path in graphs.glob("*.onnx"):
                 shutil.copy(path, part)
@@ -105,6 +111,18 @@ def export(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return report
+
+
+def _input_size(sam: Sam, frame_size: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the height and width of the encoder's input."""
+    side = int(cast(Any, sam.image_encoder).img_size)
+    if frame_size is None:
+        return side, side
+    if len(frame_size) != 2 or min(frame_size) < 1:
+        raise InvalidInputError(f"frame_size is {frame_size}: give a width and a height in pixels, such as 1280 and 720.")
+    if not isinstance(sam.image_encoder, GroupMixFormer):
+        raise InvalidInputError(f"a {type(sam.image_encoder).__name__} takes a square alone: leave out frame_size.")
+    return input_size((frame_size[1], frame_size[0]), side)
 
 
 class _Inputs(Sequence[Any]):
@@ -176,6 +194,7 @@ def _config(part: Path, sam: Sam, exact: Predictor, runtime: str, precision: str
         "runtime": runtime,
         "precision": precision,
         "image_size": exact.image_size,
+        "input_size": exact.model.input_size,
         "embed_stride": exact.model.embed_stride,
         "mean": exact.model.mean.tolist(),
         "std": exact.model.std.tolist(),

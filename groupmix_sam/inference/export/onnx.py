@@ -77,7 +77,13 @@ class _Prompts(nn.Module):
         return logits, scores
 
 
-def write_graphs(sam: Sam, folder: Path, dtype: torch.dtype = torch.float32, dynamic_batch: bool = False) -> None:
+def write_graphs(
+    sam: Sam,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    dynamic_batch: bool = False,
+    input_size: tuple[int, int] | None = None,
+) -> None:
     """Write `encoder.onnx`, `image.onnx`, `masks.onnx` and `decoder.onnx` to a folder.
 
     Args:
@@ -85,6 +91,7 @@ def write_graphs(sam: Sam, folder: Path, dtype: torch.dtype = torch.float32, dyn
         folder: Where to write; it exists.
         dtype: Of the encoder, fp32 or fp16; its softmax over the tokens stays in fp32, as do the other graphs.
         dynamic_batch: Whether the encoder takes any number of images, or one.
+        input_size: Height and width of the encoder's input, multiples of 16; by default the Sam's square.
 
     Raises:
         MissingExtraError: there is no onnx, onnxscript or onnxslim.
@@ -96,14 +103,15 @@ def write_graphs(sam: Sam, folder: Path, dtype: torch.dtype = torch.float32, dyn
     except ImportError as e:
         raise MissingExtraError.of(e.name or "onnx", "onnx") from e
     decoder = FusedDecoder(sam)
-    (rows, columns), size = decoder.grid, decoder.input_size
+    height, width = input_size or (decoder.input_size, decoder.input_size)
+    rows, columns = (side * decoder.grid[0] // decoder.input_size for side in (height, width))
     features, masks = torch.zeros(1, EMBED_DIM, rows, columns), torch.zeros(1, 1, 4 * rows, 4 * columns)
     with torch.no_grad():
         tokens = decoder.image(features)
     prompted = {0: torch.export.Dim("prompts"), 1: torch.export.Dim("points")}
     batched = {0: torch.export.Dim("batch")} if dynamic_batch else {}
     # Free sizes are traced with 2 or more, as 1 would be taken for a constant.
-    images = torch.zeros(2 if dynamic_batch else 1, 3, size, size)
+    images = torch.zeros(2 if dynamic_batch else 1, 3, height, width)
     for name, module, inputs, shapes, input_names, output_names in (
         ("encoder", _Encoder(sam, dtype), (images,), (batched,), ["images"], ["features"]),
         ("image", _Image(decoder), (features,), ({},), ["features"], TOKENS),

@@ -62,7 +62,7 @@ def exported(sam, tmp_path_factory):
 def quick(exported, monkeypatch):
     """Let export() take the graphs that are there."""
 
-    def copy(sam, folder, dtype, dynamic_batch):
+    def copy(sam, folder, *others):
         for path in exported.glob("*.onnx"):
             shutil.copy(path, folder)
 
@@ -89,6 +89,27 @@ def same_masks(got, expected, images, atol):
 
 def test_onnx_runtime_gives_the_same(sam, exported):
     same_masks(Predictor.from_pretrained(exported), Predictor(sam), [draw(), draw(31, 200)], atol=1e-4)
+
+
+def test_a_frame_size_leaves_out_the_padding(sam, tmp_path):
+    folder = tmp_path / "frames"
+    export(sam, folder, [draw(120, 240)], runtime="openvino", frame_size=(1280, 640), thresholds=LOOSE)
+    got = Predictor.from_pretrained(folder)
+    same_masks(got, Predictor(sam, pad=False), [draw(120, 240), draw(640, 1280)], atol=1e-4)
+    assert got.model.input_size == (128, 256)
+    assert got.model.encoder(np.zeros((1, 3, 128, 256), np.float32))[0].shape == (1, 256, 8, 16)
+    got.set_image(draw(100, 240))  # flatter ones fit, with padding
+    with pytest.raises(InvalidInputError, match=r"120 x 90 pixels does not fit.*of the shape of 256 x 128: export it for this"):
+        got.set_image(draw())
+
+
+def test_frame_sizes_that_cannot_be_used(sam, tmp_path):
+    for size in ((0, 720), (1280,)):
+        with pytest.raises(InvalidInputError, match=r"frame_size is \(.*give a width and a height in pixels"):
+            export(sam, tmp_path / "a", [draw()], frame_size=size)
+    other = build_sam_groupmix(None, encoder="sam_resnet18", image_size=64)
+    with pytest.raises(InvalidInputError, match="takes a square alone: leave out frame_size"):
+        export(other, tmp_path / "a", [draw()], frame_size=(1280, 720))
 
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx"])
