@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -39,12 +40,15 @@ from groupmix_sam.inference.export.exporter import export
 from groupmix_sam.inference.export.parity import Thresholds, measure_parity
 
 FAST, DEFAULT = "gmf_sam_2282_512", "gmf_sam_2282"
-OURS = (FAST, DEFAULT)
+# The fast weights on the frame alone, without padding: exported for a frame of 16:9, in PyTorch of any shape.
+UNPADDED = f"{FAST} without padding"
+OURS = (FAST, UNPADDED, DEFAULT)
 MOBILE, NANO, EDGE, EFFICIENT = "sam_tiny_vit_5m", "sam_resnet18", "repvit_m1", "efficientvit_l0"
-SIZES = {FAST: 512, DEFAULT: 1024, MOBILE: 1024, NANO: 1024, EDGE: 1024, EFFICIENT: 512}  # the native ones
+SIZES = {FAST: 512, UNPADDED: 512, DEFAULT: 1024, MOBILE: 1024, NANO: 1024, EDGE: 1024, EFFICIENT: 512}  # the native ones
 # mIoU by ground-truth box on COCO, as published, but for ours.
 QUALITY = {
     FAST: "ours, docs/results.md",
+    UNPADDED: "ours, docs/speed.md",
     DEFAULT: "ours, docs/results.md",
     MOBILE: "0.728 (published by NanoSAM, COCO val2017)",
     NANO: "0.706 (published by NanoSAM, COCO val2017)",
@@ -52,7 +56,8 @@ QUALITY = {
     EFFICIENT: "0.78 to 0.80 (published by EfficientViT-SAM, arXiv 2402.05008)",
 }
 STOCK = "stock sam_tiny_vit_5m"
-FRAMES = {"640 x 480": (480, 640), "1280 x 720": (720, 1280)}
+WIDE = (1280, 720)
+FRAMES = {"640 x 480": (480, 640), "1280 x 720": WIDE[::-1]}
 SETTINGS = (
     ("torch", "fp32"),
     ("torch", "bf16"),
@@ -76,15 +81,18 @@ def build(name: str) -> Sam:
         sam = build_sam_groupmix(None, encoder="timm/efficientvit_l1", image_size=size, embed_stride=8)
         # L1 is a deeper L0, which timm does not register.
         sam.image_encoder.backbone = timm.create_model("efficientvit_l1", features_only=True, depths=(1, 1, 1, 4, 4))
+    elif name in OURS:
+        sam = build_sam_groupmix("default" if name == DEFAULT else "fast")
     else:
-        sam = build_sam_groupmix("default" if name in OURS else None, encoder=name)
+        sam = build_sam_groupmix(None, encoder=name)
     return sam.eval()
 
 
 def load(runtime: str, precision: str, name: str, threads: int, folder: Path) -> Predictor:
     if runtime != "torch":
         return Predictor.from_pretrained(folder / f"{name}-{runtime}-{precision}", threads=threads)
-    return Predictor(build(name), dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return Predictor(build(name), dtype=dtype, pad=name != UNPADDED)
 
 
 def export_all(args: argparse.Namespace, folder: Path, compared: list[np.ndarray], calibration: list[np.ndarray]) -> None:
@@ -96,19 +104,29 @@ def export_all(args: argparse.Namespace, folder: Path, compared: list[np.ndarray
         sam = build(name)
         # The first of them, in ONNX and fp32, is the graphs of all others.
         graphs = folder / f"{name}-onnx-fp32"
+        shaped = (lambda images: images) if name != UNPADDED else (lambda images: [crop(image) for image in images])
         for runtime, precision in missing:
             start = time.perf_counter()
             export(
                 sam,
                 folder / f"{name}-{runtime}-{precision}",
-                compared if name in OURS else compared[:1],
+                shaped(compared) if name in OURS else compared[:1],
                 runtime=runtime,
                 precision=precision,
                 thresholds=LOOSE if name in OURS else TIMED,
-                calibration=(calibration if name in OURS else calibration[:8]) if precision == "int8" else (),
+                frame_size=WIDE if name == UNPADDED else None,
+                calibration=shaped(calibration if name in OURS else calibration[:8]) if precision == "int8" else (),
                 graphs=graphs if graphs.exists() else None,
             )
             print(f"exported {name} for {runtime} in {precision}, {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def crop(image: np.ndarray) -> np.ndarray:
+    """Return the middle of an image in the shape of a frame of 16:9."""
+    height, width = image.shape[:2]
+    rows, columns = min(height, width * WIDE[1] // WIDE[0]), min(width, height * WIDE[0] // WIDE[1])
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return np.ascontiguousarray(image[top : top + rows, left : left + columns])
 
 
 def measure(predictor: Predictor | SamPredictor, image: np.ndarray) -> tuple[float, float]:
@@ -127,12 +145,18 @@ def peak_of(runtime: str, precision: str, name: str, args: argparse.Namespace, f
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
+def ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
+
+
 def spread(ours: list[float], theirs: list[float]) -> str:
     """Return the median of the rounds' ratios with its 95 % interval."""
-    return "{:.3f} ({:.3f} to {:.3f})".format(*interval([a / b for a, b in zip(ours, theirs, strict=True)]))
+    return "{:.3f} ({:.3f} to {:.3f})".format(*interval(ratios(ours, theirs)))
 
 
-def compare(setting: tuple[str, str], args: argparse.Namespace, folder: Path) -> dict[str, dict[str, list[float]]]:
+def compare(
+    setting: tuple[str, str], args: argparse.Namespace, folder: Path, rows: list[dict[str, Any]]
+) -> dict[str, dict[str, list[float]]]:
     """Measure a runtime and precision, print its tables, return every model's end-to-end times by size of the frame."""
     runtime, precision = setting
     models = {name: load(runtime, precision, name, args.threads, folder) for name in args.encoders}
@@ -141,20 +165,27 @@ def compare(setting: tuple[str, str], args: argparse.Namespace, folder: Path) ->
     results = {}
     for frame, (height, width) in FRAMES.items():
         image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        for predictor in models.values():  # for warming up
+        fitting = {name: model for name, model in models.items() if name != UNPADDED or runtime == "torch" or width == WIDE[0]}
+        for predictor in fitting.values():  # for warming up
             measure(predictor, image)
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in fitting}
         for _ in range(args.rounds):
-            for name, predictor in models.items():
+            for name, predictor in fitting.items():
                 times[name].append(measure(predictor, image))
         print(f"{runtime} {precision}, frames of {frame}")
         embedded, whole = ({name: [pair[i] for pair in pairs] for name, pairs in times.items()} for i in range(2))
-        for name in models:
+        for name in fitting:
+            row: dict[str, Any] = {"runtime": runtime, "precision": precision, "frame": frame, "encoder": name}
+            row |= {"set_image_s": statistics.median(embedded[name]), "image_to_mask_s": statistics.median(whole[name])}
+            rows.append(row)
             line = f"  {name:22} {SIZES.get(name, 1024):4} px, set_image {statistics.median(embedded[name]):.3f} s"
             line += f", end to end {statistics.median(whole[name]):.3f} s"
-            if name != STOCK and frame == next(iter(FRAMES)):
-                line += f", peak {peak_of(runtime, precision, name, args, folder):.0f} MiB"
+            if name not in (STOCK, UNPADDED) and frame == next(iter(FRAMES)):
+                row["peak_mib"] = peak_of(runtime, precision, name, args, folder)
+                line += f", peak {row['peak_mib']:.0f} MiB"
             if name != FAST:
+                pairs = {"set_image": embedded, "image_to_mask": whole}
+                row["ours_to_it"] = {part: interval(ratios(of[FAST], of[name])) for part, of in pairs.items()}
                 line += f"; fast to it: {spread(embedded[FAST], embedded[name])}, end to end {spread(whole[FAST], whole[name])}"
             print(f"{line}; mIoU by box {QUALITY.get(name, QUALITY[MOBILE])}", flush=True)
         results[f"{runtime} {precision}\n{frame}"] = whole
@@ -181,13 +212,16 @@ def plot(results: dict[str, dict[str, list[float]]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", type=Path)
-    parser.add_argument("--encoders", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument(
+        "--encoders", nargs="+", choices=list(SIZES), default=list(SIZES), metavar="ENCODER", help=", ".join(SIZES)
+    )
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16", "int8"], default=["fp32", "bf16", "int8"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calibrate", type=int, default=32, help="images for INT8")
     parser.add_argument("--work", type=Path, help="folder that keeps the exported models; by default they are removed")
+    parser.add_argument("--output", type=Path, help="a JSON file for the rows of benchmarks/results/runtimes_fast.json")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--peak", nargs=3, metavar=("RUNTIME", "PRECISION", "ENCODER"), help="print one's peak memory and stop")
     args = parser.parse_args()
@@ -212,8 +246,11 @@ def main() -> None:
             return
         print(f"{describe()}; {args.rounds} rounds")
         results: dict[str, dict[str, list[float]]] = {}
+        rows: list[dict[str, Any]] = []
         for setting in args.settings:
-            results |= compare(setting, args, folder)
+            results |= compare(setting, args, folder, rows)
+            if args.output:
+                args.output.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
         print(f"mask IoU of ours to fp32 PyTorch, {len(compared)} images")
         for name in (name for name in OURS if name in args.encoders):
             for runtime, precision in args.settings:
@@ -221,7 +258,7 @@ def main() -> None:
                     continue
                 if runtime == "torch":
                     low = load(runtime, precision, name, args.threads, folder)
-                    report = measure_parity(Predictor(build(name)), low, compared)
+                    report = measure_parity(load("torch", "fp32", name, args.threads, folder), low, compared)
                 else:
                     report = json.loads((folder / f"{name}-{runtime}-{precision}" / "parity.json").read_text())
                 print(
