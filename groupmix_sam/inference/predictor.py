@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from segment_anything.modeling import Sam
+from torch import Tensor
 
+from ..devices import use_threads
 from ..errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFoundError
 from ..files import checksum, write_beside
 from ..images import as_rgb
@@ -21,7 +23,7 @@ from ..prompts import decoder_prompts, is_ambiguous
 from ..sam import build_sam_groupmix
 from ..weights import is_exported
 from .exported_folder import folder_model
-from .mask_resize import neighbours, resize_blocks
+from .mask_resize import neighbours, resize_blocks, resize_on_device
 from .model import InferenceModel, torch_model
 
 __all__ = ["Predictor"]
@@ -72,7 +74,6 @@ class Predictor:
         image_size: int | None = None,
         device: str | None = "auto",
         dtype: torch.dtype = torch.float32,
-        providers: Sequence[str] | None = None,
         threads: int | None = None,
     ) -> "Predictor":
         """Return a predictor by the name of its model: weights in PyTorch, or an exported folder in its runtime.
@@ -84,9 +85,7 @@ class Predictor:
             device: Of weights: "auto" (CUDA or MPS where there is one), "cpu", "cuda" or "mps". Of an exported folder: see
                 `folder_model`.
             dtype: Of weights' encoder: fp32, bf16 or fp16.
-            providers: ONNX Runtime's execution providers for an ONNX folder, all of which must load.
-            threads: Of ONNX Runtime and OpenVINO; None leaves them to the runtime. PyTorch's are set by
-                `torch.set_num_threads`.
+            threads: On a CPU, see `find_threads`. PyTorch has one number for the process, which this sets.
 
         Raises:
             GroupMixSamError: one of those that `build_sam_groupmix`, `torch_model` and `folder_model` raise.
@@ -94,21 +93,18 @@ class Predictor:
         if is_exported(checkpoint):
             if encoder is not None or image_size is not None or dtype != torch.float32:
                 raise InvalidInputError(f"{checkpoint} was exported: leave out encoder, image_size and dtype, it has its own.")
-            predictor = cls(folder_model(Path(checkpoint), device, providers, threads))
-            predictor._origin = str(checkpoint), device, providers, threads
+            predictor = cls(folder_model(Path(checkpoint), device, threads))
+            predictor._origin = str(checkpoint), device, threads
             return predictor
-        if providers is not None or threads is not None:
-            raise InvalidInputError(
-                f"{checkpoint} is weights: providers and threads are of exported folders, PyTorch has torch.set_num_threads."
-            )
+        use_threads(threads)
         return cls(build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size), device=device, dtype=dtype)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A runtime's session cannot be pickled: a copy, and a worker process, opens the folder again. Its images are not kept.
         if self._origin is None:
             return super().__reduce_ex__(protocol)
-        checkpoint, device, providers, threads = self._origin
-        return partial(Predictor.from_pretrained, device=device, providers=providers, threads=threads), (checkpoint,)
+        checkpoint, device, threads = self._origin
+        return partial(Predictor.from_pretrained, device=device, threads=threads), (checkpoint,)
 
     @property
     def image_size(self) -> int:
@@ -126,8 +122,8 @@ class Predictor:
 
     def reset_image(self) -> None:
         """Forget the images."""
-        self._features: list[NDArray[np.float32]] = []
-        self._tokens: dict[int, list[NDArray[np.float32]]] = {}
+        self._features: list[Tensor] = []
+        self._tokens: dict[int, list[Tensor]] = {}
         self._sizes: list[tuple[int, int]] = []
 
     @property
@@ -164,11 +160,11 @@ class Predictor:
             check_aspect(array.shape[:2], self.image_size)
         self.reset_image()
         step = batch_size if self.model.dynamic_batch else 1
-        embeddings: list[NDArray[np.float32]] = []
+        embeddings: list[Tensor] = []
         for start in range(0, len(arrays), step):
             inputs = [self.preprocess(array, image_format) for array in arrays[start : start + step]]
-            (features,) = self.model.encoder(np.stack(inputs))
-            embeddings += [features[i : i + 1] for i in range(len(features))]
+            (features,) = self.model.encoder(_tensor(np.stack(inputs)))
+            embeddings += features.split(1)
         self._features = embeddings
         self._sizes = [(array.shape[0], array.shape[1]) for array in arrays]
 
@@ -231,6 +227,23 @@ class Predictor:
             return_logits: Return the resized logits and not bools.
             index: Which of the images.
         """
+        masks, scores, logits = self.predict_tensors(
+            point_coords, point_labels, boxes, mask_input, multimask_output, return_logits, index=index
+        )
+        return masks.numpy(force=True), scores.numpy(force=True), logits.numpy(force=True)
+
+    def predict_tensors(
+        self,
+        point_coords: NDArray[Any] | None = None,
+        point_labels: NDArray[Any] | None = None,
+        boxes: NDArray[Any] | None = None,
+        mask_input: NDArray[Any] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        *,
+        index: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Do what `predict_prompts` does, and leave the tensors on the model's device."""
         logits, scores, _ = self._predict_all(index, point_coords, point_labels, boxes, mask_input)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         logits, scores = logits[:, chosen], scores[:, chosen]
@@ -250,16 +263,17 @@ class Predictor:
         `predict_prompts`.
         """
         logits, scores, labels = self._predict_all(index, point_coords, point_labels, boxes)
-        three = is_ambiguous((labels >= 0).sum(axis=1), boxes is not None)
-        chosen = np.arange(len(scores)), np.where(three, 1 + scores[:, 1:].argmax(axis=1), 0)
-        return self._to_image(logits[chosen], index), scores[chosen]
+        three = torch.from_numpy(is_ambiguous((labels >= 0).sum(axis=1), boxes is not None)).to(scores.device)
+        chosen = torch.where(three, 1 + scores[:, 1:].argmax(dim=1), 0)[:, None]
+        logits = logits.take_along_dim(chosen[..., None, None], dim=1)[:, 0]
+        return self._to_image(logits, index).numpy(force=True), scores.take_along_dim(chosen, dim=1)[:, 0].numpy(force=True)
 
     def get_image_embedding(self, index: int = 0) -> NDArray[np.float32]:
         """Return an image's embedding, 1 x 256 x G x G."""
         if not self._features:
             raise NoImageError("an image must be set with set_image() to have an embedding.")
         self._check_index(index)
-        return self._features[index]
+        return self._features[index].numpy(force=True)
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the features of what `preprocess` returned, B x 3 x S x S; in PyTorch also of windows of it.
@@ -267,13 +281,13 @@ class Predictor:
         Args:
             pixels: B x 3 x H x W; H and W are multiples of 16.
         """
-        (features,) = self.model.encoder(pixels)
-        return features
+        (features,) = self.model.encoder(_tensor(pixels))
+        return features.numpy(force=True)
 
     def set_embedding(self, features: NDArray[np.float32], size: tuple[int, int]) -> None:
         """Set an image by its embedding, 1 x 256 x G x G, and its height and width in pixels."""
         self.reset_image()
-        self._features = [features]
+        self._features = [_tensor(features).to(self.model.device)]
         self._sizes = [size]
 
     def save_embedding(self, path: str | PathLike[str]) -> Path:
@@ -285,9 +299,8 @@ class Predictor:
         if not self._features:
             raise NoImageError("an image must be set with set_image() to have an embedding.")
         path = Path(path)
-        # safetensors writes an array's memory as it lies, in whatever order.
-        features = np.ascontiguousarray(np.concatenate(self._features))
-        tensors = {"features": torch.from_numpy(features), "sizes": torch.tensor(self._sizes)}
+        features = torch.cat(self._features).cpu().contiguous()
+        tensors = {"features": features, "sizes": torch.tensor(self._sizes)}
         metadata = {"format_version": FORMAT_VERSION, "model_hash": self.model_hash, "crc32": checksum(tensors)}
         write_beside(path, lambda part: save_file(tensors, part, metadata))
         return path
@@ -312,9 +325,8 @@ class Predictor:
             raise WeightsError(f"{path} was not computed by this model at this size: set_image() and save it again.")
         if metadata.get("crc32") != checksum(tensors):
             raise WeightsError(f"{path} is damaged: save the embedding again.")
-        features = tensors["features"].numpy()
         self.reset_image()
-        self._features = [features[i : i + 1] for i in range(len(features))]
+        self._features = list(tensors["features"].to(self.model.device).split(1))
         self._sizes = [(int(height), int(width)) for height, width in tensors["sizes"].tolist()]
 
     def _check_index(self, index: int) -> None:
@@ -334,7 +346,7 @@ class Predictor:
         point_labels: NDArray[Any] | None,
         boxes: NDArray[Any] | None,
         mask_input: NDArray[Any] | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[Tensor, Tensor, NDArray[np.float32]]:
         """Return all four masks' logits and scores for each prompt, and the labels as the decoder takes them."""
         if not self._features:
             raise NoImageError("an image must be set with set_image() before masks are predicted.")
@@ -350,39 +362,64 @@ class Predictor:
 
     def _decode(
         self, index: int, mask_input: NDArray[Any] | None, points: NDArray[np.float32], labels: NDArray[np.float32]
-    ) -> list[NDArray[np.float32]]:
+    ) -> list[Tensor]:
         """Return all four masks' logits and scores for each prompt."""
         decoder, image = self.model.decoder, self.model.image
+        prompts = _tensor(points), _tensor(labels)
         if mask_input is None:
             if index not in self._tokens:
                 self._tokens[index] = image(self._features[index])
-            return decoder(*self._tokens[index], points, labels)
-        masks = np.ascontiguousarray(mask_input, dtype=np.float32)
+            sizes = _powers_of_two(len(points), self.model.prompts_at_once())
+            chunks = zip(*(value.split(sizes) for value in prompts), strict=True)
+            return _join([decoder(*self._tokens[index], *chunk) for chunk in chunks])
+        masks = _tensor(mask_input)
         side = 4 * self.image_size // self.model.embed_stride
         shape = (len(points), 1, side, side)
         if masks.shape != shape:
             raise InvalidInputError(
-                f"the masks have shape {masks.shape}: give {shape}, one for each prompt, which are the logits of an earlier "
-                "prediction."
+                f"the masks have shape {tuple(masks.shape)}: give {shape}, one for each prompt, which are the logits of an "
+                "earlier prediction."
             )
         outputs = []
-        for i in range(len(points)):  # each mask makes another image of it
-            (dense,) = self.model.masks(masks[i : i + 1])
-            tokens = image(self._features[index] + dense)
-            outputs.append(decoder(*tokens, points[i : i + 1], labels[i : i + 1]))
-        return [np.concatenate(parts) for parts in zip(*outputs, strict=True)]
+        for mask, *prompt in zip(*(value.split(1) for value in (masks, *prompts)), strict=True):
+            (dense,) = self.model.masks(mask)
+            outputs.append(decoder(*image(self._features[index] + dense), *prompt))  # each mask makes another image of it
+        return _join(outputs)
 
-    def _to_image(self, logits: NDArray[np.float32], index: int, return_logits: bool = False) -> NDArray[Any]:
+    def _to_image(self, logits: Tensor, index: int, return_logits: bool = False) -> Tensor:
         """Resize P x ... x 4G x 4G logits to the image, P x ... x H x W of bool or as they are, leaving out the padding."""
         size = self._sizes[index]
-        extents = (4 * side / self.model.embed_stride for side in resized_size(size, self.image_size))
-        out = np.empty((*logits.shape[:-2], *size), dtype=np.float32 if return_logits else bool)
-        flat = logits.reshape(-1, *logits.shape[-2:])
+        extents = [4 * side / self.model.embed_stride for side in resized_size(size, self.image_size)]
+        dtype = torch.float32 if return_logits else torch.bool
+        out = torch.empty((*logits.shape[:-2], *size), dtype=dtype, device=logits.device)
+        flat = logits.flatten(0, -3)
+        if out.device.type != "cpu":
+            for low, whole in zip(flat, out.view(-1, *size), strict=True):
+                resized = resize_on_device(low, size, extents)
+                whole.copy_(resized if return_logits else resized > self.mask_threshold)
+            return out
         rows, columns = map(neighbours, size, flat.shape[1:], extents)
-        for low, whole in zip(flat, out.reshape(-1, *size), strict=True):
+        for low, whole in zip(flat.numpy(), out.view(-1, *size).numpy(), strict=True):
             for block, part in resize_blocks(low, rows, columns):
                 if return_logits:
                     whole[block] = part
                 else:
                     np.greater(part, self.mask_threshold, out=whole[block])
         return out
+
+
+def _powers_of_two(total: int, most: int) -> list[int]:
+    """Split a number of prompts, as a runtime keeps memory for each number that it has met."""
+    sizes = []
+    while sum(sizes) < total:
+        sizes.append(min(most, 1 << (total - sum(sizes)).bit_length() - 1))
+    return sizes or [0]
+
+
+def _join(outputs: list[list[Tensor]]) -> list[Tensor]:
+    return outputs[0] if len(outputs) == 1 else [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """Return an array in fp32 as a tensor, which shares its memory where it can."""
+    return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
