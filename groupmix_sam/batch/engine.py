@@ -23,7 +23,7 @@ from segment_anything.modeling import Sam
 from tqdm import tqdm
 
 from ..devices import use_threads
-from ..errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError
+from ..errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError, without_secrets
 from ..hub import HUB_PREFIX
 from ..images import SUFFIXES, decode_image, is_image, report_left_out
 from ..inference.automatic import everything, segment
@@ -293,7 +293,7 @@ def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.T
         asked = {name: [{key: getattr(prompt, key) for key in LISTS} for prompt in group] for name, group in table.items()}
     record = {
         "format_version": FORMAT_VERSION,
-        "source": job.source,
+        "source": without_secrets(job.source),
         "prompts": None if asked is None else _prompts_hash(asked),
         "model_hash": job.model_hash(),
         **{name: value for name, value in asdict(job).items() if name not in ("source", "output", "checkpoint", *WORKERS)},
@@ -439,4 +439,4 @@ def _part_name(part: int) -> str:
 
 
 def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, GroupMixSamError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, GroupMixSamError) else without_secrets(f"{type(error).__name__}: {error}")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ImageReadError
+from ..errors import ImageReadError, without_secrets
 from .options import Device, Encoder, ImageSize
 
 
@@ -59,7 +59,8 @@ def batch(
         gpus_per_worker=gpus_per_worker,
     )
     before = f", {totals.before} images were done before" if totals.before else ""
-    typer.echo(f"{totals.images} images: {totals.masks} masks and {totals.errors} errors in {output}/masks{before}")
+    place = without_secrets(output)
+    typer.echo(f"{totals.images} images: {totals.masks} masks and {totals.errors} errors in {place}/masks{before}")
     if totals.errors:
         raise ImageReadError(
             f"{totals.errors} images or prompts could not be used: the column error in {output}/masks says why."
