@@ -1,5 +1,6 @@
 """Ray starts twice in all, once for the module and once in a command of its own, which is killed."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -33,7 +34,7 @@ from groupmix_sam.errors import (
     WeightsError,
     WeightsNotFoundError,
 )
-from groupmix_sam.images import read_image
+from groupmix_sam.images import read_image, report_left_out
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.automatic import everything
 from groupmix_sam.masks import decode_rle, encode_rle
@@ -371,6 +372,22 @@ def test_what_cannot_be_run(weights, images, prompts, tmp_path, monkeypatch):
     (tmp_path / "out" / "run.json").write_bytes(b"{")
     with pytest.raises(InvalidInputError, match="cannot be read"):
         batch(images, tmp_path / "out", prompts, **weights)
+
+
+def test_keys_of_object_storage_are_written_nowhere(images, weights, tmp_path, monkeypatch, caplog):
+    """Not into run.json, the rows of errors, what is logged, errors and what is printed."""
+    secret = f"file://name:hunter2@{images}"
+    monkeypatch.setattr(module, "_list", lambda *_: table("a.png").drop(["part"]))
+    module._begin(job(secret, tmp_path, weights), Folder(str(tmp_path)), None)
+    assert json.loads((tmp_path / "run.json").read_text())["source"] == f"file://***@{images}"
+    assert module._describe(OSError(secret)) == f"OSError: file://***@{images}"
+    report_left_out(secret, ["a.xyz"])
+    with pytest.raises(InvalidInputError, match=r"gopher://\*\*\*@x cannot be opened") as error:
+        Folder("gopher://name:hunter2@x")
+    monkeypatch.setattr("groupmix_sam.batch.engine.batch", lambda *_, **__: Totals(3, 4))
+    printed = CliRunner().invoke(app, ["batch", "photos", "--output", "s3://name:hunter2@x"]).output
+    assert printed == "3 images: 4 masks and 0 errors in s3://***@x/masks\n"
+    assert "hunter2" not in f"{caplog.text} {error.value}"
 
 
 def test_errors_are_told_by_the_exit_code(monkeypatch):

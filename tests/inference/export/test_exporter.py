@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import weakref
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -32,6 +33,7 @@ from groupmix_sam.errors import (
     WeightsError,
 )
 from groupmix_sam.evaluate import load_model
+from groupmix_sam.images import ImageFile, find_images
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.backends.onnxruntime import OnnxBackend
 from groupmix_sam.inference.backends.openvino import OpenvinoBackend
@@ -324,6 +326,14 @@ def test_a_copy_opens_the_folder_again(exported):
         np.testing.assert_array_equal(other.predict(box=box)[0], predictor.predict(box=box)[0])
 
 
+def test_a_folder_keeps_to_the_rule_of_threads(exported, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    for threads, expected in ((None, 3), (2, 2)):
+        model = Predictor.from_pretrained(exported, threads=threads).model
+        for part in (model.encoder, model.image, model.masks, model.decoder):
+            assert part.session.get_session_options().intra_op_num_threads == expected
+
+
 def test_embeddings_travel_between_runtimes(sam, exported, tmp_path):
     predictor = Predictor(sam)
     predictor.set_image(draw())
@@ -363,6 +373,25 @@ def test_command(sam, quick, tmp_path, monkeypatch, precision, judged):
     assert f"masks on {judged} images" in done.stdout
     assert json.loads((tmp_path / "a" / "config.json").read_text())["precision"] == precision
     assert ("narrow.png" in done.output or "too narrow" in done.output) == (precision == "int8")
+
+
+def test_images_are_read_one_at_a_time(sam, quick, tmp_path, monkeypatch):
+    """Those that are compared and those that int8 calibrates on: no more than two of them are held."""
+    for i in range(12):
+        Image.fromarray(draw(90 + i, 120)).save(tmp_path / f"{i}.png")
+    read, decode = [], ImageFile.decode
+
+    def recorded(file):
+        image = decode(file)
+        read.append(weakref.ref(image))
+        assert sum(held() is not None for held in read) <= 2
+        return image
+
+    monkeypatch.setattr(ImageFile, "decode", recorded)
+    images = find_images(tmp_path)
+    options = {"runtime": "openvino", "precision": "int8", "thresholds": Thresholds(0, 0, -10)}
+    export(sam, tmp_path / "a", images[::5], calibration=[image for i, image in enumerate(images) if i % 5], **options)
+    assert len(read) >= 12
 
 
 def test_options_of_other_runtimes_are_refused(sam, exported):
