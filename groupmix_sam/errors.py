@@ -1,6 +1,7 @@
 """The package's exceptions. Each is also the built-in that one would expect, and each message ends with what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
@@ -19,11 +20,25 @@ __all__ = [
     "WeightsError",
     "WeightsNotFoundError",
     "import_extra",
+    "without_secrets",
 ]
+
+# What stands before a URL's host, and what follows names such as "password=" up to the next parameter.
+USER = re.compile(r"(?<=://)[^\s/'\"]+@")
+SECRET = re.compile(r"((?:pass|passwd|password|pw|pwd|token|key|secret|sig|signature)=)[^\s&;,'\"]+", re.IGNORECASE)
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with stars for the users, passwords and keys in its URLs."""
+    return SECRET.sub(r"\1***", USER.sub("***@", text))
 
 
 class GroupMixSamError(Exception):
-    """Base of every exception that this package raises on purpose."""
+    """Base of every exception that this package raises on purpose; no message has a URL's password in it."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.args = tuple(without_secrets(arg) if isinstance(arg, str) else arg for arg in args)
 
 
 class InvalidInputError(GroupMixSamError, ValueError):

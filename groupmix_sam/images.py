@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL import ImageFile as PillowFile
 
-from .errors import ImageReadError, InvalidInputError, MissingExtraError, import_extra
+from .errors import ImageReadError, InvalidInputError, MissingExtraError, import_extra, without_secrets
 
 __all__ = [
     "SUFFIXES",
@@ -125,7 +125,8 @@ def report_left_out(source: object, names: Iterable[str]) -> None:
     if names:
         shown = ", ".join(names[:3]) + (", ..." if names[3:] else "")
         files = "1 file" if len(names) == 1 else f"{len(names)} files"
-        logger.warning("%s in %s left out, no image that can be read: %s", files, source, shown)
+        place = without_secrets(str(source))
+        logger.warning("%s in %s left out, no image that can be read: %s", files, place, shown)
 
 
 def _is_expected(path: PurePath) -> bool:

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "groupmix_sam"
 # Each imports from those above it, and nothing beside it or below.
 LAYERS = (
     {"errors"},
-    {"files", "images", "masks", "memory", "prompts"},
+    {"devices", "files", "images", "masks", "memory", "prompts"},
     {"encoders", "visualize"},
     {"annotations", "hub", "preprocess"},
     {"weights"},

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from tqdm import tqdm
 
-from ..errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError
+from ..devices import use_threads
+from ..errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError, without_secrets
 from ..hub import HUB_PREFIX
 from ..images import SUFFIXES, decode_image, is_image, report_left_out
 from ..inference.automatic import everything, segment
@@ -63,6 +63,8 @@ MASKS = pa.schema(
 LOCAL_RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 # Only the list of images goes through Ray's memory: workers read images and write masks themselves.
 OBJECT_STORE_BYTES = 128 << 20
+# What a run may change when it goes on.
+WORKERS = ("device", "threads", "gpus_per_worker")
 # How often a part is begun: Ray gives a part to another worker when its worker dies, without end.
 TRIES = 3
 
@@ -90,7 +92,9 @@ class Job:
     pred_iou_thresh: float
     stability_score_thresh: float
     batch_size: int
+    device: str
     threads: int
+    gpus_per_worker: float
 
     def __post_init__(self) -> None:
         for name in ("points_per_side", "batch_size", "threads"):
@@ -99,6 +103,9 @@ class Job:
         for name in ("pred_iou_thresh", "stability_score_thresh"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInputError(f"{name} is {getattr(self, name)}: give a number from 0 to 1.")
+        gpus = self.gpus_per_worker
+        if not 0 <= gpus < float("inf") or (gpus > 1 and gpus % 1):
+            raise InvalidInputError(f"gpus_per_worker is {gpus}: give 0, a part of one GPU, or a whole number.")
         if self.exported and (self.encoder is not None or self.image_size is not None):
             raise InvalidInputError(
                 f"{self.checkpoint} was exported, with its own encoder and size: leave out encoder and image_size."
@@ -110,12 +117,17 @@ class Job:
         return is_exported(self.checkpoint)
 
     def sam(self) -> Sam:
-        """Return the model, on the CPU: Ray is asked for CPUs alone."""
+        """Return the model, on the CPU."""
         return build_sam_groupmix(self.checkpoint, encoder=self.encoder, image_size=self.image_size)
 
     def predictor(self) -> Predictor:
-        """Return the predictor of a worker."""
-        return Predictor.from_pretrained(self.checkpoint, threads=self.threads) if self.exported else Predictor(self.sam())
+        """Return the predictor of a worker, which sees those GPUs alone that Ray gave it."""
+        device = self.device
+        if device == "auto" and (self.gpus_per_worker or not self.exported):
+            device = "cuda" if self.gpus_per_worker else "cpu"
+        return Predictor.from_pretrained(
+            self.checkpoint, encoder=self.encoder, image_size=self.image_size, device=device, threads=self.threads
+        )
 
     def model_hash(self) -> str:
         """Return the hash of the weights, after checking them."""
@@ -135,7 +147,9 @@ def batch(
     stability_score_thresh: float = 0.95,
     batch_size: int = 16,
     workers: int | None = None,
+    device: str = "auto",
     threads: int = 1,
+    gpus_per_worker: float = 0,
 ) -> Totals:
     """Segment all images of a folder, or those in a table of prompts, and write their masks; resume a stopped run.
 
@@ -154,8 +168,10 @@ def batch(
         pred_iou_thresh: Without prompts: as for `everything`.
         stability_score_thresh: Without prompts: as for `everything`.
         batch_size: Images per part, which is one file and is repeated after a kill.
-        workers: Worker processes with one model each; by default as many as Ray's CPUs allow.
+        workers: Worker processes with one model each; by default as many as Ray's CPUs and GPUs allow.
+        device: As for `Predictor.from_pretrained`; "auto" is "cuda" if a worker gets a GPU, else the CPU.
         threads: CPUs per worker.
+        gpus_per_worker: GPUs per worker, as Ray counts them; 0.5 puts two workers on one.
 
     Raises:
         InvalidInputError: the source, the table, the output or a number cannot be used, or the output is of another run.
@@ -175,7 +191,9 @@ def batch(
         pred_iou_thresh=pred_iou_thresh,
         stability_score_thresh=stability_score_thresh,
         batch_size=batch_size,
+        device=device,
         threads=threads,
+        gpus_per_worker=gpus_per_worker,
     )
     if workers is not None and workers < 1:
         raise InvalidInputError(f"workers is {workers}: give 1 or more.")
@@ -202,7 +220,7 @@ class Segmenter:
     """A worker: it holds the model and segments parts."""
 
     def __init__(self, job: Job) -> None:
-        torch.set_num_threads(job.threads)
+        use_threads(job.threads)
         self.job = job
         self.source, self.output = Folder(job.source), Folder(job.output)
         self.predictor = job.predictor()
@@ -275,10 +293,10 @@ def _begin(job: Job, place: Folder, prompts: str | PathLike[str] | None) -> pa.T
         asked = {name: [{key: getattr(prompt, key) for key in LISTS} for prompt in group] for name, group in table.items()}
     record = {
         "format_version": FORMAT_VERSION,
-        "source": job.source,
+        "source": without_secrets(job.source),
         "prompts": None if asked is None else _prompts_hash(asked),
         "model_hash": job.model_hash(),
-        **{name: value for name, value in asdict(job).items() if name not in ("source", "output", "checkpoint", "threads")},
+        **{name: value for name, value in asdict(job).items() if name not in ("source", "output", "checkpoint", *WORKERS)},
     }
     try:
         there = json.loads(place.read("run.json"))
@@ -330,7 +348,7 @@ def _run(job: Job, parts: list[int], tables: list[pa.Table], workers: int | None
     totals = Totals(before=before)
     with _cluster() as ray, tqdm(desc="images", unit="image", total=sum(map(len, tables)), disable=None) as bar:
         try:
-            for row in _rows(ray, job, blocks, _workers(ray, workers, job.threads)):
+            for row in _rows(ray, job, blocks, _workers(ray, workers, job)):
                 totals = Totals(*(a + b for a, b in zip(totals, (row["images"], row["masks"], row["errors"], 0), strict=True)))
                 bar.update(row["images"])
                 bar.set_postfix(masks=totals.masks, errors=totals.errors)
@@ -354,6 +372,7 @@ def _rows(ray: Any, job: Job, blocks: list[pa.Table], workers: int) -> Iterator[
             batch_size=None,  # a block is a part
             batch_format="pyarrow",
             num_cpus=job.threads,
+            num_gpus=job.gpus_per_worker,
             compute=ray.data.ActorPoolStrategy(size=min(workers, len(blocks))),
         )
         yield from done.iter_rows()
@@ -389,15 +408,17 @@ def _cluster() -> Iterator[Any]:
             ray.shutdown()
 
 
-def _workers(ray: Any, workers: int | None, threads: int) -> int:
+def _workers(ray: Any, workers: int | None, job: Job) -> int:
     """Return the number of workers."""
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    wanted = workers or max(1, cpus // threads)
-    if wanted * threads > cpus:
-        raise InvalidInputError(
-            f"{wanted} workers of {threads} CPUs each need {wanted * threads}, and Ray has {cpus}: give fewer, or a cluster "
-            "by RAY_ADDRESS."
-        )
+    there = ray.cluster_resources()
+    needs = {name: need for name, need in {"CPU": job.threads, "GPU": job.gpus_per_worker}.items() if need}
+    wanted = workers or max(1, min(int(there.get(name, 0) / need) for name, need in needs.items()))
+    for name, need in needs.items():
+        if wanted * need > there.get(name, 0):
+            raise InvalidInputError(
+                f"{wanted} workers of {need:g} {name}s each need {wanted * need:g}, and Ray has {there.get(name, 0):g}: give "
+                "fewer, or a cluster by RAY_ADDRESS."
+            )
     return wanted
 
 
@@ -418,4 +439,4 @@ def _part_name(part: int) -> str:
 
 
 def _describe(error: Exception) -> str:
-    return str(error) if isinstance(error, GroupMixSamError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, GroupMixSamError) else without_secrets(f"{type(error).__name__}: {error}")

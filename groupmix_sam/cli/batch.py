@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ImageReadError
-from .options import Encoder, ImageSize
+from ..errors import ImageReadError, without_secrets
+from .options import Device, Encoder, ImageSize
 
 
 def batch(
@@ -28,9 +28,11 @@ def batch(
         int, typer.Option(help="Images per output file. A killed run repeats at most this many per worker.")
     ] = 16,
     workers: Annotated[
-        int | None, typer.Option(help="Worker processes, with one model each. Default: as many as the CPUs allow.")
+        int | None, typer.Option(help="Worker processes, with one model each. Default: as many as CPUs and GPUs allow.")
     ] = None,
+    device: Device = "auto",
     threads: Annotated[int, typer.Option(help="CPUs per worker.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs per worker; 0.5 puts two workers on one.")] = 0,
 ) -> None:
     """Segment millions of images, on this machine or a Ray cluster, and write the masks as run lengths in Parquet files.
 
@@ -52,10 +54,13 @@ def batch(
         stability_score_thresh=stability_score_thresh,
         batch_size=batch_size,
         workers=workers,
+        device=device,
         threads=threads,
+        gpus_per_worker=gpus_per_worker,
     )
     before = f", {totals.before} images were done before" if totals.before else ""
-    typer.echo(f"{totals.images} images: {totals.masks} masks and {totals.errors} errors in {output}/masks{before}")
+    place = without_secrets(output)
+    typer.echo(f"{totals.images} images: {totals.masks} masks and {totals.errors} errors in {place}/masks{before}")
     if totals.errors:
         raise ImageReadError(
             f"{totals.errors} images or prompts could not be used: the column error in {output}/masks says why."

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidInputError
+from .options import Device, Threads, weights_device
 
 
 def compare(
@@ -20,6 +21,8 @@ def compare(
     pick: Annotated[str, typer.Option(help="Images to draw: worst or best of the first result, or random.")] = "worst",
     rows: Annotated[int, typer.Option(help="Number of images.")] = 6,
     seed: Annotated[int, typer.Option(help="Seed of random images.")] = 0,
+    device: Device = "auto",
+    threads: Threads = None,
     output: Annotated[Path, typer.Option(help="PNG file to write. An HTML page goes beside it.")] = Path("compare.png"),
 ) -> None:
     """Draw the masks of several models for the same prompts: a row per image, a column per model.
@@ -29,6 +32,7 @@ def compare(
     """
     from ..evaluate import load_model, load_result
     from ..evaluate.plots import draw_cells, pick_images, predict_results, save_html, save_png
+    from ..weights import is_exported
 
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
         raise InvalidInputError(f"cannot write {output}: give a file that ends in .png, in a folder that exists.")
@@ -37,7 +41,9 @@ def compare(
     elif images is None or prompts is None:
         raise InvalidInputError("models need images and prompts: give --images and --prompts, or results alone.")
     else:
-        results = predict_results([load_model(source) for source in sources], images, prompts)
+        where = [device if is_exported(source) else weights_device(device) for source in sources]
+        models = [load_model(source, device=place, threads=threads) for source, place in zip(sources, where, strict=True)]
+        results = predict_results(models, images, prompts)
     if not results[0].rows:
         raise InvalidInputError(f"{sources[0]} has no mask for any of the prompts: there is nothing to compare.")
     kind = prompt_kind or str(results[0].rows[0]["prompt"])

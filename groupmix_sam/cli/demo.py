@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Encoder, ImageSize
+from .options import Device, Encoder, ImageSize, Threads, weights_device
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -23,6 +23,8 @@ def demo(
     port: Annotated[int, typer.Option(help="Port to listen at; the next free one if it is taken.", min=1, max=65535)] = 7860,
     encoder: Encoder = None,
     image_size: ImageSize = None,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Open a page to try models in a browser: click on an image, see the masks, until Ctrl-C.
 
@@ -36,10 +38,12 @@ def demo(
     from ..inference import Predictor
 
     listen = free_port(host, port)
-    named = [load_named(source, encoder=encoder, image_size=image_size) for source in checkpoint or ["default"]]
+    run = {"image_size": image_size, "device": device, "threads": threads}
+    named = [load_named(source, encoder=encoder, **run) for source in checkpoint or ["default"]]
     mobile = None
     if reference is not None:
-        mobile = partial(Predictor, Predictor.from_pretrained(reference, image_size=image_size).model)
+        run["device"] = weights_device(device)
+        mobile = partial(Predictor, Predictor.from_pretrained(reference, **run).model)
     shared = Demo({name: partial(Predictor, predictor.model) for name, predictor in named}, mobile)
     page = build(shared, None if image is None else shared.open(image))
     serve(page, host, listen)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .options import ImageSize, Model
+from .options import Device, ImageSize, Model, Threads, weights_device
 
 if TYPE_CHECKING:
     from ..evaluate import Protocol, Result, Task
@@ -24,6 +24,8 @@ def evaluate(
         str | None, typer.Option(help="A registered encoder, or vit_b, vit_l, vit_h. Default: that of the weights.")
     ] = None,
     image_size: ImageSize = None,
+    device: Device = "auto",
+    threads: Threads = None,
     preset: Annotated[str, typer.Option(help="'sam', or 'nanosam' for the protocol of NanoSAM and the paper.")] = "sam",
     prompt_kind: Annotated[
         list[str] | None,
@@ -70,10 +72,24 @@ def evaluate(
         groupmix-sam evaluate --compare A.json B.json
     """
     from dataclasses import replace
+    from functools import partial
 
     from .. import evaluate as evaluation
 
     if compare is not None:
+        for name, value in {
+            "DATA": data,
+            "--annotations": annotations,
+            "--detections": detections,
+            "--limit": limit,
+            "--output": output,
+            "--points-per-side": points_per_side,
+            "--prompt-kind": prompt_kind,
+            "--prompts": prompts,
+            "--reference": reference,
+        }.items():
+            if value:
+                raise InvalidInputError(f"--compare reads two results and evaluates nothing: leave out {name}.")
         a, b = map(evaluation.load_result, compare)
         typer.echo(evaluation.compare_text(a, b))
         return
@@ -94,16 +110,25 @@ def evaluate(
     changes["prompts"] = tuple(prompt_kind) if prompt_kind else None
     given = {name: value for name, value in changes.items() if value is not None}
     protocol = replace(evaluation.preset(preset), seed=seed, **given)
+    load = partial(evaluation.load_model, resize=protocol.resize, device=weights_device(device), threads=threads)
     task: Task
     if without_labels:
         truths = (output.parent if output else RESULTS) / "truths"
-        task = _reference_task(data, protocol, reference, prompts, points_per_side, confidence, limit, truths)
+        if prompts is not None and points_per_side is not None:
+            raise InvalidInputError("--prompts and --points-per-side exclude each other: give one of them.")
+        if not reference:
+            raise InvalidInputError("evaluation without labels needs a reference: give --reference, a model's weights.")
+        task = evaluation.ReferenceDataset(
+            data, protocol, load(reference), prompts or points_per_side or 0, confidence, limit, truths
+        )
         reference = None
     else:
         task = _labelled(data, annotations, detections, protocol, limit, ignore_exif)
     if reference and reference.endswith(".json"):
         evaluation.load_result(reference)  # its errors come before the work
-    model = evaluation.load_model(checkpoint, encoder=encoder, image_size=image_size, resize=protocol.resize)
+    model = evaluation.load_model(
+        checkpoint, encoder=encoder, image_size=image_size, resize=protocol.resize, device=device, threads=threads
+    )
     # Evaluations with different prompts go to different files, so that one does not stop at the other's.
     options = (
         None if preset == "sam" else preset,
@@ -114,7 +139,7 @@ def evaluate(
     stem = "-".join([data.resolve().name, *(part for part in options if part)])
     output = output or RESULTS / f"{stem}-{model.label}.json"
     if reference and not reference.endswith(".json"):
-        other = evaluation.load_model(reference, resize=protocol.resize)
+        other = load(reference)
         reference = str(output.with_name(f"{stem}-{other.label}.json"))
         evaluation.evaluate(task, other, reference)
     result = evaluation.evaluate(task, model, output)
@@ -153,34 +178,6 @@ def _labelled(
             "add --reference and --points-per-side or --prompts to measure without them, or --annotations and their file."
         )
     return LabelledDataset(file, folder, protocol, limit, ignore_exif)
-
-
-def _reference_task(
-    data: Path,
-    protocol: "Protocol",
-    reference: str | None,
-    prompts: Path | None,
-    points_per_side: int | None,
-    confidence: float,
-    limit: int | None,
-    truths: Path,
-) -> "Task":
-    """Return the task with a reference model's masks, which are kept in the folder `truths`."""
-    from ..evaluate import ReferenceDataset, load_model
-
-    if prompts is not None and points_per_side is not None:
-        raise InvalidInputError("--prompts and --points-per-side exclude each other: give one of them.")
-    if not reference:
-        raise InvalidInputError("evaluation without labels needs a reference: give --reference, a model's weights.")
-    return ReferenceDataset(
-        data,
-        protocol,
-        load_model(reference, resize=protocol.resize),
-        prompts or points_per_side or 0,
-        confidence,
-        limit,
-        truths,
-    )
 
 
 def _precision_text(result: "Result", against: "Result | None", annotations: Path) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InvalidInputError
-from .options import Encoder, ImageSize, Model
+from .options import Device, Encoder, ImageSize, Model, Threads
 
 
 def evaluate_video(
@@ -20,6 +20,8 @@ def evaluate_video(
     checkpoint: Model = "default",
     encoder: Encoder = None,
     image_size: ImageSize = None,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Measure how well objects are followed through videos with labels: DAVIS's semi-supervised J and F.
 
@@ -34,7 +36,7 @@ def evaluate_video(
     dataset = video.VideoDataset(data, sequence)
     if render is not None:
         make_folder(render)
-    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
+    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size, device=device, threads=threads)
     scores = []
     for score in video.evaluate_video(predictor, dataset, track or list(video.FOLLOWERS), start, render):
         scores.append(score)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..masks import TOLERANCE
-from .options import Encoder, ImageSize, Model
+from .options import Device, Encoder, ImageSize, Model, Threads
 from .outputs import Category, Formats, Images, Json, Output, Overwrite, Tolerance, find_sources, open_writer, run
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def everything(
     checkpoint: Model = "default",
     encoder: Encoder = None,
     image_size: ImageSize = None,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Segment everything in images: prompt with a grid of points, keep the good masks, and draw or save them.
 
@@ -46,7 +48,7 @@ def everything(
     writer = open_writer(
         output, formats, named, [category], as_json, tolerance=tolerance, draw_prompts=False, overwrite=overwrite
     )
-    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
+    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size, device=device, threads=threads)
     plural = "es" if passes > 1 else ""
     typer.echo(f"{len(named)} x {passes} pass{plural} of the encoder and {prompts} prompts", err=True)
     left = len(named)

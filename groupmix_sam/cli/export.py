@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ImageReadError, InvalidInputError
-from .options import Checkpoint, Encoder, ImageSize
+from .options import Checkpoint, Encoder, ImageSize, Threads
 
 
 def export(
@@ -25,6 +25,7 @@ def export(
     min_mean_iou: Annotated[float, typer.Option(help="Lowest mean IoU with PyTorch's masks that is accepted.")] = 0.97,
     min_iou: Annotated[float, typer.Option(help="Lowest IoU of any mask that is accepted.")] = 0.8,
     pred_iou_thresh: Annotated[float, typer.Option(help="Masks with a lower predicted IoU are not compared.")] = 0.5,
+    threads: Threads = None,
     timing_cache: Annotated[Path | None, typer.Option(help="TensorRT's timing cache, for quicker builds.")] = None,
 ) -> None:
     """Export a model to another runtime. The export fails if its masks differ too much from PyTorch's.
@@ -33,6 +34,7 @@ def export(
     groupmix-sam export openvino exported_720p/ --images frames/ --checkpoint fast --frame-size 1280x720
     groupmix-sam export onnx exported_int8/ --images my_photos/ --precision int8 --image-size 512
     """
+    from ..devices import use_threads
     from ..images import evenly_spaced, find_images
     from ..inference.export.exporter import export as write
     from ..inference.export.parity import Thresholds
@@ -42,6 +44,7 @@ def export(
     if count < 1:
         raise InvalidInputError(f"count is {count}: give 1 or more.")
     size = None if frame_size is None else _parse(frame_size)
+    use_threads(threads)
     sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
     usable = []
     for source in evenly_spaced(find_images(images), 5 * count if precision == "int8" else count):

@@ -40,8 +40,10 @@ def gather() -> dict[str, Any]:
 def _devices() -> dict[str, Any]:
     import torch
 
+    from ..devices import find_threads
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cuda": gpus, "threads": torch.get_num_threads()}
+    return {"cuda": gpus, "mps": torch.backends.mps.is_available(), "threads": find_threads() or torch.get_num_threads()}
 
 
 def _runtimes() -> dict[str, Any]:
@@ -119,7 +121,13 @@ def _text(found: dict[str, Any]) -> str:
     lines = [f"groupmix-sam {found['groupmix-sam']}, Python {found['python']}, {found['platform']}", "", "Packages"]
     lines += [f"  {name} {version or 'not installed'}" for name, version in found["packages"].items()]
     devices = found["devices"]
-    lines += ["", "Devices", f"  CUDA: {', '.join(devices['cuda']) or 'none'}", f"  CPU: {devices['threads']} threads"]
+    lines += [
+        "",
+        "Devices",
+        f"  CUDA: {', '.join(devices['cuda']) or 'none'}",
+        f"  MPS: {'there' if devices['mps'] else 'none'}",
+    ]
+    lines.append(f"  CPU: {devices['threads']} threads")
     lines += ["", "Runtimes"]
     for name, runtime in found["runtimes"].items():
         if runtime is None:

@@ -1,12 +1,13 @@
 """Options that several commands share, and how they are parsed."""
 
+import re
 from typing import Annotated
 
 import typer
 
 from ..errors import InvalidInputError
 
-__all__ = ["Checkpoint", "Encoder", "ImageSize", "Model", "numbers"]
+__all__ = ["Checkpoint", "Device", "Encoder", "ImageSize", "Model", "Threads", "numbers", "weights_device"]
 
 Checkpoint = Annotated[str, typer.Option(help="Weights: 'default', 'fast', a file, a folder, or 'hf-hub:org/repo@revision'.")]
 Model = Annotated[
@@ -14,6 +15,21 @@ Model = Annotated[
 ]
 Encoder = Annotated[str | None, typer.Option(help="Name of the encoder. Default: that of the weights.")]
 ImageSize = Annotated[int | None, typer.Option(help="Side in pixels that images are resized to. Default: that of the weights.")]
+
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda, cuda:1 or mps. Of an exported folder: cpu, OpenVINO's GPU, or ONNX Runtime's cuda or a provider."
+    ),
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads on a CPU. Default: OMP_NUM_THREADS, else the CPUs that a container allows.", min=1)
+]
+
+
+def weights_device(device: str) -> str:
+    """Return where weights run beside an exported folder, whose device PyTorch may not know: then it is "auto"."""
+    return device if re.fullmatch(r"(auto|cpu|cuda|mps)(:\d+)?", device) else "auto"
 
 
 def numbers(text: str, count: int, form: str) -> list[float]:

@@ -7,7 +7,7 @@ import typer
 
 from ..errors import InvalidInputError
 from ..masks import TOLERANCE
-from .options import Encoder, ImageSize, Model, numbers
+from .options import Device, Encoder, ImageSize, Model, Threads, numbers
 from .outputs import Category, Formats, Images, Json, Output, Overwrite, Tolerance, find_sources, open_writer, run
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ def segment(
     checkpoint: Model = "default",
     encoder: Encoder = None,
     image_size: ImageSize = None,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Segment instances in images by points, boxes or both, and draw or save their masks.
 
@@ -61,7 +63,7 @@ def segment(
         named = {name: source for name, source in named.items() if name in wanted}
     categories = sorted({prompt.category or category for group in wanted.values() for prompt in group})
     writer = open_writer(output, formats, named, categories, as_json, tolerance=tolerance, overwrite=overwrite)
-    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
+    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size, device=device, threads=threads)
     run(named, lambda name, image: find(predictor, image, wanted.get(EVERY) or wanted[name], category), writer, as_json)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .options import Encoder, ImageSize, Model, numbers
+from .options import Device, Encoder, ImageSize, Model, Threads, numbers
 
 
 def stream(
@@ -24,6 +24,8 @@ def stream(
     checkpoint: Model = "default",
     encoder: Encoder = None,
     image_size: ImageSize = None,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Segment what a camera or a video shows, the newest frame first, until it ends, Ctrl-C or SIGTERM.
 
@@ -53,7 +55,7 @@ def stream(
     else:
         wanted = [Prompt([numbers(text, 2, "x,y")], [1]) for text in point or []]
     frames = Frames(source)
-    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
+    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size, device=device, threads=threads)
     model = PartialPredictor(predictor) if fixed_camera else predictor
     clock, told, count = Clock(), time.monotonic(), 0
     with ExitStack() as stack:

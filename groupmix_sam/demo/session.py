@@ -256,14 +256,21 @@ class Demo:
             return Answer(masks, scores, perf_counter() - start)
 
 
-def load_named(checkpoint: str, *, encoder: str | None = None, image_size: int | None = None) -> tuple[str, Predictor]:
+def load_named(
+    checkpoint: str,
+    *,
+    encoder: str | None = None,
+    image_size: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> tuple[str, Predictor]:
     """Return the name that the page shows of a model, and its predictor; arguments as for `Predictor.from_pretrained`."""
     runtime, precision = "PyTorch", "fp32"
     if is_exported(checkpoint):
         config = read_config(Path(checkpoint))
         runtime, precision = RUNTIMES[config["runtime"]], config["precision"]
         encoder = image_size = None  # those are for weights, which the page may show beside it
-    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
+    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size, device=device, threads=threads)
     return f"{checkpoint}: {runtime} {precision}, {predictor.image_size} px", predictor
 
 

@@ -5,7 +5,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
-import numpy as np
 import timm
 import torch
 from segment_anything import sam_model_registry
@@ -102,8 +101,8 @@ class RuntimeTeacher:
     def __call__(self, x: Tensor) -> Maps:
         """See `Teacher`. A file made for one image at a time gets them one by one."""
         size = self.at_once or len(x)
-        outputs = [self.model(part.cpu().numpy()) for part in x.split(size)]
-        features = torch.from_numpy(np.concatenate([out[0] for out in outputs]))
+        outputs = [self.model(part) for part in x.split(size)]
+        features = torch.cat([out[0] for out in outputs])
         expected = (len(x), EMBED_DIM, x.shape[2] // STRIDE, x.shape[3] // STRIDE)
         if len(outputs[0]) != 1 or tuple(features.shape) != expected:
             raise WeightsError(

@@ -1,6 +1,5 @@
 """Models to evaluate, by the name of their weights: ours, MobileSAM, and SAM's ViT-B, ViT-L and ViT-H."""
 
-import os
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,6 +15,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..devices import find_device, use_threads
 from ..encoders.config import IMAGE_SIZE
 from ..errors import InvalidInputError, WeightsError
 from ..files import sha256
@@ -58,8 +58,10 @@ def load_model(
     encoder: str | None = None,
     image_size: int | None = None,
     resize: str = "sam",
+    device: str = "auto",
+    threads: int | None = None,
 ) -> Model:
-    """Load a model for evaluation, onto the GPU if there is one.
+    """Load a model for evaluation.
 
     Args:
         checkpoint: "default", a file, a folder or "hf-hub:org/repo[@revision]"; ours, MobileSAM's or SAM's own; or a folder
@@ -67,14 +69,17 @@ def load_model(
         encoder: A name out of `ENCODERS`, "vit_b", "vit_l" or "vit_h"; by default what the weights say.
         image_size: Side in pixels that images are resized to; by default what the weights say; 1024 alone for SAM's own.
         resize: "sam" or "nanosam", see `Protocol`.
+        device: As for `Predictor.from_pretrained`.
+        threads: Likewise.
 
     Raises:
+        RuntimeUnavailableError: there is no such device here.
         WeightsError: the weights were not found, are damaged, or do not say which encoder they are for.
     """
     if is_exported(checkpoint):
         if resize != "sam":
             raise InvalidInputError(f"{checkpoint} is an exported model, which resizes by itself: use resize 'sam'.")
-        exported = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size)
+        exported = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size, device=device, threads=threads)
         # Not the weights' hash, which all exports of theirs share, but of what holds the hashes of the folder's files.
         return Model(exported, Path(checkpoint).name, sha256(Path(checkpoint) / "config.json"), exported.image_size)
     weights = open_weights(checkpoint, encoder)
@@ -89,15 +94,10 @@ def load_model(
             raise WeightsError(f"{weights.path} does not fit {name!r}: pass the encoder= that it was made for.") from e
     else:
         sam = build_sam_groupmix(weights, encoder=encoder, image_size=image_size)
-    sam = sam.eval().to(_device())
+    use_threads(threads)
+    sam = sam.eval().to(find_device(device))
     predictor = NanoSamPredictor(sam) if resize == "nanosam" else SamPredictor(sam)
     return Model(predictor, str(name), sha256(weights.path), int(sam.image_encoder.img_size))
-
-
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 class NanoSamPredictor(SamPredictor):  # type: ignore[misc]  # segment-anything has no types

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import groupmix_sam.encoders  # noqa: F401  registers the encoders in timm
 
-from ..errors import InvalidInputError, MissingExtraError, RuntimeUnavailableError, UnknownNameError
+from ..devices import find_device
+from ..errors import InvalidInputError, MissingExtraError, UnknownNameError
 
 try:
     with warnings.catch_warnings():
@@ -69,7 +70,7 @@ def measure_costs(
         image_size: Side of the image in pixels.
         stages: Measure the stages, and what comes before and after them, too.
         rounds: How often to measure the time; 0 for not at all.
-        device: Where memory and time are measured.
+        device: Where memory and time are measured: "auto", "cpu", "cuda" or "mps".
 
     Raises:
         UnknownNameError: there is no such encoder.
@@ -78,15 +79,13 @@ def measure_costs(
     """
     if image_size < 1:
         raise InvalidInputError(f"the image size is {image_size}: give a positive number of pixels.")
-    try:
-        x = torch.randn(1, 3, image_size, image_size, device=device)
-    except (AssertionError, RuntimeError) as e:  # AssertionError: PyTorch without CUDA
-        raise RuntimeUnavailableError(f"the device {device!r} cannot be used ({e}): use 'cpu', or another machine.") from e
+    where = find_device(device)
+    x = torch.randn(1, 3, image_size, image_size, device=where)
     models, costs = {}, {}
     for name in names:
         if not timm.is_model(name):
             raise UnknownNameError.near("encoder", name, timm.list_models())
-        models[name] = timm.create_model(name).eval().to(device)
+        models[name] = timm.create_model(name).eval().to(where)
         try:
             costs[name] = _count(name, models[name], x, stages)
         except (AssertionError, RuntimeError) as e:
@@ -148,6 +147,8 @@ def _time(model: nn.Module, x: Tensor, parts: Sequence[str]) -> dict[str, float]
     def now() -> float:
         if x.is_cuda:
             torch.cuda.synchronize(x.device)
+        elif x.is_mps:
+            torch.mps.synchronize()
         return time.perf_counter()
 
     def start(part: str) -> Callable[..., None]:

@@ -13,6 +13,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from ..annotations.types import Instance
+from ..devices import free_memory
 from ..errors import InvalidInputError
 from ..images import as_rgb
 from ..masks import decode_rle
@@ -23,8 +24,11 @@ from .predictor import Predictor
 
 __all__ = ["everything", "everything_costs", "segment"]
 
-# As many pixels of logits as SamAutomaticMaskGenerator's 64 points at a time have on an image of 1024 x 1024.
-PIXELS_AT_ONCE = 64 * 1024 * 1024
+# SamAutomaticMaskGenerator's points at a time, and as many pixels of logits as they have on an image of 1024 x 1024.
+POINTS_AT_ONCE = 64
+PIXELS_AT_ONCE = POINTS_AT_ONCE * 1024 * 1024
+# What it holds of a point on a GPU at once: of each pixel, for three masks as logits and as bools, and of decoding.
+PIXEL_BYTES, POINT_BYTES = 48, 50_000_000
 
 
 def segment(
@@ -98,8 +102,7 @@ def everything(
     generator = _Generator(
         model,
         points_per_side=points_per_side,
-        # Its masks are as large as the image: the memory stays the same, and so does every mask.
-        points_per_batch=max(1, min(64, PIXELS_AT_ONCE // (height * width))),
+        points_per_batch=points_at_once(height, width, model.device if isinstance(model, Sam) else model.model.device),
         pred_iou_thresh=pred_iou_thresh,
         stability_score_thresh=stability_score_thresh,
         crop_n_layers=crop_n_layers,
@@ -115,6 +118,15 @@ def everything(
         )
         for entry in sorted(found, key=lambda entry: -entry["area"])
     ]
+
+
+def points_at_once(height: int, width: int, device: torch.device) -> int:
+    """Return how many points are decoded at a time: masks are as large as the image, and the memory stays the same."""
+    free = free_memory(device)
+    fitting = PIXELS_AT_ONCE // (height * width)
+    if free is not None:
+        fitting = free // 2 // (height * width * PIXEL_BYTES + POINT_BYTES)
+    return max(1, min(POINTS_AT_ONCE, fitting))
 
 
 class _Generator(SamAutomaticMaskGenerator):  # type: ignore[misc]  # segment-anything has no types
@@ -134,14 +146,15 @@ class _Generator(SamAutomaticMaskGenerator):  # type: ignore[misc]  # segment-an
 
 
 class _SamPredictorAdapter:
-    """A Predictor where SamAutomaticMaskGenerator looks for a Sam and a SamPredictor."""
+    """A Predictor where SamAutomaticMaskGenerator looks for a Sam and a SamPredictor; masks stay on its device."""
 
+    # Of the points.
     device = torch.device("cpu")
 
     def __init__(self, predictor: Predictor) -> None:
         predictor = Predictor(predictor.model)  # the caller's keeps its image
         self.set_image, self.reset_image = predictor.set_image, predictor.reset_image
-        self.predict_prompts, self.mask_threshold = predictor.predict_prompts, predictor.mask_threshold
+        self.predict_tensors, self.mask_threshold = predictor.predict_tensors, predictor.mask_threshold
         self.image_encoder = SimpleNamespace(img_size=predictor.image_size)
         self.model = self.transform = self
 
@@ -149,12 +162,13 @@ class _SamPredictorAdapter:
         """Return points as they are: a Predictor takes the image's pixels."""
         return points
 
-    def predict_torch(self, points: Tensor, labels: Tensor, multimask_output: bool, return_logits: bool) -> list[Tensor]:
+    def predict_torch(
+        self, points: Tensor, labels: Tensor, multimask_output: bool, return_logits: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Answer as SamPredictor does."""
-        answer = self.predict_prompts(
+        return self.predict_tensors(
             points.numpy(), labels.numpy(), multimask_output=multimask_output, return_logits=return_logits
         )
-        return [torch.from_numpy(array) for array in answer]
 
 
 def everything_costs(points_per_side: int = 32, crop_n_layers: int = 0) -> tuple[int, int]:

@@ -1,12 +1,12 @@
 """The folder that `groupmix-sam export` writes: its format, its checks, its models."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..devices import find_threads
 from ..encoders.config import STRIDE, check_embed_stride, check_img_size
 from ..errors import InvalidInputError, WeightsError, WeightsNotFoundError
 from ..files import sha256
@@ -20,16 +20,19 @@ PARTS = ("encoder", "masks", "image", "decoder")
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".plan"}
 
 
-def folder_model(
-    folder: Path, device: str | None = None, providers: Sequence[str] | None = None, threads: int | None = None
-) -> InferenceModel:
+# ONNX Runtime's execution providers by the names of PyTorch's devices.
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def folder_model(folder: Path, device: str | None = None, threads: int | None = None) -> InferenceModel:
     """Return the model of an exported folder, in the runtime that it was exported for.
 
     Args:
         folder: What `groupmix-sam export` wrote.
-        device: Of OpenVINO: "CPU", "GPU" or another that it knows. Of ONNX Runtime: "cpu" or "cuda". None or "auto" is the CPU.
-        providers: ONNX Runtime's execution providers in place of a device, all of which must load.
-        threads: Of ONNX Runtime and OpenVINO; None leaves them to the runtime.
+        device: None or "auto" is the CPU, or TensorRT's GPU. Of ONNX Runtime: "cpu", "cuda", "cuda:1", or execution providers,
+            such as "DmlExecutionProvider", with commas between, all of which must load. Of OpenVINO: "CPU", "GPU" or another
+            that it knows. Of TensorRT: "cuda".
+        threads: Of ONNX Runtime and OpenVINO on the CPU, see `find_threads`.
 
     Raises:
         InvalidInputError: an option is of another runtime.
@@ -39,24 +42,26 @@ def folder_model(
     """
     config = read_config(folder)
     runtime = config["runtime"]
-    device = None if device == "auto" else device
-    if providers is not None and (runtime != "onnx" or device is not None):
-        raise InvalidInputError(f"{folder} was exported for {runtime}: providers are ONNX Runtime's, in place of a device.")
-    if runtime == "onnx" and providers is None:
-        known = {None: "CPUExecutionProvider", "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-        if device not in known:
-            raise InvalidInputError(f"the device is {device!r} and {folder} is for ONNX Runtime: use 'cpu' or 'cuda'.")
-        providers = (known[device],)
-    if runtime == "tensorrt" and (device not in (None, "cuda") or threads is not None):
-        raise InvalidInputError(f"{folder} was exported for TensorRT, which runs on 'cuda' alone, without threads.")
+    if device is None or device == "auto":
+        device = "cuda" if runtime == "tensorrt" else "cpu"
+    if runtime == "tensorrt" and device != "cuda":
+        raise InvalidInputError(f"the device is {device!r} and {folder} is for TensorRT: use 'cuda'.")
+    threads = find_threads(threads)
+    kind, _, number = device.partition(":")
+    providers = [PROVIDERS.get(name, name) for name in kind.split(",")]
+    known = all(name.endswith("ExecutionProvider") for name in providers) and (number or "0").isdecimal()
+    if runtime == "onnx" and not known:
+        raise InvalidInputError(
+            f"the device is {device!r} and {folder} is for ONNX Runtime: use 'cpu' or 'cuda', or name an execution provider."
+        )
 
     def load(part: str) -> Backend:
         path = folder / f"{part}{SUFFIXES[runtime]}"
         if runtime == "onnx":
-            return OnnxBackend(path, providers or (), threads)
+            return OnnxBackend(path, providers, int(number or 0), threads)
         if runtime == "openvino":
             precision = "bf16" if config["precision"] == "bf16" and part == "encoder" else "f32"
-            return OpenvinoBackend(path, (device or "CPU").upper(), precision, threads)
+            return OpenvinoBackend(path, device.upper(), precision, threads)
         return TensorrtBackend(path)
 
     return InferenceModel(

@@ -1,12 +1,14 @@
-"""Low-resolution logits resized to the image, in blocks that stay in the cache."""
+"""Low-resolution logits resized to the image: in blocks that stay in a CPU's cache, or at once on a device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-__all__ = ["Neighbours", "neighbours", "resize_blocks"]
+__all__ = ["Neighbours", "neighbours", "resize_blocks", "resize_on_device"]
 
 # Pixels of a mask that are resized at a time: 256 KB of logits.
 BLOCK = 1 << 16
@@ -46,3 +48,15 @@ def resize_blocks(
         part *= rows.share[block, None]
         part += wide[rows.first[block]]
         yield block, part
+
+
+def resize_on_device(low: Tensor, size: Sequence[int], extents: Sequence[float]) -> Tensor:
+    """Return what `resize_blocks` yields, H x W, for h x w logits on a device, where it is computed."""
+    for axis in (1, 0):  # the short rows first
+        source = low.shape[axis]
+        middles = (torch.arange(size[axis], device=low.device) + 0.5) * (extents[axis] / size[axis]) - 0.5
+        middles = middles.clamp(0, source - 1)
+        first = middles.long().clamp(max=source - 2)
+        share = (middles - first).unflatten(0, (-1, 1) if axis == 0 else (1, -1))
+        low = torch.lerp(low.index_select(axis, first), low.index_select(axis, first + 1), share)
+    return low

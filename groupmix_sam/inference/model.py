@@ -11,13 +11,19 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from ..devices import find_device, free_memory
 from ..encoders.groupmixformer import GroupMixFormer
-from ..errors import InvalidInputError, RuntimeUnavailableError
+from ..errors import InvalidInputError
 from .backends import Backend, TorchBackend
 from .fused_decoder import FusedDecoder, ImageTokens
 from .fused_encoder import fuse_encoder
 
-__all__ = ["InferenceModel", "find_device", "model_hash", "torch_model"]
+__all__ = ["InferenceModel", "model_hash", "torch_model"]
+
+# Prompts that are decoded at a time on a CPU, where more are no faster, and at most on a GPU: a plan's limit.
+CPU_PROMPTS, GPU_PROMPTS = 8, 64
+# What the decoder holds at once of a prompt, for each of the image's tokens.
+DECODER_BYTES = 12_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +57,20 @@ class InferenceModel:
     mask_threshold: float
     dynamic_batch: bool
     model_hash: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where features, an image's tokens and logits stay."""
+        return self.decoder.device
+
+    def prompts_at_once(self) -> int:
+        """Return how many prompts are decoded at a time, a power of two: on a GPU as its free memory allows."""
+        free = free_memory(self.device)
+        if free is None:
+            return CPU_PROMPTS
+        grid = self.image_size // self.embed_stride
+        fitting = free // 2 // (DECODER_BYTES * grid**2)
+        return 1 << max(1, min(fitting, GPU_PROMPTS)).bit_length() - 1
 
 
 def torch_model(
@@ -98,22 +118,6 @@ def torch_model(
 def _decode(decoder: FusedDecoder, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     *image, points, labels = inputs
     return decoder(ImageTokens(*image), points, labels)
-
-
-def find_device(name: str | torch.device) -> torch.device:
-    """Return a device of PyTorch's by name; "auto" is the first of CUDA, Apple's MPS and the CPU that is there.
-
-    Raises:
-        RuntimeUnavailableError: there is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (AssertionError, NotImplementedError, RuntimeError) as e:  # AssertionError: PyTorch without CUDA
-        raise RuntimeUnavailableError(f"the device {str(name)!r} cannot be used ({e}): use 'auto' or 'cpu'.") from e
-    return device
 
 
 def model_hash(sam: Sam) -> str:

@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from segment_anything.modeling import Sam
+from torch import Tensor
+from torch.nn import functional as F
 
+from ..devices import use_threads
 from ..errors import InvalidInputError, NoImageError, WeightsError, WeightsNotFoundError
 from ..files import checksum, write_beside
 from ..images import as_rgb
@@ -22,7 +25,7 @@ from ..prompts import decoder_prompts, is_ambiguous
 from ..sam import build_sam_groupmix
 from ..weights import is_exported
 from .exported_folder import folder_model
-from .mask_resize import neighbours, resize_blocks
+from .mask_resize import neighbours, resize_blocks, resize_on_device
 from .model import InferenceModel, torch_model
 
 __all__ = ["Predictor"]
@@ -77,7 +80,6 @@ class Predictor:
         device: str | None = "auto",
         dtype: torch.dtype = torch.float32,
         pad: bool = True,
-        providers: Sequence[str] | None = None,
         threads: int | None = None,
     ) -> "Predictor":
         """Return a predictor by the name of its model: weights in PyTorch, or an exported folder in its runtime.
@@ -90,9 +92,7 @@ class Predictor:
                 `folder_model`.
             dtype: Of weights' encoder: fp32, bf16 or fp16.
             pad: Of weights: as for `Predictor`; an exported folder was made for a square or for a frame size.
-            providers: ONNX Runtime's execution providers for an ONNX folder, all of which must load.
-            threads: Of ONNX Runtime and OpenVINO; None leaves them to the runtime. PyTorch's are set by
-                `torch.set_num_threads`.
+            threads: On a CPU, see `find_threads`. PyTorch has one number for the process, which this sets.
 
         Raises:
             GroupMixSamError: one of those that `build_sam_groupmix`, `torch_model` and `folder_model` raise.
@@ -102,13 +102,10 @@ class Predictor:
                 raise InvalidInputError(
                     f"{checkpoint} was exported: leave out encoder, image_size, dtype and pad, it has its own."
                 )
-            predictor = cls(folder_model(Path(checkpoint), device, providers, threads))
-            predictor._origin = str(checkpoint), device, providers, threads
+            predictor = cls(folder_model(Path(checkpoint), device, threads))
+            predictor._origin = str(checkpoint), device, threads
             return predictor
-        if providers is not None or threads is not None:
-            raise InvalidInputError(
-                f"{checkpoint} is weights: providers and threads are of exported folders, PyTorch has torch.set_num_threads."
-            )
+        use_threads(threads)
         sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
         return cls(sam, device=device, dtype=dtype, pad=pad)
 
@@ -116,8 +113,8 @@ class Predictor:
         # A runtime's session cannot be pickled: a copy, and a worker process, opens the folder again. Its images are not kept.
         if self._origin is None:
             return super().__reduce_ex__(protocol)
-        checkpoint, device, providers, threads = self._origin
-        return partial(Predictor.from_pretrained, device=device, providers=providers, threads=threads), (checkpoint,)
+        checkpoint, device, threads = self._origin
+        return partial(Predictor.from_pretrained, device=device, threads=threads), (checkpoint,)
 
     @property
     def image_size(self) -> int:
@@ -135,8 +132,8 @@ class Predictor:
 
     def reset_image(self) -> None:
         """Forget the images."""
-        self._features: list[NDArray[np.float32]] = []
-        self._tokens: dict[int, list[NDArray[np.float32]]] = {}
+        self._features: list[Tensor] = []
+        self._tokens: dict[int, list[Tensor]] = {}
         self._sizes: list[tuple[int, int]] = []
 
     @property
@@ -174,13 +171,13 @@ class Predictor:
             self._input_size(array.shape[:2])
         self.reset_image()
         step = batch_size if self.model.dynamic_batch else 1
-        embeddings: list[NDArray[np.float32]] = []
+        embeddings: list[Tensor] = []
         for _, group in groupby(arrays, key=lambda array: self._input_size(array.shape[:2])):
             alike = list(group)
             for start in range(0, len(alike), step):
                 inputs = [self.preprocess(array, image_format) for array in alike[start : start + step]]
-                features = self.encode(np.stack(inputs))
-                embeddings += [self._fill(features[i : i + 1]) for i in range(len(features))]
+                (features,) = self.model.encoder(_tensor(np.stack(inputs)))
+                embeddings += self._fill(features).split(1)
         self._features = embeddings
         self._sizes = [(array.shape[0], array.shape[1]) for array in arrays]
 
@@ -243,6 +240,23 @@ class Predictor:
             return_logits: Return the resized logits and not bools.
             index: Which of the images.
         """
+        masks, scores, logits = self.predict_tensors(
+            point_coords, point_labels, boxes, mask_input, multimask_output, return_logits, index=index
+        )
+        return masks.numpy(force=True), scores.numpy(force=True), logits.numpy(force=True)
+
+    def predict_tensors(
+        self,
+        point_coords: NDArray[Any] | None = None,
+        point_labels: NDArray[Any] | None = None,
+        boxes: NDArray[Any] | None = None,
+        mask_input: NDArray[Any] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+        *,
+        index: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Do what `predict_prompts` does, and leave the tensors on the model's device."""
         logits, scores, _ = self._predict_all(index, point_coords, point_labels, boxes, mask_input)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         logits, scores = logits[:, chosen], scores[:, chosen]
@@ -262,16 +276,17 @@ class Predictor:
         `predict_prompts`.
         """
         logits, scores, labels = self._predict_all(index, point_coords, point_labels, boxes)
-        three = is_ambiguous((labels >= 0).sum(axis=1), boxes is not None)
-        chosen = np.arange(len(scores)), np.where(three, 1 + scores[:, 1:].argmax(axis=1), 0)
-        return self._to_image(logits[chosen], index), scores[chosen]
+        three = torch.from_numpy(is_ambiguous((labels >= 0).sum(axis=1), boxes is not None)).to(scores.device)
+        chosen = torch.where(three, 1 + scores[:, 1:].argmax(dim=1), 0)[:, None]
+        logits = logits.take_along_dim(chosen[..., None, None], dim=1)[:, 0]
+        return self._to_image(logits, index).numpy(force=True), scores.take_along_dim(chosen, dim=1)[:, 0].numpy(force=True)
 
     def get_image_embedding(self, index: int = 0) -> NDArray[np.float32]:
         """Return an image's embedding, 1 x 256 x G x G."""
         if not self._features:
             raise NoImageError("an image must be set with set_image() to have an embedding.")
         self._check_index(index)
-        return self._features[index]
+        return self._features[index].numpy(force=True)
 
     def encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the features of what `preprocess` returned, B x 256 x R x C; in PyTorch also of windows of it.
@@ -279,13 +294,13 @@ class Predictor:
         Args:
             pixels: B x 3 x height x width, multiples of 16, for R x C cells of the grid.
         """
-        (features,) = self.model.encoder(pixels)
-        return features
+        (features,) = self.model.encoder(_tensor(pixels))
+        return features.numpy(force=True)
 
     def set_embedding(self, features: NDArray[np.float32], size: tuple[int, int]) -> None:
         """Set an image by its embedding, 1 x 256 x G x G or what `encode` returned, and its height and width in pixels."""
         self.reset_image()
-        self._features = [self._fill(features)]
+        self._features = [self._fill(_tensor(features).to(self.model.device))]
         self._sizes = [size]
 
     def save_embedding(self, path: str | PathLike[str]) -> Path:
@@ -297,9 +312,8 @@ class Predictor:
         if not self._features:
             raise NoImageError("an image must be set with set_image() to have an embedding.")
         path = Path(path)
-        # safetensors writes an array's memory as it lies, in whatever order.
-        features = np.ascontiguousarray(np.concatenate(self._features))
-        tensors = {"features": torch.from_numpy(features), "sizes": torch.tensor(self._sizes)}
+        features = torch.cat(self._features).cpu().contiguous()
+        tensors = {"features": features, "sizes": torch.tensor(self._sizes)}
         metadata = {"format_version": FORMAT_VERSION, "model_hash": self.model_hash, "crc32": checksum(tensors)}
         write_beside(path, lambda part: save_file(tensors, part, metadata))
         return path
@@ -324,9 +338,8 @@ class Predictor:
             raise WeightsError(f"{path} was not computed by this model at this size: set_image() and save it again.")
         if metadata.get("crc32") != checksum(tensors):
             raise WeightsError(f"{path} is damaged: save the embedding again.")
-        features = tensors["features"].numpy()
         self.reset_image()
-        self._features = [features[i : i + 1] for i in range(len(features))]
+        self._features = list(tensors["features"].to(self.model.device).split(1))
         self._sizes = [(int(height), int(width)) for height, width in tensors["sizes"].tolist()]
 
     def _check_index(self, index: int) -> None:
@@ -356,15 +369,15 @@ class Predictor:
         """G."""
         return self.image_size // self.model.embed_stride
 
-    def _fill(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _fill(self, features: Tensor) -> Tensor:
         """Bring B x 256 x R x C features to G x G, with zeros where there is only padding."""
         rows, columns = features.shape[2:]
-        return np.pad(features, ((0, 0), (0, 0), (0, self._side - rows), (0, self._side - columns)))
+        return F.pad(features, (0, self._side - columns, 0, self._side - rows))
 
-    def _grid(self, index: int) -> tuple[slice, slice]:
-        """Return the rows and columns of the grid that an image's features fill."""
+    def _grid(self, index: int) -> tuple[int, int]:
+        """Return R and C of an image."""
         height, width = self._input_size(self._sizes[index])
-        return slice(height // self.model.embed_stride), slice(width // self.model.embed_stride)
+        return height // self.model.embed_stride, width // self.model.embed_stride
 
     def _predict_all(
         self,
@@ -373,7 +386,7 @@ class Predictor:
         point_labels: NDArray[Any] | None,
         boxes: NDArray[Any] | None,
         mask_input: NDArray[Any] | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    ) -> tuple[Tensor, Tensor, NDArray[np.float32]]:
         """Return all four masks' logits and scores for each prompt, and the labels as the decoder takes them."""
         if not self._features:
             raise NoImageError("an image must be set with set_image() before masks are predicted.")
@@ -389,49 +402,73 @@ class Predictor:
 
     def _decode(
         self, index: int, mask_input: NDArray[Any] | None, points: NDArray[np.float32], labels: NDArray[np.float32]
-    ) -> list[NDArray[np.float32]]:
+    ) -> list[Tensor]:
         """Return all four masks' logits and scores for each prompt."""
         decoder, image = self.model.decoder, self.model.image
         rows, columns = self._grid(index)
-        features = np.ascontiguousarray(self._features[index][:, :, rows, columns])
+        features = self._features[index][:, :, :rows, :columns].contiguous()
+        prompts = _tensor(points), _tensor(labels)
         if mask_input is None:
             if index not in self._tokens:
                 self._tokens[index] = image(features)
-            return self._whole(*decoder(*self._tokens[index], points, labels))
-        masks = np.asarray(mask_input, dtype=np.float32)
+            sizes = _powers_of_two(len(points), self.model.prompts_at_once())
+            chunks = zip(*(value.split(sizes) for value in prompts), strict=True)
+            return self._whole(*_join([decoder(*self._tokens[index], *chunk) for chunk in chunks]))
+        masks = _tensor(mask_input)
         shape = (len(points), 1, 4 * self._side, 4 * self._side)
         if masks.shape != shape:
             raise InvalidInputError(
-                f"the masks have shape {masks.shape}: give {shape}, one for each prompt, which are the logits of an earlier "
-                "prediction."
+                f"the masks have shape {tuple(masks.shape)}: give {shape}, one for each prompt, which are the logits of an "
+                "earlier prediction."
             )
-        masks = np.ascontiguousarray(masks[:, :, : 4 * rows.stop, : 4 * columns.stop])
+        masks = masks[:, :, : 4 * rows, : 4 * columns].contiguous()
         outputs = []
-        for i in range(len(points)):  # each mask makes another image of it
-            (dense,) = self.model.masks(masks[i : i + 1])
-            tokens = image(features + dense)
-            outputs.append(decoder(*tokens, points[i : i + 1], labels[i : i + 1]))
-        logits, scores = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
-        return self._whole(logits, scores)
+        for mask, *prompt in zip(*(value.split(1) for value in (masks, *prompts)), strict=True):
+            (dense,) = self.model.masks(mask)
+            outputs.append(decoder(*image(features + dense), *prompt))  # each mask makes another image of it
+        return self._whole(*_join(outputs))
 
-    def _whole(self, logits: NDArray[np.float32], scores: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    def _whole(self, logits: Tensor, scores: Tensor) -> list[Tensor]:
         """Bring P x 4 x 4R x 4C logits to 4G x 4G, continuing those at the edge, so that nothing is cut off in resizing."""
         below, beside = (4 * self._side - side for side in logits.shape[2:])
         if below or beside:
-            logits = np.pad(logits, ((0, 0), (0, 0), (0, below), (0, beside)), mode="edge")
+            logits = F.pad(logits, (0, beside, 0, below), mode="replicate")
         return [logits, scores]
 
-    def _to_image(self, logits: NDArray[np.float32], index: int, return_logits: bool = False) -> NDArray[Any]:
+    def _to_image(self, logits: Tensor, index: int, return_logits: bool = False) -> Tensor:
         """Resize P x ... x 4G x 4G logits to the image, P x ... x H x W of bool or as they are, leaving out the padding."""
         size = self._sizes[index]
-        extents = (4 * side / self.model.embed_stride for side in resized_size(size, self.image_size))
-        out = np.empty((*logits.shape[:-2], *size), dtype=np.float32 if return_logits else bool)
-        flat = logits.reshape(-1, *logits.shape[-2:])
+        extents = [4 * side / self.model.embed_stride for side in resized_size(size, self.image_size)]
+        dtype = torch.float32 if return_logits else torch.bool
+        out = torch.empty((*logits.shape[:-2], *size), dtype=dtype, device=logits.device)
+        flat = logits.flatten(0, -3)
+        if out.device.type != "cpu":
+            for low, whole in zip(flat, out.view(-1, *size), strict=True):
+                resized = resize_on_device(low, size, extents)
+                whole.copy_(resized if return_logits else resized > self.mask_threshold)
+            return out
         rows, columns = map(neighbours, size, flat.shape[1:], extents)
-        for low, whole in zip(flat, out.reshape(-1, *size), strict=True):
+        for low, whole in zip(flat.numpy(), out.view(-1, *size).numpy(), strict=True):
             for block, part in resize_blocks(low, rows, columns):
                 if return_logits:
                     whole[block] = part
                 else:
                     np.greater(part, self.mask_threshold, out=whole[block])
         return out
+
+
+def _powers_of_two(total: int, most: int) -> list[int]:
+    """Split a number of prompts, as a runtime keeps memory for each number that it has met."""
+    sizes = []
+    while sum(sizes) < total:
+        sizes.append(min(most, 1 << (total - sum(sizes)).bit_length() - 1))
+    return sizes or [0]
+
+
+def _join(outputs: list[list[Tensor]]) -> list[Tensor]:
+    return outputs[0] if len(outputs) == 1 else [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """Return an array in fp32 as a tensor, which shares its memory where it can."""
+    return torch.from_numpy(np.require(array, np.float32, ["C", "W"]))

@@ -1,5 +1,6 @@
 """Ray starts twice in all, once for the module and once in a command of its own, which is killed."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,9 +8,10 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import PureWindowsPath
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -32,7 +34,7 @@ from groupmix_sam.errors import (
     WeightsError,
     WeightsNotFoundError,
 )
-from groupmix_sam.images import read_image
+from groupmix_sam.images import read_image, report_left_out
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.automatic import everything
 from groupmix_sam.masks import decode_rle, encode_rle
@@ -202,6 +204,7 @@ def test_a_killed_command_goes_on(ray, weights, images, prompts, tmp_path):
 
 def job(images, output, weights, **others):
     values = {"points_per_side": 4, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "batch_size": 2, "threads": 1}
+    values |= {"device": "auto", "gpus_per_worker": 0}
     return Job(**({"source": str(images), "output": str(output), "everything": True} | weights | values | others))
 
 
@@ -337,6 +340,9 @@ def test_tables_refused(tmp_path, content, match):
 def test_what_cannot_be_run(weights, images, prompts, tmp_path, monkeypatch):
     with pytest.raises(InvalidInputError, match="threads is 0"):
         batch(images, tmp_path, threads=0, **weights)
+    for gpus in (-1, 1.5, float("nan"), float("inf")):
+        with pytest.raises(InvalidInputError, match=f"gpus_per_worker is {gpus}: give 0, a part of one GPU, or a whole number"):
+            batch(images, tmp_path, gpus_per_worker=gpus, **weights)
     with pytest.raises(InvalidInputError, match="pred_iou_thresh is 88: give a number from 0 to 1"):
         batch(images, tmp_path, pred_iou_thresh=88, **weights)
     with pytest.raises(InvalidInputError, match="workers is 0"):
@@ -368,6 +374,22 @@ def test_what_cannot_be_run(weights, images, prompts, tmp_path, monkeypatch):
         batch(images, tmp_path / "out", prompts, **weights)
 
 
+def test_keys_of_object_storage_are_written_nowhere(images, weights, tmp_path, monkeypatch, caplog):
+    """Not into run.json, the rows of errors, what is logged, errors and what is printed."""
+    secret = f"file://name:hunter2@{images}"
+    monkeypatch.setattr(module, "_list", lambda *_: table("a.png").drop(["part"]))
+    module._begin(job(secret, tmp_path, weights), Folder(str(tmp_path)), None)
+    assert json.loads((tmp_path / "run.json").read_text())["source"] == f"file://***@{images}"
+    assert module._describe(OSError(secret)) == f"OSError: file://***@{images}"
+    report_left_out(secret, ["a.xyz"])
+    with pytest.raises(InvalidInputError, match=r"gopher://\*\*\*@x cannot be opened") as error:
+        Folder("gopher://name:hunter2@x")
+    monkeypatch.setattr("groupmix_sam.batch.engine.batch", lambda *_, **__: Totals(3, 4))
+    printed = CliRunner().invoke(app, ["batch", "photos", "--output", "s3://name:hunter2@x"]).output
+    assert printed == "3 images: 4 masks and 0 errors in s3://***@x/masks\n"
+    assert "hunter2" not in f"{caplog.text} {error.value}"
+
+
 def test_errors_are_told_by_the_exit_code(monkeypatch):
     monkeypatch.setattr("groupmix_sam.batch.engine.batch", lambda *_, **__: Totals(3, 4, errors=2, before=1))
     with pytest.raises(ImageReadError, match="2 images or prompts could not be used: the column error in out/masks"):
@@ -378,6 +400,61 @@ def test_errors_are_told_by_the_exit_code(monkeypatch):
     )
 
 
-def test_more_workers_than_cpus(ray):
+def test_more_workers_than_cpus(ray, images, weights, tmp_path):
     with pytest.raises(InvalidInputError, match="10000 workers of 1 CPUs each need 10000, and Ray has"):
-        module._workers(ray, 10_000, 1)
+        module._workers(ray, 10_000, job(images, tmp_path, weights))
+
+
+@pytest.mark.parametrize(
+    ("threads", "gpus", "expected"), [(1, 0, 16), (4, 0, 4), (4, 1, 2), (4, 0.5, 4), (1, 0.25, 8), (1, 2, 1), (32, 0, 1)]
+)
+def test_workers_by_cpus_and_gpus(images, weights, tmp_path, threads, gpus, expected):
+    """Of a machine with 16 CPUs and 2 GPUs, which Ray tells of."""
+    machine = SimpleNamespace(cluster_resources=lambda: {"CPU": 16.0, "GPU": 2.0})
+    wanted = job(images, tmp_path, weights, threads=threads, gpus_per_worker=gpus)
+    if threads > 16:
+        with pytest.raises(InvalidInputError, match="1 workers of 32 CPUs each need 32, and Ray has 16"):
+            module._workers(machine, None, wanted)
+        return
+    assert module._workers(machine, None, wanted) == expected
+    if gpus:
+        with pytest.raises(InvalidInputError, match=rf"9 workers of {gpus} GPUs each need {9 * gpus:g}, and Ray has 2"):
+            module._workers(machine, 9, wanted)
+
+
+def test_ray_is_asked_for_gpus(images, weights, tmp_path):
+    """And its workers run on them; a GPU was not there."""
+    asked = {}
+    rows = SimpleNamespace(iter_rows=lambda: iter([{"images": 1}]))
+    mapped = SimpleNamespace(map_batches=lambda kind, **options: asked.update(options) or rows)
+    context = SimpleNamespace(copy=SimpleNamespace)
+    data = SimpleNamespace(
+        DataContext=SimpleNamespace(get_current=lambda: context, current=lambda _: nullcontext()),
+        from_arrow=lambda blocks: mapped,
+        ActorPoolStrategy=lambda size: size,
+    )
+    wanted = job(images, tmp_path, weights, threads=3, gpus_per_worker=0.5)
+    assert list(module._rows(SimpleNamespace(data=data), wanted, [table("a.png")] * 4, 3)) == [{"images": 1}]
+    assert (asked["num_cpus"], asked["num_gpus"], asked["compute"]) == (3, 0.5, 3)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "exported", "expected"),
+    [
+        ("auto", 0, False, "cpu"),
+        ("auto", 1, False, "cuda"),
+        ("auto", 0.5, True, "cuda"),
+        ("auto", 0, True, "auto"),
+        ("GPU", 0, True, "GPU"),
+        ("mps", 0, False, "mps"),
+    ],
+)
+def test_where_a_worker_runs(images, tmp_path, monkeypatch, device, gpus, exported, expected):
+    """Without a GPU from Ray not on one: all workers would share it."""
+    if exported:
+        (tmp_path / "config.json").touch()
+    monkeypatch.setattr(Predictor, "from_pretrained", lambda checkpoint, **options: options)
+    wanted = job(
+        images, tmp_path, {"checkpoint": str(tmp_path)}, device=device, gpus_per_worker=gpus, encoder=None, image_size=None
+    )
+    assert wanted.predictor()["device"] == expected

@@ -82,6 +82,8 @@ def test_agreement(data, weights, tmp_path):
         (["DATA", "--annotations", "a.json", "--points-per-side", "3"], "--annotations is about labels"),
         (["DATA", "--ignore-exif", "--points-per-side", "3"], "--ignore-exif is about labels"),
         (["DATA", "--detections", "d.json", "--prompt-kind", "box"], "leave out --prompt-kind"),
+        (["DATA", "--compare", "a.json", "b.json"], "--compare reads two results and evaluates nothing: leave out DATA"),
+        (["--compare", "a.json", "b.json", "--reference", "c.json"], "evaluates nothing: leave out --reference"),
     ],
 )
 def test_what_is_wrong_is_said(data, args, message):

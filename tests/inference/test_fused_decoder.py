@@ -37,6 +37,14 @@ def test_points(sam, decoder, prompts, points, seed):
     same(decoder(decoder.image(x), *padded), expected)
 
 
+def test_a_recording_gives_the_same(decoder):
+    """For more prompts than it was recorded with, which would be decoded in chunks."""
+    image = decoder.image(features())
+    points, labels = 256 * torch.rand(2 * CHUNK + 1, 2, 2), torch.tensor([[1.0, -1.0]]).expand(2 * CHUNK + 1, 2)
+    traced = torch.jit.trace(decoder, (image, points[:2], labels[:2]), check_trace=False)
+    same(traced(image, points, labels), decoder(image, points, labels))
+
+
 def test_boxes_and_points(sam, decoder):
     x, boxes = features(), torch.tensor([[10.0, 20, 90, 70], [3, 4, 200, 250]])
     coords, labels = torch.tensor([[[60.0, 45]], [[20, 30]]]), torch.tensor([[1.0], [0]])

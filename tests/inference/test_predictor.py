@@ -90,6 +90,16 @@ def test_a_sam_in_half_precision_is_refused(sam):
         Predictor(deepcopy(sam).half())
 
 
+def test_the_hash_is_of_the_weights_that_run(sam):
+    """And not of what the caller makes of the Sam later, under which embeddings would be kept."""
+    live = deepcopy(sam)
+    predictor = Predictor(live)
+    before = predictor.model_hash
+    live.load_state_dict({name: value + 1 for name, value in live.state_dict().items()})
+    assert predictor.model_hash == before == Predictor(sam).model_hash
+    assert Predictor(live).model_hash != before
+
+
 def test_a_device_that_is_not_there(sam):
     with pytest.raises(RuntimeUnavailableError, match="the device 'cuda:99' cannot be used"):
         Predictor(sam, device="cuda:99")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import struct
 import threading
@@ -10,6 +11,8 @@ import time
 import tracemalloc
 import weakref
 from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import cv2
@@ -57,8 +60,8 @@ def video(tmp_path_factory):
 class Camera:
     """A capture of some frames, each of its own gray, or an error that it raises; then it fails."""
 
-    def __init__(self, grays, opened=True):
-        self.grays, self.opened, self.count = iter(grays), opened, 0
+    def __init__(self, grays, opened=True, total=0):
+        self.grays, self.opened, self.count, self.total = iter(grays), opened, 0, total
 
     def isOpened(self):  # noqa: N802
         return self.opened
@@ -71,7 +74,7 @@ class Camera:
         return (False, None) if gray is None else (True, np.full((90, 120, 3), gray, np.uint8))
 
     def get(self, key):
-        return 0.0
+        return float(self.total) if key == cv2.CAP_PROP_FRAME_COUNT else 0.0
 
     def release(self):
         pass
@@ -239,17 +242,137 @@ def test_camera_by_index(clock):
     ("source", "live"),
     [
         ("0", True),
-        ("rtsp://line/1", True),
-        ("/dev/video0", True),
+        ("/dev/video99", True),
         ("/dev/v4l/by-id/usb-camera-index0", True),
+        ("/dev/null", True),
         ("nvarguscamerasrc ! nvvidconv ! appsink", True),
+        ("rtspsrc location=rtsp://line/1 ! decodebin ! appsink", True),
         ("line.mp4", False),
+        ("/dev/shm/line.mp4", False),
         ("file:///videos/line.mp4", False),
         ("C:/videos/line!.mp4", False),
     ],
 )
 def test_which_sources_are_live(source, live):
     assert Frames(source).live == live
+
+
+@pytest.mark.parametrize(
+    ("source", "total", "live"),
+    [
+        ("rtsp://line/1", 0, True),
+        ("rtsp://line/1", -9.2e18, True),
+        ("https://line/a.mp4", 3, False),
+        ("http://line/mjpeg", float("nan"), True),
+        ("rtsp://recorder/monday", 3, False),
+    ],
+)
+def test_a_url_with_a_number_of_frames_is_a_video(source, total, live):
+    """All of whose frames are taken, once, from the capture that told so."""
+    captures = []
+    frames = Frames(source, open_capture=lambda _: captures.append(Camera([5, 6, 7], total=total)) or captures[-1])
+    assert frames.live == live
+    if not live:
+        assert frames.rate == 10
+        assert [(number, int(image[0, 0, 0])) for number, _, image in frames] == [(0, 5), (1, 6), (2, 7)]
+        assert len(captures) == 1
+    frames.close()
+
+
+def test_a_url_that_does_not_answer_is_a_camera():
+    stop = threading.Event()
+    frames = Frames("rtsp://line/1", patience=0.3, open_capture=lambda source: stop.wait() and Camera([]))
+    assert frames.live
+    with pytest.raises(ImageReadError, match=r"rtsp://line/1 gave no frame for 0.3 s"):
+        list(frames)
+    stop.set()
+
+
+def test_a_video_over_http(video):
+    """As another process serves it: its frames are all there, and then it ends."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=video.parent)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        frames = Frames(f"http://127.0.0.1:{server.server_port}/{video.name}")
+        assert (frames.live, frames.rate) == (False, 25)
+        assert [frame.number for frame in frames] == list(range(7))
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """Twenty frames whose number is in their gray, each an image of its own, in a container that has their times."""
+    path = tmp_path_factory.mktemp("film") / "a.mkv"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
+    for number in range(20):
+        writer.write(np.full((48, 64, 3), 10 * number + 20, np.uint8))
+    writer.release()
+    return path
+
+
+def read_all(path):
+    """Return each frame's number and the one that its gray tells, and the error at the end."""
+    seen, error = [], None
+    try:
+        for frame in Frames(str(path)):
+            seen.append((frame.number, round((float(frame.image.mean()) - 20) / 10), round(frame.time * 25)))
+    except ImageReadError as e:
+        error = str(e)
+    return seen, error
+
+
+def test_a_whole_video(film):
+    assert read_all(film) == ([(number,) * 3 for number in range(20)], None)
+
+
+def test_a_damaged_video(film, tmp_path):
+    """Frames 5 to 7 have lost their content: those behind keep their numbers, and an error says how many are missing."""
+    data = bytearray(film.read_bytes())
+    starts = [found.start() for found in re.finditer(b"\xff\xd8\xff", data)]
+    assert len(starts) == 20
+    for number in (5, 6, 7):
+        size = starts[number + 1] - starts[number] - 40  # not the next block's head
+        data[starts[number] : starts[number] + size] = bytes(size)
+    (tmp_path / "a.mkv").write_bytes(data)
+    seen, error = read_all(tmp_path / "a.mkv")
+    assert seen == [(number,) * 3 for number in range(20) if number not in (5, 6, 7)]
+    assert error.startswith(
+        f"3 of 20 frames of {tmp_path}/a.mkv are missing, it is truncated or damaged: copy or record it again"
+    )
+
+
+def test_a_truncated_video(film, tmp_path):
+    (tmp_path / "a.mkv").write_bytes(film.read_bytes()[: film.stat().st_size * 6 // 10])
+    seen, error = read_all(tmp_path / "a.mkv")
+    assert seen == [(number,) * 3 for number in range(len(seen))]
+    assert 5 < len(seen) < 15
+    assert error.startswith(f"{20 - len(seen)} of 20 frames of ")
+
+
+def test_what_a_damaged_video_gave_is_kept(sam, film, tmp_path):
+    (tmp_path / "a.mkv").write_bytes(film.read_bytes()[: film.stat().st_size * 6 // 10])
+    save_weights(sam, tmp_path / "weights")
+    arguments = ["stream", str(tmp_path / "a.mkv"), "--box", "5,5,40,40", "--checkpoint", str(tmp_path / "weights")]
+    with pytest.raises(ImageReadError, match=r"of 20 frames of .* are missing"):
+        CliRunner().invoke(app, [*arguments, "--masks", str(tmp_path / "m.jsonl")], catch_exceptions=False)
+    lines = [json.loads(line)["frame"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert lines == list(range(len(lines))) != []
+
+
+SECRET_SOURCES = ["rtsp://admin:hunter2@127.0.0.1:9/1", "http://127.0.0.1:9/?user=admin&password=hunter2&channel=1"]
+
+
+@pytest.mark.parametrize("source", SECRET_SOURCES)
+def test_a_cameras_password_is_told_to_nobody(source, capfd, caplog):
+    """Not by the error, and not by OpenCV, which would try a pattern of images' names last, and print it."""
+    with pytest.raises(ImageReadError, match=r"\*\*\*.* gave no frame for 0.3 s") as error:
+        list(Frames(source, patience=0.3))
+    printed = capfd.readouterr()
+    assert "hunter2" not in f"{error.value} {error.value!r} {printed.out} {printed.err} {caplog.text}"
 
 
 def test_stops_from_another_thread():

@@ -1,30 +1,34 @@
-"""What every backend is: a model in some runtime, called with NumPy arrays in the model's order."""
+"""What every backend is: a model in some runtime, called with tensors in the model's order."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from ...errors import InvalidInputError
 
-__all__ = ["Array", "Backend", "input_refused"]
-
-Array = NDArray[np.float32]
+__all__ = ["Backend", "input_refused"]
 
 
 class Backend(Protocol):
-    """A model in a runtime; threads may share it."""
+    """A model in a runtime; threads may share it.
 
-    def __call__(self, *inputs: Array) -> list[Array]:
-        """Run the model.
+    Attributes:
+        device: Where it leaves its results. What is there already is not copied when it is an input.
+    """
+
+    device: torch.device
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        """Run the model: fp32 in, from any device, and fp32 out.
 
         Raises:
             InvalidInputError: the model does not take inputs of these shapes.
         """
 
 
-def input_refused(inputs: Sequence[Array], why: object) -> InvalidInputError:
+def input_refused(inputs: Sequence[Tensor], why: object) -> InvalidInputError:
     """Return the error for inputs that a model does not take."""
-    shapes = ", ".join(str(x.shape) for x in inputs)
+    shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
     return InvalidInputError(f"the model refuses inputs of {shapes} ({why}): export it for the sizes that you need.")

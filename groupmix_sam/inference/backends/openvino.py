@@ -6,8 +6,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ...errors import RuntimeUnavailableError, import_extra
-from .base import Array, input_refused
+from .base import input_refused
 
 __all__ = ["OpenvinoBackend", "openvino_core"]
 
@@ -27,6 +30,7 @@ class OpenvinoBackend:
     """
 
     def __init__(self, path: Path, device: str = "CPU", precision: str = "f32", threads: int | None = None) -> None:
+        self.device = torch.device("cpu")
         self._lock = Lock()
         core = openvino_core()
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
@@ -46,13 +50,14 @@ class OpenvinoBackend:
                 stacklevel=2,
             )
 
-    def __call__(self, *inputs: Array) -> list[Array]:
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        arrays = [x.cpu().contiguous().numpy() for x in inputs]
         # The model has one infer request, and a thread would get the answer to another's inputs. Requests for each thread
         # would keep buffers of hundreds of MB, and two at once are no faster: they share the cores.
         try:
             # The decoder's inputs are 10 MB, which would be copied for each prompt. Outputs are, as the next call reuses them.
             with self._lock:
-                return list(self.model(list(inputs), share_inputs=True).values())
+                return [torch.from_numpy(x) for x in self.model(arrays, share_inputs=True).values()]
         except RuntimeError as e:
             raise input_refused(inputs, e) from e
 

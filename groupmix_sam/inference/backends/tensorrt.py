@@ -1,15 +1,16 @@
 """TensorRT as a backend."""
 
 import ctypes
+import sys
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from ...errors import RuntimeUnavailableError, import_extra
-from .base import Array, input_refused
+from .base import input_refused
 
 __all__ = ["TensorrtBackend", "import_tensorrt"]
 
@@ -19,7 +20,7 @@ class TensorrtBackend:
 
     Args:
         path: The plan, built on this machine's GPU by this TensorRT.
-        device: Where the buffers are.
+        device: The GPU, where the results stay; the CPU for a test alone.
 
     Raises:
         MissingExtraError: there is no tensorrt.
@@ -41,13 +42,13 @@ class TensorrtBackend:
         self.inputs = [name for name in names if self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         self.outputs = [name for name in names if name not in self.inputs]
 
-    def __call__(self, *inputs: Array) -> list[Array]:
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
         with self._lock:  # the context has one set of addresses
             return self._run(*inputs)
 
-    def _run(self, *inputs: Array) -> list[Array]:
+    def _run(self, *inputs: Tensor) -> list[Tensor]:
         # Kept until the stream is done: TensorRT knows addresses alone.
-        tensors = [torch.from_numpy(np.ascontiguousarray(x)).to(self.device) for x in inputs]
+        tensors = [x.to(self.device, torch.float32).contiguous() for x in inputs]
         for name, tensor in zip(self.inputs, tensors, strict=True):
             if not self.context.set_input_shape(name, tuple(tensor.shape)):
                 raise input_refused(inputs, f"{name} is outside the plan's profile")
@@ -55,16 +56,18 @@ class TensorrtBackend:
         results = [torch.empty(tuple(self.context.get_tensor_shape(name)), device=self.device) for name in self.outputs]
         for name, tensor in zip(self.outputs, results, strict=True):
             self.context.set_tensor_address(name, tensor.data_ptr())
-        stream = torch.cuda.current_stream().cuda_stream if self.device.type == "cuda" else 0
-        if not self.context.execute_async_v3(stream):
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        if not self.context.execute_async_v3(stream.cuda_stream if stream else 0):
             raise RuntimeUnavailableError("TensorRT failed to run the plan: its log says why; export it again on this machine.")
-        return [tensor.cpu().numpy() for tensor in results]  # waits for the stream
+        if stream is not None:
+            stream.synchronize()  # the inputs' memory is free from here on, and other streams may read the results
+        return results
 
 
 def import_tensorrt() -> Any:
     """Return the module tensorrt, looked for after the driver: without one, importing it can end the process."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
         count = ctypes.c_int()
         found = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
     except OSError:

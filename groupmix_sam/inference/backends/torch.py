@@ -4,14 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-
-from .base import Array
+from torch import Tensor
 
 __all__ = ["TorchBackend"]
 
 
 class TorchBackend:
-    """A PyTorch function of tensors, as it is on a device and in a dtype; fp32 arrays in and out."""
+    """A PyTorch function of tensors, as it is on a device and in a dtype; fp32 in and out."""
 
     def __init__(self, function: Callable[..., Any], device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.function = function
@@ -19,6 +18,6 @@ class TorchBackend:
         self.dtype = dtype
 
     @torch.inference_mode()
-    def __call__(self, *inputs: Array) -> list[Array]:
-        out = self.function(*(torch.from_numpy(x).to(self.device, self.dtype) for x in inputs))
-        return [x.float().cpu().numpy() for x in ((out,) if isinstance(out, torch.Tensor) else out)]
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        out = self.function(*(x.to(self.device, self.dtype) for x in inputs))
+        return [x.float() for x in ((out,) if isinstance(out, Tensor) else out)]

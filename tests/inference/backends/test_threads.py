@@ -1,6 +1,7 @@
 """Several threads on one model: each gets the answer to its own question."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,6 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from groupmix_sam.devices import find_threads
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.backends import OnnxBackend, OpenvinoBackend, TorchBackend
 
@@ -15,6 +17,7 @@ from ..conftest import draw
 
 SIZE = 192
 LAYERS = 12
+TASKS = Path("/proc/self/task")
 
 
 def products():
@@ -51,12 +54,36 @@ def test_a_model_that_threads_share(path, backend):
 
     def ask(number):
         x = np.random.default_rng(number).standard_normal((SIZE, SIZE)).astype(np.float32)
-        (answer,) = model(x)
-        return float(np.abs(answer - x @ exact).max())
+        (answer,) = model(torch.from_numpy(x))
+        return float(np.abs(answer.numpy() - x @ exact).max())
 
     with ThreadPoolExecutor(8) as pool:
         errors = list(pool.map(ask, range(200)))
     assert max(errors) < 1e-2
+
+
+def working_threads(action):
+    """Return how many threads of this process spent 20 ms or more on an action."""
+
+    def ticks():
+        stats = {task.name: (task / "stat").read_text().rsplit(") ", 1)[1].split() for task in TASKS.iterdir()}
+        return {name: int(fields[11]) + int(fields[12]) for name, fields in stats.items()}
+
+    before = ticks()
+    action()
+    return sum(now - before.get(name, 0) >= 2 for name, now in ticks().items())
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", [OnnxBackend, OpenvinoBackend])
+def test_threads_that_work(path, kind, monkeypatch):
+    """As many as the rule says at most, however many cores there are."""
+    x = torch.randn(SIZE, SIZE)
+    for told in (1, 2):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(told))
+        model = kind(path, threads=find_threads())
+        model(x)
+        assert 1 <= working_threads(lambda: [model(x) for _ in range(60)]) <= told  # noqa: B023
 
 
 def test_predictors_that_share_a_model(sam):

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import weakref
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -32,6 +33,7 @@ from groupmix_sam.errors import (
     WeightsError,
 )
 from groupmix_sam.evaluate import load_model
+from groupmix_sam.images import ImageFile, find_images
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.backends.onnxruntime import OnnxBackend
 from groupmix_sam.inference.backends.openvino import OpenvinoBackend
@@ -97,7 +99,7 @@ def test_a_frame_size_leaves_out_the_padding(sam, tmp_path):
     got = Predictor.from_pretrained(folder)
     same_masks(got, Predictor(sam, pad=False), [draw(120, 240), draw(640, 1280)], atol=1e-4)
     assert got.model.input_size == (128, 256)
-    assert got.model.encoder(np.zeros((1, 3, 128, 256), np.float32))[0].shape == (1, 256, 8, 16)
+    assert got.model.encoder(torch.zeros(1, 3, 128, 256))[0].shape == (1, 256, 8, 16)
     got.set_image(draw(100, 240))  # flatter ones fit, with padding
     with pytest.raises(InvalidInputError, match=r"120 x 90 pixels does not fit.*of the shape of 256 x 128: export it for this"):
         got.set_image(draw())
@@ -155,8 +157,8 @@ def test_openvino_gives_the_same(sam, exported, quick, tmp_path):
     export(sam, tmp_path / "ov", [draw()], runtime="openvino", thresholds=LOOSE)
     assert not list((tmp_path / "ov").glob("*.onnx"))
     same_masks(Predictor.from_pretrained(tmp_path / "ov"), Predictor(sam), [draw()], atol=1e-3)
-    with pytest.raises(InvalidInputError, match="exported for openvino: providers"):
-        Predictor.from_pretrained(tmp_path / "ov", providers=["CPUExecutionProvider"])
+    with pytest.raises(RuntimeUnavailableError, match="its devices are CPU"):
+        Predictor.from_pretrained(tmp_path / "ov", device="GPU")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -263,7 +265,8 @@ def test_int8_for_tensorrt(sam, exported, monkeypatch, tmp_path):
         if not path.exists():
             shutil.copy(exported / "encoder.onnx", path)
             quantize(path, (predictor.preprocess(image)[None] for image in calibration), products_only=True)
-        errors.append(np.abs(OnnxBackend(path)(images)[0] - features).mean() / np.abs(features).mean())
+        got = OnnxBackend(path)(torch.from_numpy(images))[0].numpy()
+        errors.append(np.abs(got - features).mean() / np.abs(features).mean())
     assert 1e-4 < errors[0] < 1.5 * errors[1]
     assert len(onnx_low(tmp_path, "encoder.onnx")) == len(onnx_low(tmp_path, "other.onnx")) > 0
     assert any("zero point" in fault for fault in lint(tmp_path / "other.onnx"))
@@ -344,6 +347,14 @@ def test_a_copy_opens_the_folder_again(exported):
         np.testing.assert_array_equal(other.predict(box=box)[0], predictor.predict(box=box)[0])
 
 
+def test_a_folder_keeps_to_the_rule_of_threads(exported, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    for threads, expected in ((None, 3), (2, 2)):
+        model = Predictor.from_pretrained(exported, threads=threads).model
+        for part in (model.encoder, model.image, model.masks, model.decoder):
+            assert part.session.get_session_options().intra_op_num_threads == expected
+
+
 def test_embeddings_travel_between_runtimes(sam, exported, tmp_path):
     predictor = Predictor(sam)
     predictor.set_image(draw())
@@ -385,15 +396,33 @@ def test_command(sam, quick, tmp_path, monkeypatch, precision, judged):
     assert ("narrow.png" in done.output or "too narrow" in done.output) == (precision == "int8")
 
 
+def test_images_are_read_one_at_a_time(sam, quick, tmp_path, monkeypatch):
+    """Those that are compared and those that int8 calibrates on: no more than two of them are held."""
+    for i in range(12):
+        Image.fromarray(draw(90 + i, 120)).save(tmp_path / f"{i}.png")
+    read, decode = [], ImageFile.decode
+
+    def recorded(file):
+        image = decode(file)
+        read.append(weakref.ref(image))
+        assert sum(held() is not None for held in read) <= 2
+        return image
+
+    monkeypatch.setattr(ImageFile, "decode", recorded)
+    images = find_images(tmp_path)
+    options = {"runtime": "openvino", "precision": "int8", "thresholds": Thresholds(0, 0, -10)}
+    export(sam, tmp_path / "a", images[::5], calibration=[image for i, image in enumerate(images) if i % 5], **options)
+    assert len(read) >= 12
+
+
 def test_options_of_other_runtimes_are_refused(sam, exported):
     for kwargs in ({"dtype": torch.float16}, {"image_size": 512}, {"encoder": "gmf_sam_test"}):
         with pytest.raises(InvalidInputError, match="was exported: leave out"):
             Predictor.from_pretrained(exported, **kwargs)
-    with pytest.raises(InvalidInputError, match=r"device is 'mps'.*use 'cpu' or 'cuda'"):
+    with pytest.raises(InvalidInputError, match=r"device is 'mps'.*use 'cpu' or 'cuda', or name"):
         Predictor.from_pretrained(exported, device="mps")
-    for kwargs in ({"threads": 1}, {"providers": ["CPUExecutionProvider"]}):
-        with pytest.raises(InvalidInputError, match="default is weights: providers and threads"):
-            Predictor.from_pretrained(**kwargs)
+    with pytest.raises(InvalidInputError, match="threads is 0"):
+        Predictor.from_pretrained(exported, threads=0)
 
 
 def test_no_space(sam, monkeypatch, tmp_path):
@@ -438,13 +467,13 @@ def test_damaged_folders(exported, tmp_path, name):
 
 def test_providers_and_devices_that_are_missing(exported, monkeypatch):
     with pytest.raises(RuntimeUnavailableError, match="has no CUDAExecutionProvider"):
-        Predictor.from_pretrained(exported, providers=["CUDAExecutionProvider"])
+        Predictor.from_pretrained(exported, device="cuda")
     import onnxruntime
 
     # As onnxruntime-gpu does without a GPU: it lists the provider, and drops it.
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(RuntimeUnavailableError, match="did not load"):
-        Predictor.from_pretrained(exported, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+        Predictor.from_pretrained(exported, device="CUDAExecutionProvider,CPUExecutionProvider")
     with pytest.raises(RuntimeUnavailableError, match="its devices are CPU"):
         OpenvinoBackend(exported / "image.onnx", "NPU")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -454,9 +483,9 @@ def test_providers_and_devices_that_are_missing(exported, monkeypatch):
 
 def test_other_sizes_are_refused(exported):
     with pytest.raises(InvalidInputError, match=r"refuses inputs of \(1, 256, 9, 9\)"):
-        OnnxBackend(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
+        OnnxBackend(exported / "image.onnx")(torch.zeros(1, 256, 9, 9))
     with pytest.raises(InvalidInputError, match=r"refuses inputs of \(1, 256, 9, 9\)"):
-        OpenvinoBackend(exported / "image.onnx")(np.zeros((1, 256, 9, 9), np.float32))
+        OpenvinoBackend(exported / "image.onnx")(torch.zeros(1, 256, 9, 9))
 
 
 def test_bf16_without_its_instructions_is_told_of(exported):

@@ -79,14 +79,18 @@ def test_refused_graphs(faked, tmp_path, name, match):
 
 
 def test_runner(faked, tmp_path):
-    """Addresses, shapes and the outputs' memory; of many shapes in turn."""
+    """Addresses, shapes and the outputs' memory; of many shapes in turn. A tensor on the device is read where it lies."""
     (tmp_path / "a.plan").write_bytes(b"fake plan")
     model = TensorrtBackend(tmp_path / "a.plan", device="cpu")
     for shape in ((2, 3), (5, 7, 1), (1,)):
-        x = np.random.default_rng(0).random(shape, dtype=np.float32)
-        np.testing.assert_array_equal(model(x)[0], 2 * x)
+        x = torch.rand(shape)
+        (y,) = model(x)
+        assert model.context._addresses == {"x": x.data_ptr(), "y": y.data_ptr()}
+        (z,) = model(y)
+        assert model.context._addresses == {"x": y.data_ptr(), "y": z.data_ptr()}
+        assert torch.equal(z, 4 * x)
     with pytest.raises(InvalidInputError, match="outside the plan's profile"):
-        model(np.zeros((65, 1), np.float32))
+        model(torch.zeros(65, 1))
     (tmp_path / "a.plan").write_bytes(b"another machine's")
     with pytest.raises(RuntimeUnavailableError, match="export it again here"):
         TensorrtBackend(tmp_path / "a.plan", device="cpu")
@@ -113,16 +117,21 @@ def test_lint(tmp_path):
     assert "int32" in faults(node("DequantizeLinear", ["bias", "scale"], ["y"]), initializers=ints.values())[0]
 
 
-def test_no_driver(sam, monkeypatch, tmp_path):
+@pytest.mark.parametrize(("platform", "driver"), [("linux", "libcuda.so.1"), ("win32", "nvcuda.dll")])
+def test_no_driver(sam, monkeypatch, tmp_path, platform, driver):
     """tensorrt is not even looked for: importing it without a driver can end the process."""
+    asked = []
 
     def missing(name):
+        asked.append(name)
         raise OSError(name)
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
+    monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(RuntimeUnavailableError, match="no NVIDIA driver"):
         import_tensorrt()
+    assert asked == [driver]
     with pytest.raises(RuntimeUnavailableError, match="no NVIDIA driver"):
         export(sam, tmp_path / "a", [draw()], runtime="tensorrt")
     assert not list(tmp_path.iterdir())
