@@ -121,13 +121,8 @@ def _text(found: dict[str, Any]) -> str:
     lines = [f"groupmix-sam {found['groupmix-sam']}, Python {found['python']}, {found['platform']}", "", "Packages"]
     lines += [f"  {name} {version or 'not installed'}" for name, version in found["packages"].items()]
     devices = found["devices"]
-    lines += [
-        "",
-        "Devices",
-        f"  CUDA: {', '.join(devices['cuda']) or 'none'}",
-        f"  MPS: {'there' if devices['mps'] else 'none'}",
-    ]
-    lines.append(f"  CPU: {devices['threads']} threads")
+    lines += ["", "Devices", f"  CUDA: {', '.join(devices['cuda']) or 'none'}"]
+    lines += [f"  MPS: {'available' if devices['mps'] else 'none'}", f"  CPU: {devices['threads']} threads"]
     lines += ["", "Runtimes"]
     for name, runtime in found["runtimes"].items():
         if runtime is None:
