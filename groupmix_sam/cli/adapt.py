@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .distill import Cache, Provider, Resume, SaveMinutes, Teacher
-from .options import Checkpoint, Encoder, ImageSize
+from .options import Checkpoint, Encoder, ImageSize, Threads
 
 
 def adapt(
@@ -22,6 +22,7 @@ def adapt(
     provider: Provider = None,
     resume: Resume = False,
     save_minutes: SaveMinutes = 5.0,
+    threads: Threads = None,
 ) -> None:
     """Fine-tune trained weights on unlabelled frames from your camera.
 
@@ -29,9 +30,11 @@ def adapt(
     """
     from dataclasses import replace
 
+    from ..devices import use_threads
     from ..distill import ADAPT, RunOptions
     from ..distill import adapt as run
 
+    use_threads(threads)
     run(
         images,
         teacher,

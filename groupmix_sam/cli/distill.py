@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidInputError
-from .options import ImageSize
+from .options import ImageSize, Threads
 
 Teacher = Annotated[
     str, typer.Option(help="MobileSAM's mobile_sam.pt, segment-anything's sam_vit_*.pth, an ONNX file or a TensorRT engine.")
@@ -53,6 +53,7 @@ def distill(
     grad_checkpointing: Annotated[bool, typer.Option("--grad-checkpointing", help="Trade time for memory.")] = False,
     precision: Annotated[str, typer.Option(help="'auto', 'fp32' or 'bf16'.")] = "auto",
     save_minutes: SaveMinutes = 5.0,
+    threads: Threads = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
 ) -> None:
     """Train an encoder to see as a SAM's does, on your own unlabelled images.
@@ -64,6 +65,7 @@ def distill(
     """
     from dataclasses import replace
 
+    from ..devices import use_threads
     from ..distill import PRESETS, DecoderRecipe, RunOptions, load_recipe
     from ..distill import distill as run
     from ..reproduce.recipes import RECIPES
@@ -80,6 +82,7 @@ def distill(
         chosen = replace(chosen, decoder=replace(chosen.decoder or DecoderRecipe(), minutes=decoder_minutes))
     if epochs is not None:
         chosen = replace(chosen, minutes=None)  # which would come first
+    use_threads(threads)
     run(
         images,
         teacher,

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .options import Threads
+
 
 def encoders(
     data: Annotated[Path, typer.Argument(help="A folder with train/CLASS/ and val/CLASS/, or CLASS/ alone, of images.")],
@@ -17,6 +19,7 @@ def encoders(
     lr: Annotated[float, typer.Option(help="The learning rate at its highest.")] = 5e-4,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that read images.")] = 2,
+    threads: Threads = None,
     output: Annotated[Path, typer.Option(help="Folder to write the log, the table and the plot to.")] = Path("runs/encoders"),
 ) -> None:
     """Train and test image encoders as classifiers, all alike, and set them beside the paper's Table 1.
@@ -25,10 +28,12 @@ def encoders(
 
         groupmix-sam encoders CLASSES --encoder groupmixformer_mobile
     """
+    from ..devices import use_threads
     from ..evaluate.tables import table
     from ..files import write_beside
     from ..reproduce.table1 import PAPER, Settings, encoder_table, plot, train_encoders
 
+    use_threads(threads)
     settings = Settings(epochs=epochs, image_size=image_size, batch_size=batch_size, lr=lr, seed=seed)
     log = train_encoders(encoder or list(PAPER), data, output, settings, workers)
     text = table(encoder_table(log), "markdown") + "\n"
