@@ -1,7 +1,7 @@
 """`groupmix-sam demo`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,7 +38,7 @@ def demo(
     from ..inference import Predictor
 
     listen = free_port(host, port)
-    run = {"image_size": image_size, "device": device, "threads": threads}
+    run: dict[str, Any] = {"image_size": image_size, "device": device, "threads": threads}
     named = [load_named(source, encoder=encoder, **run) for source in checkpoint or ["default"]]
     mobile = None
     if reference is not None:
