@@ -107,10 +107,9 @@ class Frames:
     def _open_capture(self, source: int | str) -> Any:
         """Open a source; a URL not as a pattern of images' names, whose error would print its password."""
         cv2 = self._cv2
-        capture = cv2.VideoCapture()
         if isinstance(source, int) or "://" not in source or " ! " in source:
-            capture.open(source)
-            return capture
+            return cv2.VideoCapture(source)
+        capture = cv2.VideoCapture()
         there = cv2.videoio_registry.getStreamBackends()
         for backend in (getattr(cv2, name) for name in URL_BACKENDS):
             if backend in there and capture.open(source, backend):

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.inference.fused_decoder import CHUNK, FusedDecoder
+from groupmix_sam.inference.fused_decoder import CHUNK, FusedDecoder, ImageTokens
 
 
 def stock(sam, features, points=None, boxes=None, masks=None):
@@ -37,12 +37,14 @@ def test_points(sam, decoder, prompts, points, seed):
     same(decoder(decoder.image(x), *padded), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated", "ignore::torch.jit.TracerWarning")
 def test_a_recording_gives_the_same(decoder):
     """For more prompts than it was recorded with, which would be decoded in chunks."""
     image = decoder.image(features())
     points, labels = 256 * torch.rand(2 * CHUNK + 1, 2, 2), torch.tensor([[1.0, -1.0]]).expand(2 * CHUNK + 1, 2)
-    traced = torch.jit.trace(decoder, (image, points[:2], labels[:2]), check_trace=False)
-    same(traced(image, points, labels), decoder(image, points, labels))
+    function = lambda *x: decoder(ImageTokens(*x[:4]), *x[4:])  # noqa: E731
+    traced = torch.jit.trace(function, (*image, points[:2], labels[:2]), check_trace=False)
+    same(traced(*image, points, labels), decoder(image, points, labels))
 
 
 def test_boxes_and_points(sam, decoder):

@@ -1,6 +1,7 @@
 """Tensors stay on their device between prompts: copies there and back are counted, on a device that is not there."""
 
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,13 +45,19 @@ class FakeGpu(TorchDispatchMode):
         return up, down
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # which the meta device lacks
+    return FakeGpu()
+
+
 POINT = {"point_coords": np.array([[60, 45]]), "point_labels": np.array([1])}
 
 
-def test_copies_of_an_image_and_its_prompts(sam):
+def test_copies_of_an_image_and_its_prompts(sam, gpu):
     """The image goes up once, then nothing but points; what comes back are masks, scores and logits."""
     predictor = Predictor(sam, device="meta")
-    with FakeGpu() as gpu:
+    with gpu:
         predictor.set_image(draw())
         assert gpu.taken() == ([(1, 3, 256, 256)], [])
         for _ in range(3):
@@ -66,11 +73,11 @@ def test_copies_of_an_image_and_its_prompts(sam):
         assert gpu.taken() == ([], [(1, 256, 16, 16)])
 
 
-def test_copies_of_kept_embeddings(sam, tmp_path):
+def test_copies_of_kept_embeddings(sam, gpu, tmp_path):
     here, predictor = Predictor(sam), Predictor(sam, device="meta")
     here.set_image_batch([draw(), draw(60, 80)])
     path = here.save_embedding(tmp_path / "a.safetensors")
-    with FakeGpu() as gpu:
+    with gpu:
         predictor.load_embedding(path)
         assert gpu.taken() == ([(2, 256, 16, 16)], [])
         predictor.predict(**POINT, index=0)
