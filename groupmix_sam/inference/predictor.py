@@ -459,7 +459,7 @@ class Predictor:
 
 def _powers_of_two(total: int, most: int) -> list[int]:
     """Split a number of prompts, as a runtime keeps memory for each number that it has met."""
-    sizes = []
+    sizes: list[int] = []
     while sum(sizes) < total:
         sizes.append(min(most, 1 << (total - sum(sizes)).bit_length() - 1))
     return sizes or [0]

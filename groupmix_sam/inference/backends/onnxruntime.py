@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from ...errors import RuntimeUnavailableError, import_extra
 from .base import input_refused
@@ -87,4 +88,4 @@ class OnnxBackend:
             raise input_refused(inputs, e) from e
         binding.synchronize_outputs()
         # Only the inner class of every version of ONNX Runtime gives a tensor away.
-        return [torch.from_dlpack(value._ortvalue) for value in binding.get_outputs()]
+        return [from_dlpack(value._ortvalue) for value in binding.get_outputs()]
