@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor
 
 from groupmix_sam import build_sam_groupmix
@@ -12,7 +13,7 @@ from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.evaluate.protocol import Protocol, predict_mask
 from groupmix_sam.images import as_rgb, read_image
 from groupmix_sam.inference import Predictor
-from groupmix_sam.inference.automatic import everything, everything_costs, segment
+from groupmix_sam.inference.automatic import everything, everything_costs, points_at_once, segment
 from groupmix_sam.prompts import Prompt, stack_prompts
 
 COFFEE = Path(__file__).parents[2] / "examples" / "coffee.jpg"
@@ -169,3 +170,38 @@ def test_the_predictor_keeps_its_image(sam, coffee):
     before = predictor.predict(box=box)[2]
     everything(predictor, coffee[:50, :60], points_per_side=2)
     np.testing.assert_array_equal(predictor.predict(box=box)[2], before)
+
+
+@pytest.mark.parametrize(
+    ("free", "size", "expected"),
+    [
+        (None, (1024, 1024), 64),
+        (None, (100, 100), 64),
+        (None, (4000, 6000), 2),
+        (None, (20000, 20000), 1),
+        (80_000_000_000, (1024, 1024), 64),
+        (8_000_000_000, (1024, 1024), 39),
+        (8_000_000_000, (4000, 6000), 3),
+        (1_000_000_000, (1024, 1024), 4),
+        (0, (1024, 1024), 1),
+    ],
+)
+def test_points_at_a_time(monkeypatch, free, size, expected):
+    """By half of a GPU's free memory, of which a point takes 48 bytes a pixel and 50 MB."""
+    monkeypatch.setattr("groupmix_sam.inference.automatic.free_memory", lambda device: free)
+    assert points_at_once(*size, torch.device("cpu")) == expected
+
+
+def test_everything_keeps_to_it(sam, coffee, monkeypatch):
+    settings = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    expected = everything(Predictor(sam), coffee, **settings)
+    asked, predict = [], Predictor.predict_tensors
+
+    def recorded(predictor, points, *args, **options):
+        asked.append(len(points))
+        return predict(predictor, points, *args, **options)
+
+    monkeypatch.setattr(Predictor, "predict_tensors", recorded)
+    monkeypatch.setattr("groupmix_sam.inference.automatic.free_memory", lambda device: 500_000_000)
+    assert everything(Predictor(sam), coffee, **settings) == expected
+    assert asked == [4, 4, 1]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.errors import InvalidInputError, NoImageError, RuntimeUnavailableError, WeightsError, WeightsNotFoundError
 from groupmix_sam.inference import Predictor
+from groupmix_sam.inference.predictor import _powers_of_two
 
 from .conftest import draw
 
@@ -190,6 +191,21 @@ def test_best_of_three_for_one_point_alone(predictor):
             expected[0], expected_scores[0] = three[0, best], three_scores[0, best]
         assert np.array_equal(masks, expected)
         assert np.array_equal(scores, expected_scores)
+
+
+@pytest.mark.parametrize(("free", "expected"), [(None, 8), (0, 1), (60_000_000, 8), (30_000_000, 4), (10**12, 64)])
+def test_prompts_at_a_time(predictor, monkeypatch, free, expected):
+    """A power of two by half of a GPU's free memory, of which a prompt takes 12 kB for each of 16 x 16 tokens."""
+    monkeypatch.setattr("groupmix_sam.inference.model.free_memory", lambda device: free)
+    assert predictor.model.prompts_at_once() == expected
+
+
+@pytest.mark.parametrize(
+    ("total", "most", "parts"),
+    [(1, 8, [1]), (13, 8, [8, 4, 1]), (64, 64, [64]), (20, 8, [8, 8, 4]), (3, 1, [1, 1, 1]), (0, 8, [0])],
+)
+def test_parts_of_prompts(total, most, parts):
+    assert _powers_of_two(total, most) == parts
 
 
 @pytest.mark.parametrize("with_masks", [False, True])
