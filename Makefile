@@ -1,16 +1,23 @@
-# `make demo` segments a photo with the default weights; `make test` checks everything; `make test-all`, before a release, with
-# more cases and the slow tests too; `make docs` makes the site, docs/_build/html/index.html. Each makes what it needs in .venv.
+# `make demo` segments a photo with the default weights; `make demo-web` serves the page that runs in a browser; `make test`
+# checks everything; `make test-all`, before a release, with more cases and the slow tests too; `make docs` makes the site,
+# docs/_build/html/index.html. Each makes what it needs in .venv.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 # By file, as files share what takes long to make; in their own order, as the files with the fewest tests are not the quickest.
 PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-release checks docs format clean
+.PHONY: demo demo-web test test-all test-release checks docs format clean
 
 demo: $(VENV)/installed
 	$(BIN)/groupmix-sam segment examples/coffee.jpg --box 170,16,420,312 --output coffee_box.png
 	$(BIN)/groupmix-sam segment examples/coffee.jpg --point 365,290 --output coffee_point.png
+
+demo-web: $(VENV)/installed-web demo_web
+	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory demo_web
+
+demo_web: | $(VENV)/installed-web
+	$(BIN)/groupmix-sam export web demo_web --images examples
 
 # The checks run beside the tests; what they say comes after.
 test: $(VENV)/installed-dev
@@ -42,9 +49,13 @@ $(VENV)/installed: setup.cfg
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
+$(VENV)/installed-web: setup.cfg $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[onnx]'
+	touch $@
+
 $(VENV)/installed-dev: setup.cfg $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist docs/_build *.egg-info coffee_box.png coffee_point.png
+	rm -rf $(VENV) build demo_web dist docs/_build *.egg-info coffee_box.png coffee_point.png

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import groupmix_sam  # noqa: F401  registers the encoders
 
@@ -31,6 +32,23 @@ def shared() -> Path:
     if not (SHARED / "weights" / "mobile_sam.safetensors").is_file():
         pytest.skip("needs ../shared, the developers' folder of real weights and photos")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def fast_graphs(tmp_path_factory) -> Path:
+    """The fast weights as ONNX graphs in fp32, for `export(..., graphs=fast_graphs)`: made once for all processes."""
+    from groupmix_sam import build_sam_groupmix
+    from groupmix_sam.inference.export.onnx import write_graphs
+
+    temporary = tmp_path_factory.getbasetemp()
+    folder = (temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary) / "fast_graphs"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():
+            part = folder.with_suffix(".part")
+            part.mkdir(exist_ok=True)
+            write_graphs(build_sam_groupmix("fast"), part)
+            part.rename(folder)
+    return folder
 
 
 def pytest_terminal_summary(terminalreporter, exitstatus):

@@ -1,12 +1,16 @@
-"""The wheel in an environment of its own: nothing of this folder on the path, nothing from the network."""
+"""What is published: the wheel, built from the sdist; and the wheel in an environment of its own, without a network."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
+from zipfile import ZipFile
 
+import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -59,9 +63,49 @@ def required(requirements: list[str], extras: set[str], found: dict[str, Distrib
                 required(installed.requires or [], requirement.extras, found)
 
 
-def test_wheel_in_a_clean_environment(tmp_path):
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--quiet", "--wheel-dir", tmp_path, ROOT)
-    (wheel,) = tmp_path.glob("groupmix_sam-*.whl")
+def files_of_the_repository() -> list[str]:
+    """Return the files that git has, or would have."""
+    names = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", cwd=ROOT).split("\0")
+    return [name for name in names if name and (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    """What `python -m build` makes of a clean copy: an sdist, and a wheel of the sdist."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in files_of_the_repository():
+        (folder / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "copy" / name)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "copy")
+    return folder / "dist"
+
+
+def test_pypi_would_take_it(dist):
+    """twine reads the metadata and renders the README; PyPI's limit is 100 MB."""
+    files = sorted(dist.iterdir())
+    assert [path.suffix for path in files] == [".whl", ".gz"]
+    run(sys.executable, "-m", "twine", "check", "--strict", *files)
+    assert all(path.stat().st_size < 40e6 for path in files)
+
+
+def test_what_the_wheel_holds(dist):
+    """All of the package and nothing else: no tests, no docs, no photos; and the licence."""
+    package = {name for name in files_of_the_repository() if name.startswith("groupmix_sam/")}
+    (wheel,) = dist.glob("*.whl")
+    held = set(ZipFile(wheel).namelist())
+    metadata = {name for name in held if ".dist-info/" in name}
+    named = {name.partition("/")[2] for name in metadata}
+    assert {"METADATA", "entry_points.txt", "licenses/LICENSE", "licenses/NOTICE"} <= named
+    assert held - metadata == {*package, "groupmix_sam_cli.py"}
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as tar:
+        inside = {name.partition("/")[2] for name in tar.getnames()}
+    assert {*package, "setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE"} <= inside
+    assert not any(name.startswith(("docs/", "examples/", "benchmarks/")) for name in inside)
+
+
+def test_wheel_in_a_clean_environment(dist, tmp_path):
+    (wheel,) = dist.glob("groupmix_sam-*.whl")
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin") / "python"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HF_"))} | {"HF_HUB_OFFLINE": "1"}

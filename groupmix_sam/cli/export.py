@@ -6,15 +6,21 @@ from typing import Annotated
 import typer
 
 from ..errors import ImageReadError, InvalidInputError
-from .options import Checkpoint, Encoder, ImageSize, Threads
+from .options import Encoder, ImageSize, Threads
 
 
 def export(
-    runtime: Annotated[str, typer.Argument(help="onnx, openvino or tensorrt.")],
+    runtime: Annotated[str, typer.Argument(help="onnx, openvino, tensorrt or web.")],
     folder: Annotated[Path, typer.Argument(help="A new folder. It is written only if the masks match PyTorch's.")],
     images: Annotated[Path, typer.Option(help="A folder of your own images, to compare masks on and to calibrate int8.")],
     precision: Annotated[str, typer.Option(help="fp32; fp16; int8; for openvino bf16.")] = "fp32",
-    checkpoint: Checkpoint = "default",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights: 'default', 'fast', a file, a folder, or 'hf-hub:org/repo@revision'. "
+            "Default: 'fast' for web, else 'default'."
+        ),
+    ] = None,
     encoder: Encoder = None,
     image_size: ImageSize = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Let the encoder take image batches.")] = False,
@@ -27,12 +33,16 @@ def export(
     pred_iou_thresh: Annotated[float, typer.Option(help="Masks with a lower predicted IoU are not compared.")] = 0.5,
     threads: Threads = None,
     timing_cache: Annotated[Path | None, typer.Option(help="TensorRT's timing cache, for quicker builds.")] = None,
+    onnxruntime_web: Annotated[
+        Path | None, typer.Option(help="For web: the file of `npm pack onnxruntime-web`. Default: npm fetches it.")
+    ] = None,
 ) -> None:
     """Export a model to another runtime. The export fails if its masks differ too much from PyTorch's.
 
     groupmix-sam export openvino exported/ --images my_photos/
     groupmix-sam export openvino exported_720p/ --images frames/ --checkpoint fast --frame-size 1280x720
     groupmix-sam export onnx exported_int8/ --images my_photos/ --precision int8 --image-size 512
+    groupmix-sam export web site/ --images my_photos/
     """
     from ..devices import use_threads
     from ..images import evenly_spaced, find_images
@@ -43,9 +53,16 @@ def export(
 
     if count < 1:
         raise InvalidInputError(f"count is {count}: give 1 or more.")
+    web = runtime == "web"
+    if web and (precision != "fp32" or dynamic_batch or frame_size is not None or timing_cache is not None):
+        raise InvalidInputError(
+            "the page takes any image, one at a time, in fp32: leave out precision, dynamic batch, frame size and timing cache."
+        )
+    if onnxruntime_web is not None and not web:
+        raise InvalidInputError(f"{onnxruntime_web} is for web: leave it out for {runtime}.")
     size = None if frame_size is None else _parse(frame_size)
     use_threads(threads)
-    sam = build_sam_groupmix(checkpoint, encoder=encoder, image_size=image_size)
+    sam = build_sam_groupmix(checkpoint or ("fast" if web else "default"), encoder=encoder, image_size=image_size)
     usable = []
     for source in evenly_spaced(find_images(images), 5 * count if precision == "int8" else count):
         try:  # decoded again when it is needed: many large images do not fit in memory
@@ -59,18 +76,24 @@ def export(
     # Every fifth is held out from the calibration, to compare masks on.
     compared = usable[::5] if precision == "int8" else usable
     calibration = [source for i, source in enumerate(usable) if i % 5] if precision == "int8" else []
-    report = write(
-        sam,
-        folder,
-        compared,
-        runtime=runtime,
-        precision=precision,
-        dynamic_batch=dynamic_batch,
-        frame_size=size,
-        thresholds=Thresholds(min_mean_iou, min_iou, pred_iou_thresh),
-        calibration=calibration,
-        timing_cache=timing_cache,
-    )
+    thresholds = Thresholds(min_mean_iou, min_iou, pred_iou_thresh)
+    if web:
+        from ..inference.export.web import export_web
+
+        report = export_web(sam, folder, compared, runtime=onnxruntime_web, thresholds=thresholds)
+    else:
+        report = write(
+            sam,
+            folder,
+            compared,
+            runtime=runtime,
+            precision=precision,
+            dynamic_batch=dynamic_batch,
+            frame_size=size,
+            thresholds=thresholds,
+            calibration=calibration,
+            timing_cache=timing_cache,
+        )
     typer.echo(
         f"wrote {folder}: mean IoU {report['mean_iou']:.4f} with PyTorch in fp32, lowest {report['min_iou']:.4f}, "
         f"{report['masks']} masks on {report['images']} images"

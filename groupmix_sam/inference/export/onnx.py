@@ -135,7 +135,7 @@ def write_graphs(
                 input_names=input_names,
                 output_names=output_names,
                 dynamic_shapes=shapes,
-                custom_translation_table={torch.ops.aten.gelu.default: _gelu},
+                custom_translation_table={torch.ops.aten.gelu.default: _gelu, torch.ops.aten.rsqrt.default: _rsqrt},
                 verbose=False,
             )
         assert program is not None
@@ -157,6 +157,14 @@ def _gelu(x: Any, approximate: str = "none") -> Any:
     else:
         step = op.Erf(op.Div(x, constant(math.sqrt(2))))
     return op.Mul(op.Mul(x, op.Add(step, constant(1.0))), constant(0.5))
+
+
+def _rsqrt(x: Any) -> Any:
+    """1 / sqrt(x), without Reciprocal, which Rockchip's NPU lacks."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    return op.Div(op.CastLike(op.Constant(value_float=1.0), x), op.Sqrt(x))
 
 
 class _Images:
