@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from groupmix_sam.cli import app
 from groupmix_sam.distill import (
     ADAPT,
     DecoderRecipe,
+    Grid,
     ImageFile,
     Phase,
     Recipe,
@@ -32,7 +34,7 @@ from groupmix_sam.distill import (
     load_recipe,
 )
 from groupmix_sam.distill.adaptation import format_interval, hold_out_blocks, summary
-from groupmix_sam.distill.pipeline import hold_out
+from groupmix_sam.distill.pipeline import cache_held_out, hold_out, without_copies
 from groupmix_sam.errors import InvalidInputError, RunStoppedError
 from groupmix_sam.weights import save_weights
 
@@ -53,8 +55,39 @@ def test_hold_out(photos):
     assert sorted(map(str, measured + others)) == sorted(map(str, images))
     many = images * 100
     assert [len(part) for part in hold_out(many)] == [24, 576]
-    with pytest.raises(InvalidInputError, match="only one image"):
-        hold_out(images[:1])
+    for few, match in ((images[:1], "only one image"), ([], "there is no image: give two or more")):
+        with pytest.raises(InvalidInputError, match=match):
+            hold_out(few)
+
+
+def test_copies_of_held_out_images_are_not_trained_on(photos, tmp_path):
+    """Whatever their names, in tars too; an image that cannot be read stays, to be named where it is used."""
+    first, *others = find_images(photos)
+    shutil.copy(first.path, tmp_path / "copy.png")
+    (tmp_path / "same_size.png").write_bytes(b"x" * first.path.stat().st_size)
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(first.path, "in_tar.png")
+        tar.add(others[0].path, "other.png")
+    found = [*find_images(tmp_path), *others, ImageFile(tmp_path / "gone.png")]
+    kept = without_copies(found, [first, ImageFile(tmp_path / "gone.png")])
+    left_out = [str(image).removeprefix(f"{tmp_path}/") for image in found if image not in kept]
+    assert left_out == ["copy.png", "shard.tar:in_tar.png"]
+
+
+def test_another_image_is_measured_on_where_the_held_out_one_cannot_be_read(photos, tmp_path):
+    """Under 20 images one is held out; its copies, and those of the one in its place, are not trained on."""
+    shutil.copy(next(iter(find_images(photos))).path, tmp_path / "copy.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "too.png").write_bytes(b"no image either")
+    broken, too = ImageFile(tmp_path / "broken.png"), ImageFile(tmp_path / "too.png")
+    training = [too, *find_images(photos), ImageFile(tmp_path / "copy.png")]
+    expected = training[2:-1]
+    held_out, skipped = cache_held_out([broken], training, PlainTeacher(), tmp_path / "cache", Grid(128))
+    assert len(held_out) == 1
+    assert skipped == [broken, too]
+    assert training == expected
+    with pytest.raises(InvalidInputError, match=r"broken\.png cannot be read"):
+        cache_held_out([broken], [too], PlainTeacher(), tmp_path / "cache", Grid(128))
 
 
 @pytest.mark.parametrize(
