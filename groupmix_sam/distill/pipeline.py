@@ -21,9 +21,9 @@ from ..weights import load_prompt_and_decoder, open_weights, save_pretrained
 from .cache import UnusableImagesError, cache_bytes, cache_features
 from .data import CachedImage, Grid
 from .decoder import FrozenDecoder
-from .decoder_stage import encode_images, train_decoder
+from .decoder_stage import TeacherAsker, encode_images, train_decoder
 from .plots import DECODER_CURVES, FEATURE_CURVES, Curves, plot_log
-from .recipe import Recipe, save_recipe
+from .recipe import DecoderRecipe, Recipe, save_recipe
 from .run import RunOptions, check_folder, describe_run, process_state
 from .teacher import Teacher, load_teacher
 from .trainer import check_run, r2_score, train_student
@@ -250,6 +250,20 @@ def hold_out(images: Sequence[ImageFile]) -> tuple[list[ImageFile], list[ImageFi
 
 def train_and_save(run: Prepared, output: Path, options: RunOptions) -> dict[str, Any]:
     """Train a Sam's encoder, its decoder or both, and write the whole; return the record of the run."""
+    record = train_models(run, output, options)
+    save_result(run.models.sam, output, record)
+    return record
+
+
+def save_result(sam: Sam, output: Path, record: dict[str, Any]) -> None:
+    """Write a run's weights with its record."""
+    if process_state().is_main_process:
+        save_pretrained(sam, output / "weights", training=record)
+        print(f"wrote {output / 'weights'}: use it as --checkpoint")
+
+
+def train_models(run: Prepared, output: Path, options: RunOptions) -> dict[str, Any]:
+    """Train a Sam's encoder, its decoder or both; return the record of the run."""
     main = process_state().is_main_process
     sam, recipe = run.models.sam, run.recipe
     record = train_encoder(run, output, options) if recipe.trains_encoder else encoder_record(run)
@@ -261,17 +275,14 @@ def train_and_save(run: Prepared, output: Path, options: RunOptions) -> dict[str
         print(f"R2 {record['r2']:.4f} on {len(run.held_out)} held-out images; {len(record['skipped'])} skipped")
         if recipe.trains_encoder:
             print(f"the features are drawn in {output / 'features.png'}")
-            _plot(output / "log.csv", output / "loss.png", FEATURE_CURVES)
+            try_plot(output / "log.csv", output / "loss.png", FEATURE_CURVES)
     if recipe.decoder is not None:
         record["decoder"] = found = train_on_masks(run, output / DECODER_FOLDER, options)
         if main:
             save_recipe(recipe, output / "recipe.yaml")
             for name, kind in (("box_iou", "box"), ("point_iou", "point")):
                 print(f"IoU with the teacher by {kind}: {found['before'][name]:.3f} before, {found['after'][name]:.3f} after")
-            _plot(output / DECODER_FOLDER / "log.csv", output / DECODER_FOLDER / "loss.png", DECODER_CURVES)
-    if main:
-        save_pretrained(sam, output / "weights", training=record)
-        print(f"wrote {output / 'weights'}: use it as --checkpoint")
+            try_plot(output / DECODER_FOLDER / "log.csv", output / DECODER_FOLDER / "loss.png", DECODER_CURVES)
     return record
 
 
@@ -308,10 +319,13 @@ def train_on_masks(run: Prepared, folder: Path, options: RunOptions) -> dict[str
         encode_images(encoder, cast(Sequence[CachedImage], images), run.cache, grid) for images in (run.training, run.held_out)
     )
     encoder.to("cpu")
-    return train_decoder(run.models.sam, run.models.teacher_decoder, training, held_out, folder, run.recipe, options)
+    how = cast(DecoderRecipe, run.recipe.decoder)
+    asker = TeacherAsker(run.models.teacher_decoder, training, held_out, how, run.recipe.seed)
+    return train_decoder(run.models.sam, asker, folder, run.recipe, options)
 
 
-def _plot(log: Path, output: Path, curves: Curves) -> None:
+def try_plot(log: Path, output: Path, curves: Curves) -> None:
+    """Plot a log, or say why not."""
     try:
         plot_log(log, output, curves)
     except MissingExtraError as e:
