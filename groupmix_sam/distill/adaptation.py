@@ -60,7 +60,8 @@ ADAPT = Recipe(
     phases=(Phase(1.0, 0, 1),),
     lr=2e-4,
     ridge_finish=False,
-    decoder=DecoderRecipe(minutes=20.0, points=2, instances=6, corrections=0.3, lr=2e-4, lowest_lr=2e-5, ema_decay=0.95),
+    # A rate of 1e-3 ruins the masks within minutes (docs/research/2026-11-28-adapt-labels.md).
+    decoder=DecoderRecipe(minutes=20.0, points=2, corrections=0.3, warmup=0.1, pull=5.0, ema_decay=0.95),
 ).continued()
 POINTS = 16  # of each held-out image
 MIN_FRAMES_FOR_INTERVAL = 3

@@ -325,7 +325,7 @@ class TeacherAsker(Asker):
         seed: Of everything random.
 
     Raises:
-        InvalidInputError: there is no image.
+        InvalidInputError: there is no image, or the recipe has a rate for the encoder.
     """
 
     def __init__(
@@ -338,6 +338,10 @@ class TeacherAsker(Asker):
     ) -> None:
         if not images or not held_out:
             raise InvalidInputError("there is no image to train on, or none to measure on: give one or more of each.")
+        if how.encoder_rate:
+            raise InvalidInputError(
+                f"decoder.encoder_rate is {how.encoder_rate}: the teacher's masks are learnt from cached features, give 0."
+            )
         self.teacher, self.images, self.held_out, self.how, self.seed = teacher, images, held_out, how, seed
         self.count, self.corrections = len(images), how.corrections
         self.device = torch.device("cpu")

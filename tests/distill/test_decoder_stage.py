@@ -388,5 +388,7 @@ def test_losses_are_means_over_images(sam, encoded):
 
 
 def test_nothing_to_train_on(small, tmp_path):
+    with pytest.raises(InvalidInputError, match=r"encoder_rate is 0\.1"):
+        TeacherAsker(FrozenDecoder(tiny(0)), small, small, DecoderRecipe(encoder_rate=0.1), 0)
     with pytest.raises(InvalidInputError, match="no image to train on"):
         train(tiny(1), FrozenDecoder(tiny(0)), [], small, tmp_path, SHORT)
