@@ -267,8 +267,8 @@ def adapt_decoder(
     stage["predicted_iou"] = recalibrate(sam, after)
     found = {}
     for kind in ("box", "point"):
-        values = [[ious[kind] for ious in part] for part in (before, after)]
-        found[kind] = report(f"the labels by {kind}", *values, output / f"label_iou_{kind}.json", {})
+        earlier, later = ([ious[kind] for ious in part] for part in (before, after))
+        found[kind] = report(f"the labels by {kind}", earlier, later, output / f"label_iou_{kind}.json", {})
     if process_state().is_main_process:
         save_recipe(recipe, output / "recipe.yaml")
         try_plot(folder / "log.csv", folder / "loss.png", LABEL_CURVES)
@@ -301,13 +301,20 @@ def hold_out_blocks(images: Sequence[ImageFile]) -> tuple[list[ImageFile], list[
 def hold_out_labelled(labelled: Sequence[Labelled], frames: Sequence[ImageFile]) -> tuple[list[Labelled], list[Labelled]]:
     """Return the labelled frames to train on, and a fifth, 40 at most, to measure on, in blocks of two or more.
 
-    Those are left out that are beside a held-out one in the order of all frames: one in fifty, five at most on either side.
+    The blocks lie where they hold about a fifth of the masks. Those frames are left out that are beside a held-out one in the
+    order of all frames: one in fifty, five at most on either side.
     """
     if len(labelled) < 2:
         return list(labelled), []
     places = {image: i for i, image in enumerate(in_order(frames))}
     labelled = sorted(labelled, key=lambda entry: places[entry.frame.image])
-    measured = spread_blocks(len(labelled), max(1, min(MAX_HELD_OUT_LABELLED, len(labelled) // 5)), 2)
+    count = max(1, min(MAX_HELD_OUT_LABELLED, len(labelled) // 5))
+    middle = spread_blocks(len(labelled), count, 2)
+    shifts = sorted(range(-min(middle), len(labelled) - max(middle)), key=abs)
+    masks = [len(entry.instances) for entry in labelled]
+    wanted = sum(masks) * count / len(labelled)
+    shift = min(shifts, key=lambda shift: abs(sum(masks[i + shift] for i in middle) - wanted))
+    measured = {i + shift for i in middle}
     gap = min(MAX_GAP, len(frames) // 50)
     held_out = [labelled[i] for i in sorted(measured)]
     near = {places[entry.frame.image] + step for entry in held_out for step in range(-gap, gap + 1)}

@@ -146,7 +146,7 @@ def train_decoder(
 ) -> dict[str, Any]:
     """Train a Sam's mask decoder on what an asker wants, and put the result into the Sam; return the record of the stage.
 
-    The result is the average of the weights: at the end, or at the best of the checks where the asker keeps it. Writes into
+    The result is the average of the weights: at the end, or at the last good check where the asker keeps it. Writes into
     `folder`: `run.yaml`, `log.csv`, `checkpoint.safetensors` and `decoder.safetensors` (the result).
 
     Args:
@@ -280,12 +280,14 @@ class Asker(ABC):
     Attributes:
         count: How many images there are to train on.
         corrections: Share of the prompts for one instance that are corrected.
-        keeps_best: Whether the weights of the best check are the result, and not those of the end.
+        keeps_best: Whether the weights of the last good check are the result, and not those of the end.
+        tolerance: How far a good check may be below the best one before it.
     """
 
     count: int
     corrections: float
     keeps_best = False
+    tolerance = 0.0
 
     @abstractmethod
     def to(self, device: torch.device) -> None:
@@ -310,7 +312,7 @@ class Asker(ABC):
         """
 
     def score(self, found: Mapping[str, float]) -> float:
-        """Return what the best check has most of, rounded as no log would change it."""
+        """Return what checks are compared by, rounded as no log would change it."""
         return round((found["box_iou"] + found["point_iou"]) / 2, 4)
 
 
@@ -527,9 +529,9 @@ class DecoderStage(Stage):
         return [*parts, [p for p in student.parameters() if id(p) not in known]]
 
     def check(self, step: int) -> dict[str, float]:
-        """Measure the average on held-out images; save it, unless an earlier one that was better is kept."""
+        """Measure the average on held-out images; save it, unless it is worse than an earlier one that is kept."""
         found = self.measure(quick=True)
-        if not self.asker.keeps_best or self.asker.score(found) > self.best_before(step):
+        if not self.asker.keeps_best or self.asker.score(found) > self.best_before(step) - self.asker.tolerance:
             self._save()
         return found
 
@@ -551,7 +553,7 @@ class DecoderStage(Stage):
         self.log.write(0, images=0, lr=0.0, **self.measure(quick=True))
 
     def finish(self) -> dict[str, float]:
-        """Go back to the best check if it is kept; return what is measured of the result, which is written."""
+        """Go back to the last good check if it is kept; return what is measured of the result, which is written."""
         self.accelerator.wait_for_everyone()
         if self.asker.keeps_best:
             self.decoder.mask_decoder.load_state_dict(load_file(self.folder / RESULT))

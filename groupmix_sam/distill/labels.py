@@ -54,6 +54,7 @@ __all__ = [
 KINDS = ("point", "box", "box and point", "points")
 PROMPT_KINDS = {"both": (0.4, 0.4, 0.1, 0.1), "box": (0.0, 0.8, 0.2, 0.0), "point": (0.75, 0.0, 0.0, 0.25)}
 CENTRAL = 0.5  # share of points that are drawn about an instance's middle
+NOISE = 0.1  # of a check's IoU, times the root of its masks
 REPLAY = 0.25  # share of samples that are the starting model's own masks
 LABELLED_SHARE = 0.1  # of a mask that may be labelled, for the mask to be replayed on a labelled frame
 LINE_FROM = 20  # instances from which the predicted IoU's slope is fitted
@@ -233,6 +234,10 @@ class LabelAsker(Asker):
         self.how, self.seed, self.prompt_kind = how, seed, prompt_kind
         self.count, self.corrections = len(labelled), how.corrections
         self.device = torch.device("cpu")
+        self.checked = held_out
+        if len(held_out) > CHECK_IMAGES:
+            self.checked = [held_out[i * len(held_out) // CHECK_IMAGES] for i in range(CHECK_IMAGES)]
+        self.tolerance = NOISE / sum(len(entry.instances) for entry in self.checked) ** 0.5
 
     def to(self, device: torch.device) -> None:
         self.device = device
@@ -322,9 +327,7 @@ class LabelAsker(Asker):
 
     def measure(self, decoder: Decoder, encoder: nn.Module | None = None, *, quick: bool = False) -> dict[str, float]:
         """Return means over images of their instances' mean IoU with the labels."""
-        measured = self.held_out
-        if quick and len(measured) > CHECK_IMAGES:
-            measured = [measured[i * len(measured) // CHECK_IMAGES] for i in range(CHECK_IMAGES)]
+        measured = self.checked if quick else self.held_out
         found = [label_ious(decoder, entry, self.device, encoder) for entry in measured]
         return {f"{kind}_iou": float(np.mean([ious[kind].mean() for ious in found])) for kind in ("box", "point")}
 
