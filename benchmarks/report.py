@@ -152,6 +152,30 @@ def adapt() -> str:
     return table(("", "before", "after", "paired difference", "MobileSAM"), rows) + origin(result)
 
 
+def adapt_labels() -> str:
+    """Masks before and after `adapt --labels`, by cross-validation."""
+    result = load("adapt_labels")
+    rows = (
+        (
+            row["checkpoint"],
+            row["images"],
+            row["prompt"],
+            row["iou"]["before"],
+            row["iou"]["after"],
+            row["iou"]["difference"],
+            row.get("mobile_sam", {}).get("iou"),
+            row.get("mobile_sam", {}).get("difference"),
+            row["box_baseline"] if row["prompt"] == "box" else None,
+            row["boundary"]["difference"],
+            row.get("coco", {}).get("difference"),
+        )
+        for row in result["rows"]
+    )
+    columns = ("weights", "labelled images", "prompt", "mIoU before", "after", "paired difference", "MobileSAM")
+    columns += ("to MobileSAM, paired", "box baseline", "boundary IoU, paired", "COCO, paired")
+    return table(columns, rows) + origin(result)
+
+
 def students() -> str:
     """The paper's Table 2 with a short training."""
     result = load("students")
@@ -190,6 +214,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "parity": parity,
     "students": students,
 }
+if (RESULTS / "adapt_labels.json").exists():  # it takes hours
+    TABLES["adapt_labels"] = adapt_labels
 TABLES |= {path.stem: partial(runtimes, path.stem) for path in sorted(RESULTS.glob("runtimes_*.json"))}
 
 

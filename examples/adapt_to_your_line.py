@@ -78,7 +78,7 @@ def main() -> None:
             Image.fromarray(draw_frame(seed)[0]).save(frames / f"{seed:02}.png")
 
     recipe = replace(ADAPT, minutes=args.minutes)
-    record = adapt(frames, args.teacher, args.output, recipe, checkpoint=args.checkpoint)
+    record = adapt(frames, args.output, recipe, teacher=args.teacher, checkpoint=args.checkpoint)
     mean_before, mean_after = record["teacher_iou"]["before"][0], record["teacher_iou"]["after"][0]
     print(f"IoU with the teacher on frames that were held out: {mean_before:.3f} before, {mean_after:.3f} after")
 

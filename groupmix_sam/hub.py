@@ -78,6 +78,7 @@ def model_card(name: str, checkpoint: str, training: dict[str, Any] | None = Non
         tags=["segment-anything", "timm", "groupmixformer"],
     )
     alone = f'The encoder alone: `timm.create_model("{in_timm}", pretrained=True)`, after `import groupmix_sam`.\n\n'
+    adapted = f"Adapted to {training['adapted_to']}.\n\n" if training and "adapted_to" in training else ""
     record = "Not recorded." if training is None else f"```json\n{record_json(training, indent=2)}\n```"
     text = f"""---
 {data.to_yaml()}
@@ -96,7 +97,7 @@ predictor = SamPredictor(build_sam_groupmix("{checkpoint}"))
 
 {"" if name.startswith(PREFIX) else alone}## Training
 
-{record}
+{adapted}{record}
 """
     return str(ModelCard(text).content)
 

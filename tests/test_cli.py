@@ -405,7 +405,7 @@ def test_defaults_are_the_functions():
             shared = ours.keys() & defaults(function).keys()
             assert shared, f"{name} and {function.__name__} have nothing in common"
             assert {key: ours[key] for key in shared} == {key: defaults(function)[key] for key in shared}, name
-    assert defaults(commands["adapt"])["minutes"] == ADAPT.minutes
+    assert defaults(commands["adapt"])["minutes"] == ADAPT.minutes == ADAPT.decoder.minutes
     assert [defaults(commands["export"])[name] for name in ("min_mean_iou", "min_iou", "pred_iou_thresh")] == list(Thresholds())
 
 

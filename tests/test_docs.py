@@ -69,6 +69,7 @@ def desk(tmp_path_factory):
     draw_dataset(desk / "DATA", count=2)
     for folder in ("my_photos", "my_frames", "photos"):
         shutil.copytree(desk / "DATA" / "images", desk / folder)
+    shutil.copy(desk / "DATA" / "annotations.json", desk / "my_frames")
     for kind in ("nuts", "bolts"):
         shutil.copytree(desk / "DATA" / "images", desk / "CLASSES" / kind)
     shutil.copytree(desk / "CLASSES", desk / "DATA" / "train")

@@ -1,8 +1,8 @@
 """Annotation files: COCO, LabelMe, YOLO, contours, index masks and supervision.
 
-`to_...` functions return what a file of that kind holds, `from_...` functions read it back, and `AnnotationWriter` writes the
-files of many images. Polygons run through a mask's
-outermost pixels, counted from 0, which belong to it: so OpenCV, LabelMe, supervision and YOLO's loaders draw them.
+`to_...` functions return what a file of that kind holds, `from_...` functions read it back. `AnnotationWriter` writes the files
+of many images, and `read_annotations` reads them. Polygons run through a mask's outermost pixels, counted from 0, which belong
+to it: so OpenCV, LabelMe, supervision and YOLO's loaders draw them.
 """
 
 from .coco import from_coco, to_coco
@@ -10,6 +10,7 @@ from .contours import from_contours, to_contours
 from .detections import to_detections
 from .index_mask import from_mask, to_mask
 from .labelme import from_labelme, to_labelme
+from .reader import read_annotations
 from .types import AnnotatedImage, Instance
 from .writer import AnnotationWriter, annotate
 from .yolo import from_yolo, to_yolo
@@ -24,6 +25,7 @@ __all__ = [
     "from_labelme",
     "from_mask",
     "from_yolo",
+    "read_annotations",
     "to_coco",
     "to_contours",
     "to_detections",

@@ -11,14 +11,14 @@ from .options import ImageSize, Threads
 Teacher = Annotated[
     str, typer.Option(help="MobileSAM's mobile_sam.pt, segment-anything's sam_vit_*.pth, an ONNX file or a TensorRT engine.")
 ]
-Provider = Annotated[list[str] | None, typer.Option(help="ONNX Runtime's provider for an ONNX teacher; may be given again.")]
-Cache = Annotated[Path | None, typer.Option(help="Folder for what the teacher says of each image; in --output by default.")]
-SaveMinutes = Annotated[float, typer.Option(help="Time between checkpoints.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in --output was stopped.")]
+Provider = Annotated[list[str] | None, typer.Option(help="ONNX Runtime's execution provider for an ONNX teacher; repeatable.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder for features that are computed once. Default: in --output.")]
+SaveMinutes = Annotated[float, typer.Option(help="Minutes between checkpoints.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --output.")]
 
 
 def distill(
-    images: Annotated[Path, typer.Argument(help="A folder of images or tars, a .tar, or a .txt with a path a line.")],
+    images: Annotated[Path, typer.Argument(help="A folder of images or tars, a .tar, or a .txt with one path per line.")],
     teacher: Teacher,
     output: Annotated[Path, typer.Option(help="Folder for the weights, the logs and the checkpoint.")] = Path("runs/distill"),
     recipe: Annotated[
@@ -28,35 +28,35 @@ def distill(
         ),
     ] = "default",
     minutes: Annotated[
-        float | None, typer.Option(help="Time to train the encoder, beside the teacher's, instead of epochs; 0 for none.")
+        float | None, typer.Option(help="Training time of the encoder, excluding the teacher pass; 0 trains none.")
     ] = None,
     decoder_minutes: Annotated[
-        float | None, typer.Option(help="Time to train the mask decoder then, on the teacher's masks; not trained if left out.")
+        float | None, typer.Option(help="Training time of the mask decoder, on the teacher's masks. Default: not trained.")
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="How often to see each image, instead of the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the images. Default: the recipe's.")] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(
-            help="The encoder's registered name, or 'timm/' and a backbone's; by default what --init-checkpoint says."
-        ),
+        typer.Option(help="The encoder's name, or 'timm/' and a backbone's. Default: that of --init-checkpoint."),
     ] = None,
     image_size: ImageSize = None,
     init_checkpoint: Annotated[
-        str | None, typer.Option(help="Weights to start from, like --checkpoint; none if left out.")
+        str | None, typer.Option(help="Weights to start from, like --checkpoint. Default: none.")
     ] = None,
     cache: Cache = None,
-    use_cache: Annotated[bool, typer.Option("--cache-features/--no-cache", help="Keep what the teacher says on disk.")] = True,
+    use_cache: Annotated[bool, typer.Option("--cache-features/--no-cache", help="Keep the teacher's features on disk.")] = True,
     provider: Provider = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything random, instead of the recipe's.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed. Default: the recipe's.")] = None,
     resume: Resume = False,
-    accumulate: Annotated[int, typer.Option(help="Parts that a process takes its share of a batch in.")] = 1,
-    grad_checkpointing: Annotated[bool, typer.Option("--grad-checkpointing", help="Trade time for memory.")] = False,
-    precision: Annotated[str, typer.Option(help="'auto', 'fp32' or 'bf16'.")] = "auto",
+    accumulate: Annotated[int, typer.Option(help="Gradient accumulation steps.")] = 1,
+    grad_checkpointing: Annotated[
+        bool, typer.Option("--grad-checkpointing", help="Recompute activations to save memory.")
+    ] = False,
+    precision: Annotated[str, typer.Option(help="'auto' (bf16 on a GPU that has it), 'fp32' or 'bf16'.")] = "auto",
     save_minutes: SaveMinutes = 5.0,
     threads: Threads = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard too.")] = False,
 ) -> None:
-    """Train an encoder to see as a SAM's does, on your own unlabelled images.
+    """Train an encoder on unlabelled images to reproduce a teacher's features.
 
     groupmix-sam distill my_photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine
     groupmix-sam distill my_photos/ --teacher mobile_sam.pt --minutes 60 --output runs/mine --resume

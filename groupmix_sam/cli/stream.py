@@ -20,6 +20,10 @@ def stream(
     ] = False,
     masks: Annotated[Path | None, typer.Option(help="Add masks to this file, a line of JSON a frame, as run lengths.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a video with the masks drawn, .mp4 or .avi.")] = None,
+    drift: Annotated[
+        Path | None,
+        typer.Option(help="Weights folder of `adapt`: say when frames no longer look like those of the adaptation."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Stop after so many frames.", min=1)] = None,
     checkpoint: Model = "default",
     encoder: Encoder = None,
@@ -32,12 +36,14 @@ def stream(
     groupmix-sam stream 0 --box 170,16,420,312 --masks masks.jsonl
     groupmix-sam stream video.mp4 --track --box 170,16,420,312 --overlay seen.mp4
     groupmix-sam stream rtsp://camera/1 --checkpoint exported/ --prompts prompts.json --overlay seen.mp4
+    groupmix-sam stream 0 --box 170,16,420,312 --checkpoint runs/mine/weights --drift runs/mine/weights
     """
     import signal
     import time
     from contextlib import ExitStack
 
     from ..inference import Predictor
+    from ..inference.drift import Drift, DriftAlarm
     from ..live.loop import stream as run
     from ..live.loop import track as follow
     from ..live.partial import PartialPredictor
@@ -56,6 +62,7 @@ def stream(
         wanted = [Prompt([numbers(text, 2, "x,y")], [1]) for text in point or []]
     frames = Frames(source)
     predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size, device=device, threads=threads)
+    alarm = DriftAlarm(Drift.load(drift, predictor.model_hash), predictor) if drift is not None else None
     model = PartialPredictor(predictor) if fixed_camera else predictor
     clock, told, count = Clock(), time.monotonic(), 0
     with ExitStack() as stack:
@@ -71,6 +78,8 @@ def stream(
             for result in results:
                 for output in outputs:
                     output.write(result)
+                if alarm is not None and alarm.update(result.frame):
+                    typer.echo(f"frame {result.number}: {alarm.message()}", err=True)
                 clock.add(result.seconds)
                 count += 1
                 if time.monotonic() - told > 5:

@@ -30,6 +30,10 @@ __all__ = ["cache_bytes", "cache_features", "is_whole", "write_tensors"]
 FORMAT = "4"
 
 
+class UnusableImagesError(InvalidInputError):
+    """None of the images can be used."""
+
+
 def cache_bytes(images: Sequence[ImageFile], teacher: Teacher, grid: Grid = Grid()) -> int:  # noqa: B008  it is frozen
     """Return how many bytes a cache of these images takes at most, when all are square."""
     side = grid.image_size // grid.stride
@@ -83,7 +87,7 @@ def cache_features(
     skipped = [image for image, entry in zip(images, entries, strict=True) if entry not in usable]
     if not usable:
         some = ", ".join(map(str, skipped[:3])) + (" and others" if skipped[3:] else "")
-        raise InvalidInputError(f"{some} cannot be read or are too narrow, and there is no other image: fix or remove them.")
+        raise UnusableImagesError(f"{some} cannot be read or are too narrow, and there is no other image: fix or remove them.")
     return sorted(usable, key=lambda entry: entry.maps), skipped
 
 

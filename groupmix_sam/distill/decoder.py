@@ -30,7 +30,7 @@ class Decoder(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Return the side in pixels of the cell of the input that a feature stands for: four pixels of a mask a side."""
+        """Return the side in pixels of the cell of the input that a feature stands for; in a mask it is 4 x 4 pixels."""
         return int(self.prompt_encoder.input_image_size[0] // self.prompt_encoder.image_embedding_size[0])
 
     def forward(

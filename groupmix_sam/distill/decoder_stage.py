@@ -7,9 +7,12 @@ draw them, by boxes with a point and by several points, and some are corrected b
 Single points teach all four masks, each the teacher's own, so that they stay apart; what the teacher doubts counts less. Other
 prompts teach the one mask that they are used for, as in SAM. The predicted IoU is taught the IoU with the teacher's mask times
 the IoU that the teacher predicts: what the mask is worth is at most what the teacher's is.
+
+The stage itself asks an `Asker` for its samples. `labels.py` has the one whose masks are people's.
 """
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,19 +33,23 @@ from .cache import is_whole, write_tensors
 from .checkpoint import Progress, load_checkpoint, save_module
 from .data import CachedImage, Grid, Share, draw_order, whole_images
 from .decoder import Decoder, FrozenDecoder, TrainedDecoder
-from .loop import CHECKPOINT, Losses, Stage, average_of, broadcast_weights, cosine, least_seconds, train
+from .loop import CHECKPOINT, CHECKS, Losses, Stage, average_of, broadcast_weights, cosine, least_seconds, open_log, train
 from .losses import best_of, draw_points, mask_boxes, mask_errors, mask_ious
 from .recipe import DecoderRecipe, Recipe
-from .run import Log, RunOptions, autocast, digest_of, open_run, process_state, save_run, start_accelerator, stop_on_signals
+from .run import RunOptions, autocast, digest_of, open_run, process_state, save_run, start_accelerator
+from .student import freeze_batch_norm
 
-__all__ = ["EncodedImage", "encode_images", "train_decoder"]
+__all__ = ["Asker", "EncodedImage", "Prompts", "Sample", "TeacherAsker", "encode_images", "train_decoder"]
 
 COLUMNS = ("step", "seconds", "images", "lr", "masks", "scores", "box_iou", "point_iou")
+RESULT = "decoder.safetensors"
+ENCODER = "encoder.safetensors"
 CHECK_IMAGES = 8
 CHECK_POINTS = 8  # of an image
 MASK_WEIGHT = 5.0  # of cross-entropy and dice
 CORRECTION_WEIGHT = 0.5
 SINGLE_WEIGHT = 0.5  # of the mask for one instance, where a single point asks
+PICKED_SHARE = 0.3  # of the loss of a single point's mask: of the one that is used, as it predicts the best IoU; else the best
 SCORE_RATE = 3.0  # of the head for the predicted IoUs, times the learning rate
 KINDS = ("box", "box and point", "points")
 KIND_SHARES = (0.65, 0.15, 0.2)
@@ -83,6 +90,7 @@ class Prompts(NamedTuple):
         logits: P x M x 4 rows x 4 columns, the teacher's. Of the student's four masks the first M are learnt.
         scores: P x M, the teacher's predicted IoUs, from 0 to 1.
         weights: P x M, of the masks' losses; they sum up to 1 over all prompts of a part of an image's loss.
+        ambiguous: Single points whose one wanted mask, M = 1, may be any of the student's.
     """
 
     points: Tensor | None
@@ -91,6 +99,21 @@ class Prompts(NamedTuple):
     logits: Tensor
     scores: Tensor
     weights: Tensor
+    ambiguous: bool = False
+
+
+class Sample(NamedTuple):
+    """An image in training.
+
+    Args:
+        image: Its features, 1 x 256 x h x w with the padding; or the encoder's input, 1 x 3 x S x S, where the encoder learns.
+        prompts: What is asked.
+        cells: The rows and columns of features that are kept, without the padding; None for all.
+    """
+
+    image: Tensor
+    prompts: Sequence[Prompts]
+    cells: tuple[int, int] | None
 
 
 def encode_images(encoder: nn.Module, images: Sequence[CachedImage], folder: Path, grid: Grid) -> list[EncodedImage]:
@@ -116,67 +139,52 @@ def encode_images(encoder: nn.Module, images: Sequence[CachedImage], folder: Pat
 
 def train_decoder(
     sam: Sam,
-    teacher: FrozenDecoder,
-    images: Sequence[EncodedImage],
-    held_out: Sequence[EncodedImage],
+    asker: "Asker",
     folder: Path,
     recipe: Recipe,
     options: RunOptions = RunOptions(),  # noqa: B008  it is frozen
 ) -> dict[str, Any]:
-    """Train a Sam's mask decoder on the teacher's masks, and put the average into the Sam; return the record of the stage.
+    """Train a Sam's mask decoder on what an asker wants, and put the result into the Sam; return the record of the stage.
 
-    Writes into `folder`: `run.yaml`, `log.csv`, `checkpoint.safetensors` and `decoder.safetensors` (the average).
+    The result is the average of the weights: at the end, or at the last good check where the asker keeps it. Writes into
+    `folder`: `run.yaml`, `log.csv`, `checkpoint.safetensors` and `decoder.safetensors` (the result).
 
     Args:
-        sam: Its prompt encoder and its image encoder stay as they are.
-        teacher: The teacher's decoder.
-        images: To train on, from `encode_images`.
-        held_out: To measure on.
+        sam: Its prompt encoder stays as it is, and so does its image encoder unless the recipe has a rate for it.
+        asker: The samples, and what is measured.
         folder: Where to write.
         recipe: How to train: its `decoder` and its `seed`.
         options: How to carry it out.
 
     Raises:
-        InvalidInputError: there is no image, or there is another stage in the folder.
+        InvalidInputError: there is another stage in the folder.
         RunStoppedError: the process was told to stop (SIGTERM, Ctrl-C); the stage can be resumed.
         SaveError: something cannot be written; the checkpoint before it is kept.
     """
     accelerator = start_accelerator()
     how = cast(DecoderRecipe, recipe.decoder)
-    if not images or not held_out:
-        raise InvalidInputError("there is no image to train on, or none to measure on: give one or more of each.")
-    student = Student(TrainedDecoder(sam)).to(accelerator.device)
-    teacher = teacher.to(accelerator.device)
-    description: dict[str, Any] = {
-        "recipe": asdict(how) | {"seed": recipe.seed},
-        "start": digest_of(student),
-        "teacher": digest_of(teacher),
-        "images": len(images),
-        "held_out": len(held_out),
-        "images_sha256": digest_of([entry.features.name for entry in [*images, *held_out]]),
-    }
+    student = Student(TrainedDecoder(sam), sam.image_encoder if how.encoder_rate else None).to(accelerator.device)
+    asker.to(accelerator.device)
+    description: dict[str, Any] = {"recipe": asdict(how) | {"seed": recipe.seed}, "start": digest_of(student)}
+    description |= asker.describe()
     record = open_run(folder, description, ("steps", "before"), resume=options.resume)
     accelerator.wait_for_everyone()  # before the first writes what the others look for
     keep_freed_memory()
     part_size = how.batch_size // (accelerator.num_processes * options.accumulate)
     optimizer = make_optimizer(student, how)
     average = average_of(student, how.ema_decay)
-    asker = Asker(teacher, images, how, recipe.seed)
     progress = Progress()
     if record is not None and (folder / CHECKPOINT).is_file():
         progress = load_checkpoint(folder / CHECKPOINT, student, average.module, optimizer)
     if record is None:
-        steps = how.epochs * len(images) / how.batch_size
+        steps = how.epochs * asker.count / how.batch_size
         if how.minutes is not None:
-            steps = 60 * how.minutes / step_seconds(student, asker, part_size, accelerator, options)
-        before = measure(average.module.decoder, teacher, held_out, accelerator.device)
+            steps = 60 * how.minutes / step_seconds(student, asker, how, part_size, accelerator, options)
+        before = asker.measure(average.module.decoder, average.module.encoder)
         record = description | {"steps": max(1, round(steps)), "before": before}
         if accelerator.is_main_process:
             save_run(folder, record)
-    with (
-        stop_on_signals() as stopped,
-        Log(folder, COLUMNS, progress.step, active=accelerator.is_main_process, tensorboard=options.tensorboard) as log,
-    ):
+    with open_log(folder, COLUMNS, progress, accelerator, options) as (log, stopped):
         stage = DecoderStage(
             accelerator,
             student,
@@ -186,48 +194,57 @@ def train_decoder(
             log,
             options,
             record["steps"],
-            len(images),
+            asker.count,
             how.clip_norm,
             how,
             part_size,
             asker,
-            held_out,
         )
+        if asker.keeps_best and not progress.step:
+            stage.keep_start()
         train(stage, progress, stopped)
-        after = stage.measure(held_out)
-        log.write(stage.steps, images=stage.images_seen(stage.steps), **after)
-    if accelerator.is_main_process:
-        save_module(stage.decoder.mask_decoder, folder / "decoder.safetensors")
-    accelerator.wait_for_everyone()
+        after = stage.finish()
     sam.mask_decoder.load_state_dict(stage.decoder.mask_decoder.state_dict())
+    if stage.encoder is not None:
+        sam.image_encoder.load_state_dict(stage.encoder.state_dict())
     return record | {"after": after}
 
 
 class Student(nn.Module):
-    """A decoder that learns, whose forward pass is an image's whole loss: prompts, masks, corrections."""
+    """A decoder that learns, whose forward pass is an image's whole loss: prompts, masks, corrections.
 
-    def __init__(self, decoder: TrainedDecoder) -> None:
+    Args:
+        decoder: The decoder.
+        encoder: An image encoder that learns too; it is copied. Its BatchNorm keeps its statistics.
+    """
+
+    def __init__(self, decoder: TrainedDecoder, encoder: nn.Module | None = None) -> None:
         super().__init__()
         self.decoder = decoder
+        self.encoder = None if encoder is None else deepcopy(encoder).train().requires_grad_(True)
+        if self.encoder is not None:
+            freeze_batch_norm(self.encoder)
 
-    def forward(self, features: Tensor, asked: Sequence[Prompts], corrections: float, seed: int) -> Losses:
+    def forward(self, sample: Sample, corrections: float, seed: int) -> Losses:
         """Return the terms of the loss.
 
         Args:
-            features: 1 x 256 x h x w.
-            asked: The prompts.
+            sample: The image and the prompts.
             corrections: Share of the prompts for one instance that are corrected.
             seed: Of what is corrected, and where.
         """
+        features = sample.image if self.encoder is None else self.encoder(sample.image)
+        if sample.cells is not None:
+            features = features[..., : sample.cells[0], : sample.cells[1]]
         generator = torch.Generator().manual_seed(seed)
         terms: dict[str, list[Tensor]] = {"masks": [], "scores": []}
-        for prompts in asked:
+        for prompts in sample.prompts:
             logits = self._answer(features, prompts, None, 1.0, terms)
             if prompts.logits.shape[1] > 1:
                 continue
             chosen = torch.rand(len(logits), generator=generator) < corrections
             if chosen.any():
-                corrected = correct(_select(prompts, chosen), logits[chosen], self.decoder.stride, generator)
+                corrected = correct(select(prompts, chosen), logits[chosen], self.decoder.stride, generator)
                 masks = logits[chosen] if torch.rand((), generator=generator) < 0.5 else None
                 self._answer(features, corrected, masks, CORRECTION_WEIGHT, terms)
         return {name: torch.stack(values).sum() for name, values in terms.items()}
@@ -235,46 +252,126 @@ class Student(nn.Module):
     def _answer(
         self, features: Tensor, prompts: Prompts, masks: Tensor | None, weight: float, terms: dict[str, list[Tensor]]
     ) -> Tensor:
-        """Add what an answer costs to `terms`; return the logits of the mask for one instance, P x 1 x 4h x 4w, detached."""
+        """Add what an answer costs to `terms`; return the logits of the mask that is used, P x 1 x 4h x 4w, detached."""
         out = self.decoder(features, prompts.points, prompts.boxes, prompts.labels, masks)
         count, height, width = prompts.logits.shape[1:]
+        wanted, weights, used = prompts.logits, prompts.weights, out.logits[:, :1]
+        if prompts.ambiguous:
+            count = out.logits.shape[1]
+            wanted = wanted.expand(-1, count, -1, -1)
         logits, scores = out.logits[:, :count, :height, :width], out.scores[:, :count]
-        errors = mask_errors(logits, prompts.logits, torch.ones(height, width, device=logits.device))
-        terms["masks"].append(weight * (errors * prompts.weights).sum())
-        target = mask_ious(logits.detach() > 0, prompts.logits > 0) * prompts.scores
+        errors = mask_errors(logits, wanted, torch.ones(height, width, device=logits.device))
+        if prompts.ambiguous:
+            rows, best, picked = torch.arange(len(errors)), errors[:, 1:].argmin(1) + 1, scores[:, 1:].argmax(1) + 1
+            shares = torch.zeros_like(errors)
+            shares[:, 0] = SINGLE_WEIGHT
+            shares[rows, best] += 1 - PICKED_SHARE
+            shares[rows, picked] += PICKED_SHARE
+            weights, used = weights * shares / (1 + SINGLE_WEIGHT), out.logits[rows, picked, None]
+        terms["masks"].append(weight * (errors * weights).sum())
+        target = mask_ious(logits.detach() > 0, wanted > 0) * prompts.scores
         terms["scores"].append(weight * (scores.float() - target).square().mean())
-        return out.logits[:, :1].detach().float()
+        return used.detach().float()
 
 
-@dataclass
-class Asker:
-    """The images in the stage's order, with the prompts and the teacher's masks; the same for the same number.
+class Asker(ABC):
+    """The samples of a stage, the same for the same number, and what is measured on held-out images.
+
+    Attributes:
+        count: How many images there are to train on.
+        corrections: Share of the prompts for one instance that are corrected.
+        keeps_best: Whether the weights of the last good check are the result, and not those of the end.
+        tolerance: How far a good check may be below the best one before it.
+    """
+
+    count: int
+    corrections: float
+    keeps_best = False
+    tolerance = 0.0
+
+    @abstractmethod
+    def to(self, device: torch.device) -> None:
+        """Work on a device from now on."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what makes the samples these and no others, as plain values."""
+
+    @abstractmethod
+    def __call__(self, number: int) -> Sample:
+        """Return a sample by its number."""
+
+    @abstractmethod
+    def measure(self, decoder: Decoder, encoder: nn.Module | None = None, *, quick: bool = False) -> dict[str, float]:
+        """Return mean IoUs on held-out images, "box_iou" and "point_iou".
+
+        Args:
+            decoder: The decoder.
+            encoder: The encoder, if it learns too.
+            quick: Measure on fewer images, for a check on the way.
+        """
+
+    def score(self, found: Mapping[str, float]) -> float:
+        """Return what checks are compared by, rounded as no log would change it."""
+        return round((found["box_iou"] + found["point_iou"]) / 2, 4)
+
+
+class TeacherAsker(Asker):
+    """Images with the teacher's masks.
 
     Args:
         teacher: The teacher's decoder.
-        images: To train on.
-        how: How many prompts, and of which kinds.
+        images: To train on, from `encode_images`.
+        held_out: To measure on.
+        how: How many prompts.
         seed: Of everything random.
+
+    Raises:
+        InvalidInputError: there is no image, or the recipe has a rate for the encoder.
     """
 
-    teacher: FrozenDecoder
-    images: Sequence[EncodedImage]
-    how: DecoderRecipe
-    seed: int
+    def __init__(
+        self,
+        teacher: FrozenDecoder,
+        images: Sequence[EncodedImage],
+        held_out: Sequence[EncodedImage],
+        how: DecoderRecipe,
+        seed: int,
+    ) -> None:
+        if not images or not held_out:
+            raise InvalidInputError("there is no image to train on, or none to measure on: give one or more of each.")
+        if how.encoder_rate:
+            raise InvalidInputError(
+                f"decoder.encoder_rate is {how.encoder_rate}: the teacher's masks are learnt from cached features, give 0."
+            )
+        self.teacher, self.images, self.held_out, self.how, self.seed = teacher, images, held_out, how, seed
+        self.count, self.corrections = len(images), how.corrections
+        self.device = torch.device("cpu")
 
-    def __call__(self, number: int, device: torch.device) -> tuple[Tensor, list[Prompts]]:
-        """Return a sample by its number: the student's features of an image, and prompts.
+    def to(self, device: torch.device) -> None:
+        self.device = device
+        self.teacher.to(device)
 
-        Half of the samples are without the features of the padding, as `Predictor` leaves them out.
-        """
+    def describe(self) -> dict[str, Any]:
+        return {
+            "teacher": digest_of(self.teacher),
+            "images": len(self.images),
+            "held_out": len(self.held_out),
+            "images_sha256": digest_of([entry.features.name for entry in [*self.images, *self.held_out]]),
+        }
+
+    def __call__(self, number: int) -> Sample:
+        """Half of the samples are without the features of the padding."""
         epoch, position = divmod(number, len(self.images))
         order = draw_order(len(self.images), self.seed, ORDER, epoch)
-        view = self.images[int(order[position])].read(device)
+        view = self.images[int(order[position])].read(self.device)
         rng = np.random.default_rng([self.seed, number])
-        features = view.student
-        if rng.random() < 0.5:
-            features = features[..., : view.teacher.shape[-2], : view.teacher.shape[-1]]
-        return features, ask(self.teacher, view.teacher, self.how, rng)
+        rows, columns = view.teacher.shape[-2:]
+        cells = (rows, columns) if rng.random() < 0.5 else None
+        return Sample(view.student, ask(self.teacher, view.teacher, self.how, rng), cells)
+
+    def measure(self, decoder: Decoder, encoder: nn.Module | None = None, *, quick: bool = False) -> dict[str, float]:
+        return measure(decoder, self.teacher, self.held_out[: CHECK_IMAGES if quick else None], self.device)
 
 
 @torch.no_grad()
@@ -360,41 +457,52 @@ def correct(prompts: Prompts, logits: Tensor, stride: int, generator: torch.Gene
     clicks = points_in(wrong, 1, stride, generator)
     x, y = (clicks[:, 0] / (stride / 4)).long().unbind(1)
     labels = wanted[torch.arange(len(wanted), device=wanted.device), y, x].float()[:, None]
+    prompts = prompts._replace(ambiguous=False)
     if prompts.points is None:
         return prompts._replace(points=clicks, labels=labels)
     before = torch.ones_like(prompts.points[..., 0]) if prompts.labels is None else prompts.labels
     return prompts._replace(points=torch.cat([prompts.points, clicks], dim=1), labels=torch.cat([before, labels], dim=1))
 
 
-def _select(prompts: Prompts, which: Tensor) -> Prompts:
-    def part(value: Tensor | None) -> Any:
-        return None if value is None else value[which]
+def select(prompts: Prompts, which: Tensor) -> Prompts:
+    """Return some of the prompts."""
+
+    def part(value: Any) -> Any:
+        return value[which] if isinstance(value, Tensor) else value
 
     return Prompts(*map(part, prompts))
 
 
 @dataclass
 class DecoderStage(Stage):
-    """The mask decoder learns the teacher's masks.
+    """The mask decoder learns the masks that an asker wants.
 
     Args:
         how: The recipe.
         part_size: Images that a process takes at a time.
         asker: The samples.
-        held_out: To measure on.
     """
 
-    shown = {"masks": "loss", "box_iou": "IoU by box"}  # noqa: RUF012  a ClassVar
+    shown = {"masks": "loss", "box_iou": "IoU by box", "point_iou": "by point"}  # noqa: RUF012  a ClassVar
 
     how: DecoderRecipe
     part_size: int
     asker: Asker
-    held_out: Sequence[EncodedImage]
+
+    @property
+    def checks(self) -> int:
+        # Of a few images an epoch is short.
+        return CHECKS if self.asker.keeps_best else super().checks
 
     @property
     def decoder(self) -> TrainedDecoder:
         """Return the average's decoder."""
         return cast(Student, self.average.module).decoder
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        """Return the average's encoder, if it learns."""
+        return cast(Student, self.average.module).encoder
 
     def images_seen(self, step: int) -> float:
         return step * self.how.batch_size
@@ -409,62 +517,114 @@ class DecoderStage(Stage):
             yield [next(share) for _ in range(parts)]
 
     def losses(self, model: nn.Module, part: list[int], number: int, done: float) -> tuple[Tensor, Losses]:
-        return image_losses(model, self.asker, part, self.accelerator.device)
+        return image_losses(model, self.asker, part)
 
     def clipped(self) -> list[list[nn.Parameter]]:
-        # The head for the predicted IoUs alone, as what it learns would shorten the others' steps.
-        head = list(cast(Student, self.model).decoder.mask_decoder.iou_prediction_head.parameters())
-        known = set(map(id, head))
-        return [head, [p for p in self.model.parameters() if id(p) not in known]]
+        # The head for the predicted IoUs alone, as what it learns would shorten the others' steps; the encoder likewise.
+        student = cast(Student, self.model)
+        parts = [list(student.decoder.mask_decoder.iou_prediction_head.parameters())]
+        if student.encoder is not None:
+            parts.append(list(student.encoder.parameters()))
+        known = {id(p) for part in parts for p in part}
+        return [*parts, [p for p in student.parameters() if id(p) not in known]]
 
     def check(self, step: int) -> dict[str, float]:
-        """Measure the average on the first held-out images, and save it."""
-        found = self.measure(self.held_out[:CHECK_IMAGES])
-        if self.accelerator.is_main_process:
-            save_module(self.decoder.mask_decoder, self.folder / "decoder.safetensors")
+        """Measure the average on held-out images; save it, unless it is worse than an earlier one that is kept."""
+        found = self.measure(quick=True)
+        if not self.asker.keeps_best or self.asker.score(found) > self.best_before(step) - self.asker.tolerance:
+            self._save()
         return found
 
-    def measure(self, images: Sequence[EncodedImage]) -> dict[str, float]:
-        """Return the average's IoUs with the teacher, the same in all processes."""
+    def measure(self, *, quick: bool = False) -> dict[str, float]:
+        """Return the average's IoUs, the same in all processes."""
         broadcast_weights(self.average.module, self.accelerator)
-        return measure(self.decoder, self.asker.teacher, images, self.accelerator.device)
+        return self.asker.measure(self.decoder, self.encoder, quick=quick)
+
+    def best_before(self, step: int) -> float:
+        """Return the highest score of the checks before a step, as the log has them."""
+        rows = [row for row in self.log.read() if int(row["step"]) < step and row["box_iou"]]
+        return max(
+            (self.asker.score({name: float(row[name]) for name in ("box_iou", "point_iou")}) for row in rows), default=-1.0
+        )
+
+    def keep_start(self) -> None:
+        """Count the weights that the stage begins with as its first check."""
+        self._save()
+        self.log.write(0, images=0, lr=0.0, **self.measure(quick=True))
+
+    def finish(self) -> dict[str, float]:
+        """Go back to the last good check if it is kept; return what is measured of the result, which is written."""
+        self.accelerator.wait_for_everyone()
+        if self.asker.keeps_best:
+            self.decoder.mask_decoder.load_state_dict(load_file(self.folder / RESULT))
+            if self.encoder is not None:
+                self.encoder.load_state_dict(load_file(self.folder / ENCODER))
+        after = self.measure()
+        self.log.write(self.steps, images=self.images_seen(self.steps), **after)
+        if not self.asker.keeps_best:
+            self._save()
+        self.accelerator.wait_for_everyone()
+        return after
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            save_module(self.decoder.mask_decoder, self.folder / RESULT)
+            if self.encoder is not None:
+                save_module(self.encoder, self.folder / ENCODER)
 
 
-def image_losses(model: nn.Module, asker: Asker, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Losses]:
+def image_losses(model: nn.Module, asker: Asker, numbers: Sequence[int]) -> tuple[Tensor, Losses]:
     """Return the mean loss of samples, and its terms."""
     found: list[Losses] = []
     for number in numbers:
-        features, asked = asker(number, device)
-        found.append(model(features, asked, asker.how.corrections, number))
+        found.append(model(asker(number), asker.corrections, number))
     terms = {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
     return MASK_WEIGHT * terms["masks"] + terms["scores"], terms
 
 
 def make_optimizer(student: Student, how: DecoderRecipe) -> torch.optim.Optimizer:
-    """Return AdamW, with the head for the predicted IoUs in groups of its own."""
-    head = student.decoder.mask_decoder.iou_prediction_head
+    """Return AdamW, with the head for the predicted IoUs and the encoder in groups of their own."""
+    rates = {id(p): SCORE_RATE for p in student.decoder.mask_decoder.iou_prediction_head.parameters()}
     kept = {name for name, _ in student.named_parameters() if name.endswith(("token.weight", "tokens.weight"))}
-    ours = {id(p) for p in head.parameters()}
+    if student.encoder is not None:
+        rates |= {id(p): how.encoder_rate for p in student.encoder.parameters()}
+        kept |= {f"encoder.{name}" for name in cast(Any, student.encoder).no_weight_decay()}
     groups = []
     for group in param_groups_weight_decay(student, how.weight_decay, no_weight_decay_list=kept):
-        for scale, members in (
-            (1.0, [p for p in group["params"] if id(p) not in ours]),
-            (SCORE_RATE, [p for p in group["params"] if id(p) in ours]),
-        ):
+        for scale in dict.fromkeys([1.0, *rates.values()]):
+            members = [p for p in group["params"] if rates.get(id(p), 1.0) == scale]
             groups.append({"params": members, "weight_decay": group["weight_decay"], "lr_scale": scale})
-    return torch.optim.AdamW(groups, lr=how.lr, betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=how.lr, betas=(0.9, 0.99), fused=True)
+    if how.pull:
+        pull_back(optimizer, how.pull)
+    return optimizer
 
 
-def step_seconds(student: Student, asker: Asker, part_size: int, accelerator: Any, options: RunOptions) -> float:
+def pull_back(optimizer: torch.optim.Optimizer, pull: float) -> None:
+    """Make each step move the parameters back by `pull` times the learning rate of the way from where they are now."""
+    pairs = [[(p, p.detach().clone()) for p in group["params"]] for group in optimizer.param_groups]
+
+    def back(*_: Any) -> None:
+        with torch.no_grad():
+            for group, members in zip(optimizer.param_groups, pairs, strict=True):
+                for p, start in members:
+                    p.lerp_(start.to(p.device), min(1.0, pull * group["lr"]))
+
+    optimizer.register_step_post_hook(back)
+
+
+def step_seconds(
+    student: Student, asker: Asker, how: DecoderRecipe, part_size: int, accelerator: Any, options: RunOptions
+) -> float:
     """Return what a step takes, tried on a copy of the student."""
     trial = deepcopy(student)
-    optimizer = make_optimizer(trial, asker.how)
+    optimizer = make_optimizer(trial, how)
     numbers = iter(range(1000 * part_size * options.accumulate))
 
     def step() -> None:
         for _ in range(options.accumulate):
             with autocast(accelerator.device, options.precision):
-                loss, _ = image_losses(trial, asker, [next(numbers) for _ in range(part_size)], accelerator.device)
+                loss, _ = image_losses(trial, asker, [next(numbers) for _ in range(part_size)])
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()

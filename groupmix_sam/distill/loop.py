@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -22,14 +22,14 @@ from tqdm import tqdm
 
 from ..errors import RunStoppedError
 from .checkpoint import Progress, save_checkpoint
-from .run import Log, RunOptions, autocast
+from .run import Log, RunOptions, autocast, stop_on_signals
 
-__all__ = ["CHECKPOINT", "Stage", "average_of", "broadcast_weights", "cosine", "least_seconds", "train"]
+__all__ = ["CHECKPOINT", "CHECKS", "Stage", "average_of", "broadcast_weights", "cosine", "least_seconds", "open_log", "train"]
 
 CHECKPOINT = "checkpoint.safetensors"
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"  # images/s below one a second too
 LOG_EVERY = 20  # steps
-CHECKS = 10  # of a run, or one an epoch where there are more
+CHECKS = 10  # of a run at least
 
 Losses = dict[str, Tensor]
 
@@ -64,6 +64,11 @@ class Stage(ABC):
     image_count: int
     clip_norm: float
 
+    @property
+    def checks(self) -> int:
+        """How often it is measured: ten times, or once an epoch where there are more."""
+        return max(CHECKS, math.ceil(self.images_seen(self.steps) / self.image_count))
+
     @abstractmethod
     def images_seen(self, step: int) -> float:
         """Return how many whole images' worth of pixels have been seen after a step."""
@@ -89,6 +94,16 @@ class Stage(ABC):
         """Measure the average on held-out images, by the log's columns, and save it."""
 
 
+@contextmanager
+def open_log(
+    folder: Path, columns: Sequence[str], progress: Progress, accelerator: Accelerator, options: RunOptions
+) -> Iterator[tuple[Log, Callable[[], bool]]]:
+    """Open a stage's log, and hold back the first signal to stop; yield the log, and whether there was such a signal."""
+    log = Log(folder, columns, progress.step, active=accelerator.is_main_process, tensorboard=options.tensorboard)
+    with stop_on_signals() as stopped, log:
+        yield log, stopped
+
+
 def train(stage: Stage, progress: Progress, stopped: Callable[[], bool]) -> None:
     """Take the steps that are left.
 
@@ -100,7 +115,7 @@ def train(stage: Stage, progress: Progress, stopped: Callable[[], bool]) -> None
     main, last = accelerator.is_main_process, stage.steps
     model, optimizer = accelerator.prepare(stage.model, stage.optimizer)
     images = stage.images_seen(last)
-    checks = max(CHECKS, math.ceil(images / stage.image_count))
+    checks = stage.checks
     step, seconds = progress
     tick = saved = time.monotonic()
     losses: defaultdict[str, list[Tensor]] = defaultdict(list)  # since the last line of the log

@@ -1,7 +1,10 @@
 """The whole way from images to weights that `build_sam_groupmix` takes."""
 
+import hashlib
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -11,16 +14,16 @@ import torch
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from ..errors import InvalidInputError, MissingExtraError
+from ..errors import ImageReadError, InvalidInputError, MissingExtraError
 from ..images import ImageFile, find_images
 from ..sam import build_sam_groupmix
 from ..weights import load_prompt_and_decoder, open_weights, save_pretrained
-from .cache import cache_bytes, cache_features
+from .cache import UnusableImagesError, cache_bytes, cache_features
 from .data import CachedImage, Grid
 from .decoder import FrozenDecoder
-from .decoder_stage import encode_images, train_decoder
+from .decoder_stage import TeacherAsker, encode_images, train_decoder
 from .plots import DECODER_CURVES, FEATURE_CURVES, Curves, plot_log
-from .recipe import Recipe, save_recipe
+from .recipe import DecoderRecipe, Recipe, save_recipe
 from .run import RunOptions, check_folder, describe_run, process_state
 from .teacher import Teacher, load_teacher
 from .trainer import check_run, r2_score, train_student
@@ -127,13 +130,63 @@ def prepare_run(
         check_folder(output / DECODER_FOLDER, resume=options.resume)
     folder = Path(cache) if cache is not None else output / "cache"
     announce_cache([*measured, *training], teacher, folder if use_cache else None, grid)
-    held_out, skipped = cache_features(measured, teacher, folder, grid)
+    training = without_copies(training, measured)
+    if not training:
+        raise InvalidInputError("all images are copies of those that are held out to measure on: give different ones.")
+    held_out, skipped = cache_held_out(measured, training, teacher, folder, grid)
     if not use_cache:
         return Prepared(models, recipe, folder, training, held_out, skipped)
     cached, unusable = cache_features(training, teacher, folder, grid)
-    # The same image may come twice.
-    others = [image for image in cached if image not in set(held_out)]
-    return Prepared(models, recipe, folder, others, held_out, skipped + unusable)
+    return Prepared(models, recipe, folder, cached, held_out, skipped + unusable)
+
+
+def cache_held_out(
+    measured: Sequence[ImageFile], training: list[ImageFile], teacher: Teacher, folder: Path, grid: Grid
+) -> tuple[list[CachedImage], list[ImageFile]]:
+    """Cache the images to measure on; where none can be used, take the first of `training`, without its copies, that can.
+
+    Return them, and those that cannot be used.
+    """
+    skipped: list[ImageFile] = []
+    while True:
+        try:
+            held_out, unusable = cache_features(measured, teacher, folder, grid)
+        except UnusableImagesError:
+            if len(training) < 2:
+                raise
+            skipped += measured
+            measured = [training[0]]
+            training[:] = without_copies(training[1:], measured)
+        else:
+            return held_out, skipped + unusable
+
+
+def without_copies(images: Sequence[ImageFile], of: Sequence[ImageFile]) -> list[ImageFile]:
+    """Return the images without those that have the same content as one of others. Few are read: those of the same size."""
+    contents: defaultdict[int, set[bytes]] = defaultdict(set)
+
+    def digest(image: ImageFile) -> bytes:
+        return hashlib.sha256(image.read_bytes()).digest()
+
+    for image in of:
+        with suppress(ImageReadError):
+            contents[file_size(image)].add(digest(image))
+
+    def is_copy(image: ImageFile) -> bool:
+        try:
+            return file_size(image) in contents and digest(image) in contents[file_size(image)]
+        except ImageReadError:  # named where it is used
+            return False
+
+    return [image for image in images if not is_copy(image)]
+
+
+def file_size(image: ImageFile) -> int:
+    """Return the bytes of an encoded image; -1 if there is no such file."""
+    try:
+        return image.size if image.size >= 0 else image.path.stat().st_size
+    except (OSError, ValueError):  # a ValueError of a name that no file can have
+        return -1
 
 
 def announce_cache(images: Sequence[ImageFile], teacher: Teacher, folder: Path | None, grid: Grid) -> None:
@@ -176,14 +229,20 @@ def prepare_models(
     return Models(sam, source, weights, teacher_decoder)
 
 
+def check_count(images: Sequence[ImageFile]) -> None:
+    """Raise InvalidInputError unless there are two images or more, one of which can be held out."""
+    if len(images) < 2:
+        there = f"there is only one image, {images[0]}" if images else "there is no image"
+        raise InvalidInputError(f"{there}: give two or more, as one is held out.")
+
+
 def hold_out(images: Sequence[ImageFile]) -> tuple[list[ImageFile], list[ImageFile]]:
     """Return a tenth of the images, 24 at most, to measure on, and the others.
 
     Raises:
-        InvalidInputError: there is but one.
+        InvalidInputError: there is but one, or none.
     """
-    if len(images) < 2:
-        raise InvalidInputError(f"there is only one image, {images[0]}: give two or more, as one is held out.")
+    check_count(images)
     count = max(1, min(MAX_HELD_OUT, len(images) // 10))
     order = np.random.default_rng(0).permutation(len(images))
     return [images[i] for i in order[:count]], [images[i] for i in sorted(order[count:])]
@@ -191,6 +250,20 @@ def hold_out(images: Sequence[ImageFile]) -> tuple[list[ImageFile], list[ImageFi
 
 def train_and_save(run: Prepared, output: Path, options: RunOptions) -> dict[str, Any]:
     """Train a Sam's encoder, its decoder or both, and write the whole; return the record of the run."""
+    record = train_models(run, output, options)
+    save_result(run.models.sam, output, record)
+    return record
+
+
+def save_result(sam: Sam, output: Path, record: dict[str, Any]) -> None:
+    """Write a run's weights with its record."""
+    if process_state().is_main_process:
+        save_pretrained(sam, output / "weights", training=record)
+        print(f"wrote {output / 'weights'}: use it as --checkpoint")
+
+
+def train_models(run: Prepared, output: Path, options: RunOptions) -> dict[str, Any]:
+    """Train a Sam's encoder, its decoder or both; return the record of the run."""
     main = process_state().is_main_process
     sam, recipe = run.models.sam, run.recipe
     record = train_encoder(run, output, options) if recipe.trains_encoder else encoder_record(run)
@@ -202,17 +275,14 @@ def train_and_save(run: Prepared, output: Path, options: RunOptions) -> dict[str
         print(f"R2 {record['r2']:.4f} on {len(run.held_out)} held-out images; {len(record['skipped'])} skipped")
         if recipe.trains_encoder:
             print(f"the features are drawn in {output / 'features.png'}")
-            _plot(output / "log.csv", output / "loss.png", FEATURE_CURVES)
+            try_plot(output / "log.csv", output / "loss.png", FEATURE_CURVES)
     if recipe.decoder is not None:
         record["decoder"] = found = train_on_masks(run, output / DECODER_FOLDER, options)
         if main:
             save_recipe(recipe, output / "recipe.yaml")
             for name, kind in (("box_iou", "box"), ("point_iou", "point")):
                 print(f"IoU with the teacher by {kind}: {found['before'][name]:.3f} before, {found['after'][name]:.3f} after")
-            _plot(output / DECODER_FOLDER / "log.csv", output / DECODER_FOLDER / "loss.png", DECODER_CURVES)
-    if main:
-        save_pretrained(sam, output / "weights", training=record)
-        print(f"wrote {output / 'weights'}: use it as --checkpoint")
+            try_plot(output / DECODER_FOLDER / "log.csv", output / DECODER_FOLDER / "loss.png", DECODER_CURVES)
     return record
 
 
@@ -249,10 +319,13 @@ def train_on_masks(run: Prepared, folder: Path, options: RunOptions) -> dict[str
         encode_images(encoder, cast(Sequence[CachedImage], images), run.cache, grid) for images in (run.training, run.held_out)
     )
     encoder.to("cpu")
-    return train_decoder(run.models.sam, run.models.teacher_decoder, training, held_out, folder, run.recipe, options)
+    how = cast(DecoderRecipe, run.recipe.decoder)
+    asker = TeacherAsker(run.models.teacher_decoder, training, held_out, how, run.recipe.seed)
+    return train_decoder(run.models.sam, asker, folder, run.recipe, options)
 
 
-def _plot(log: Path, output: Path, curves: Curves) -> None:
+def try_plot(log: Path, output: Path, curves: Curves) -> None:
+    """Plot a log, or say why not."""
     try:
         plot_log(log, output, curves)
     except MissingExtraError as e:

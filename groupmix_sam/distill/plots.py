@@ -14,7 +14,7 @@ from ..encoders.config import SAM_MEAN, SAM_STD
 from ..errors import MissingExtraError
 from ..files import write_beside
 
-__all__ = ["DECODER_CURVES", "FEATURE_CURVES", "Curves", "draw_features", "plot_log", "stack_images"]
+__all__ = ["DECODER_CURVES", "FEATURE_CURVES", "LABEL_CURVES", "Curves", "draw_features", "plot_log", "stack_images"]
 
 TILE = 192
 CHANNELS = (0, 64, 128)
@@ -76,6 +76,8 @@ class Curves(NamedTuple):
 
 FEATURE_CURVES = Curves(("features", "loss on the features"), ("r2", "R2 on held-out images"))
 DECODER_CURVES = Curves(("masks", "loss on the masks"), ("box_iou", "IoU with the teacher by box, held-out images"))
+
+LABEL_CURVES = Curves(("masks", "loss on the masks"), ("box_iou", "IoU with the labels by box, held-out images"))
 
 
 def plot_log(log: Path, output: Path, curves: Curves = FEATURE_CURVES) -> None:

@@ -46,9 +46,11 @@ class DecoderRecipe:
         instances: The teacher's masks of each image that are asked for otherwise: by a box, by a box and a point, or by points.
         corrections: Share of those that are corrected by a click where the mask is wrong.
         lr: Highest learning rate, of the mask decoder. The head that predicts IoUs learns three times as fast.
+        encoder_rate: Learning rate of the image encoder, as a share of the decoder's; 0 leaves it as it is. For labels alone.
         lowest_lr: What it falls to by a cosine.
         warmup: Share of the stage in which the learning rate rises.
         weight_decay: Of matrices and kernels.
+        pull: Of all weights towards those that the stage began with, in the same units as `weight_decay`.
         clip_norm: Largest norm of the gradient; 0 for any.
         ema_decay: Of the average of the weights, which is what the stage returns; 0 for no average.
     """
@@ -60,15 +62,17 @@ class DecoderRecipe:
     instances: int = 4
     corrections: float = 0.7
     lr: float = 1e-4
+    encoder_rate: float = 0.0
     lowest_lr: float = 1e-5
     warmup: float = 0.02
     weight_decay: float = 1e-4
+    pull: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.99
 
     def __post_init__(self) -> None:
-        _numbers(self, "decoder.", positive=("epochs", "minutes", "lr"), least_0=("lowest_lr", "weight_decay", "clip_norm"))
-        _numbers(self, "decoder.", shares=("warmup", "ema_decay"))
+        _numbers(self, "decoder.", positive=("epochs", "minutes", "lr"), shares=("warmup", "ema_decay"))
+        _numbers(self, "decoder.", least_0=("encoder_rate", "lowest_lr", "weight_decay", "pull", "clip_norm"))
         if not _is_number(self.corrections) or not 0 <= self.corrections <= 1:
             raise InvalidInputError(f"decoder.corrections is {self.corrections!r}: give a number from 0 to 1.")
         for name in ("batch_size", "points", "instances"):

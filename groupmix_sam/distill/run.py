@@ -225,6 +225,11 @@ class Log:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
 
+    def read(self) -> list[dict[str, str]]:
+        """Return the rows that are there, by the names of their columns."""
+        with self.path.open(newline="") as f:
+            return list(csv.DictReader(f))
+
     def __enter__(self) -> "Log":
         return self
 

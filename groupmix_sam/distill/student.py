@@ -13,7 +13,7 @@ from ..encoders.neck import ConcatNeck, SamNeck, change_stride
 from ..errors import InvalidInputError
 from .data import Maps
 
-__all__ = ["Student", "check_student", "fit_neck", "scale_neck", "start_from_teacher"]
+__all__ = ["Student", "check_student", "fit_neck", "freeze_batch_norm", "scale_neck", "start_from_teacher"]
 
 
 class Student(nn.Module):
@@ -145,3 +145,10 @@ def scale_neck(encoder: nn.Module, batches: Iterable[Maps]) -> bool:
     norm.weight.mul_(scale)
     norm.bias.sub_(mean).mul_(scale).add_(target)
     return True
+
+
+def freeze_batch_norm(model: nn.Module) -> None:
+    """Keep BatchNorm's statistics as they are: one image at a time is too few to estimate them from."""
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.eval()

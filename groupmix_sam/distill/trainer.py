@@ -31,12 +31,11 @@ from ..memory import keep_freed_memory
 from .checkpoint import Progress, load_checkpoint, save_module
 from .data import CachedImage, Grid, Maps, Samples, Share, sample_loader, whole_images
 from .decoder import FrozenDecoder
-from .loop import CHECKPOINT, Stage, average_of, broadcast_weights, cosine, least_seconds, train
+from .loop import CHECKPOINT, Stage, average_of, broadcast_weights, cosine, least_seconds, open_log, train
 from .losses import Objective
 from .plots import draw_features, stack_images
 from .recipe import Phase, Recipe, save_recipe
 from .run import (
-    Log,
     RunOptions,
     autocast,
     describe_run,
@@ -45,9 +44,8 @@ from .run import (
     process_state,
     save_run,
     start_accelerator,
-    stop_on_signals,
 )
-from .student import Student, check_student, fit_neck, scale_neck, start_from_teacher
+from .student import Student, check_student, fit_neck, freeze_batch_norm, scale_neck, start_from_teacher
 from .teacher import Teacher, teach
 
 __all__ = ["r2_score", "train_student"]
@@ -131,10 +129,7 @@ def train_student(
     progress = Progress()
     if resumed:
         progress = load_checkpoint(folder / CHECKPOINT, student, average.module, optimizer)
-    with (
-        stop_on_signals() as stopped,
-        Log(folder, COLUMNS, progress.step, active=accelerator.is_main_process, tensorboard=options.tensorboard) as log,
-    ):
+    with open_log(folder, COLUMNS, progress, accelerator, options) as (log, stopped):
         stage = FeatureStage(
             accelerator,
             student,
@@ -395,13 +390,6 @@ def make_optimizer(student: Student, recipe: Recipe) -> torch.optim.Optimizer:
 def learning_rate(recipe: Recipe, done: float) -> float:
     """Return the learning rate when `done` of the run's pixels have been seen."""
     return recipe.lr * cosine(done, recipe.warmup, lowest=0.0 if recipe.schedule == "cosine" else 1.0)
-
-
-def freeze_batch_norm(model: nn.Module) -> None:
-    """Keep BatchNorm's statistics as they are: one image at a time is too few to estimate them from."""
-    for m in model.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.eval()
 
 
 @torch.no_grad()

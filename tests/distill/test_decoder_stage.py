@@ -16,10 +16,11 @@ from groupmix_sam.distill.cache import write_tensors
 from groupmix_sam.distill.data import as_input
 from groupmix_sam.distill.decoder import TrainedDecoder
 from groupmix_sam.distill.decoder_stage import (
-    Asker,
     EncodedImage,
     Prompts,
+    Sample,
     Student,
+    TeacherAsker,
     ask,
     correct,
     encode_images,
@@ -94,6 +95,11 @@ def encoded(sam, shapes, tmp_path_factory):
     return images
 
 
+def train(sam, teacher, images, held_out, folder, recipe, options=RunOptions()):  # noqa: B008
+    asker = TeacherAsker(teacher, images, held_out, recipe.decoder, recipe.seed)
+    return train_decoder(sam, asker, folder, recipe, options)
+
+
 def mask_losses(folder):
     return [float(row["masks"]) for row in rows_of(folder) if row["masks"]]
 
@@ -120,7 +126,7 @@ def test_masks_approach_the_teachers(sam, encoded, shapes, tmp_path):
     student, teacher = deepcopy(sam), FrozenDecoder(sam)
     recipe = Recipe(decoder=DecoderRecipe(epochs=14, lr=3e-4, ema_decay=0.7))
     before = iou_by_box(student, sam, encoded, shapes[1])
-    record = train_decoder(student, teacher, encoded, encoded[:1], tmp_path / "run", recipe)
+    record = train(student, teacher, encoded, encoded[:1], tmp_path / "run", recipe)
     after = iou_by_box(student, sam, encoded, shapes[1])
     assert after > before + 0.1
     assert record["after"]["point_iou"] > record["before"]["point_iou"]
@@ -137,13 +143,13 @@ def test_masks_approach_the_teachers(sam, encoded, shapes, tmp_path):
 def test_no_gradient_passes_the_head_for_the_iou(sam, encoded):
     """What the scores teach reaches their head alone; what the masks teach reaches all but it; neither reaches the features."""
     student = Student(TrainedDecoder(sam))
-    asker = Asker(FrozenDecoder(sam), encoded, DecoderRecipe(), 0)
-    features, asked = asker(0, CPU)
-    features = features.requires_grad_()
+    asker = TeacherAsker(FrozenDecoder(sam), encoded, encoded, DecoderRecipe(), 0)
+    sample = asker(0)
+    features = sample.image.requires_grad_()
     for name in ("scores", "masks"):
         student.zero_grad()
         features.grad = None
-        student(features, asked, 1.0, 0)[name].backward()
+        student(sample, 1.0, 0)[name].backward()
         moved = {key for key, p in student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         head = {key for key in moved if "iou_prediction_head" in key}
         assert moved == head if name == "scores" else not head
@@ -157,7 +163,7 @@ def test_the_teacher_itself_has_nothing_to_learn(sam, encoded):
     view = encoded[0].read(CPU)
     teacher = FrozenDecoder(sam)
     single, *_ = ask(teacher, view.teacher, DecoderRecipe(), np.random.default_rng(0))
-    terms = Student(TrainedDecoder(sam))(view.teacher, [single], 1.0, 0)
+    terms = Student(TrainedDecoder(sam))(Sample(view.teacher, [single], None), 1.0, 0)
     assert terms["masks"].item() == pytest.approx(0.0, abs=1e-4)
     with torch.no_grad():
         scores = teacher(view.teacher, single.points).scores
@@ -172,7 +178,7 @@ def test_the_scores_target_by_hand(sam, encoded):
         theirs, ours = (FrozenDecoder(sam)(features, points) for features in (view.teacher, view.student))
     wanted = theirs.scores.clamp(0, 1)
     prompts = Prompts(points, None, None, theirs.logits, wanted, torch.full((2, 4), 1 / 8))
-    terms = Student(TrainedDecoder(sam))(view.student, [prompts], 1.0, 0)
+    terms = Student(TrainedDecoder(sam))(Sample(view.student, [prompts], None), 1.0, 0)
     errors = []
     for p in range(2):
         for m in range(4):
@@ -206,16 +212,17 @@ def test_prompts_are_answered_by_the_teacher(sam, encoded):
 
 
 def test_samples_depend_on_their_number_alone(sam, encoded):
-    asker = Asker(FrozenDecoder(sam), encoded, DecoderRecipe(), 0)
+    asker = TeacherAsker(FrozenDecoder(sam), encoded, encoded, DecoderRecipe(), 0)
     torch.manual_seed(1)
-    first = [asker(number, CPU) for number in range(6)]
+    first = [asker(number) for number in range(6)]
     torch.manual_seed(2)
-    for number, (features, asked) in reversed(list(enumerate(first))):
-        again, others = asker(number, CPU)
-        assert torch.equal(features, again)
-        for one, other in zip(asked, others, strict=True):
-            assert all(a is b is None or torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert {tuple(features.shape[2:]) for features, _ in first} == {(16, 16), (12, 16)}, "with the padding, and without"
+    for number, sample in reversed(list(enumerate(first))):
+        again = asker(number)
+        assert torch.equal(sample.image, again.image)
+        assert sample.cells == again.cells
+        for one, other in zip(sample.prompts, again.prompts, strict=True):
+            assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, other, strict=True))
+    assert {sample.cells for sample in first} == {None, (12, 16)}, "with the padding, and without"
 
 
 def test_instances_are_unlike():
@@ -304,8 +311,8 @@ from pathlib import Path
 import torch
 from timm.utils import ModelEmaV3
 from groupmix_sam.distill import CachedImage, FrozenDecoder, RunOptions
-from groupmix_sam.distill.decoder_stage import EncodedImage, train_decoder
-from tests.distill.test_decoder_stage import SHORT, tiny
+from groupmix_sam.distill.decoder_stage import EncodedImage
+from tests.distill.test_decoder_stage import SHORT, tiny, train
 
 files, folder, last, accumulate = json.loads(sys.argv[1])
 update = ModelEmaV3.update
@@ -321,7 +328,7 @@ ModelEmaV3.update = die
 images = [EncodedImage(CachedImage(Path(image), Path(maps)), Path(features)) for image, maps, features in files]
 options = RunOptions(resume=True, save_minutes=1e-9, accumulate=accumulate)
 torch.set_num_threads(1)
-train_decoder(tiny(1), FrozenDecoder(tiny(0)), images[1:], images[:1], Path(folder), SHORT, options)
+train(tiny(1), FrozenDecoder(tiny(0)), images[1:], images[:1], Path(folder), SHORT, options)
 """
 SHORT = Recipe(decoder=DecoderRecipe(epochs=8, points=2, instances=2, ema_decay=0.5))
 
@@ -351,14 +358,14 @@ def test_a_stage_that_is_killed_goes_on_to_the_same_weights(small, tmp_path):
     python(SCRIPT, arguments(small, folder))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    train_decoder(tiny(1), FrozenDecoder(tiny(0)), small[1:], small[:1], tmp_path / "whole", SHORT)
+    train(tiny(1), FrozenDecoder(tiny(0)), small[1:], small[:1], tmp_path / "whole", SHORT)
     torch.set_num_threads(threads)
     found, expected = (load_file(tmp_path / name / "decoder.safetensors") for name in ("run", "whole"))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     with pytest.raises(InvalidInputError, match="has a run in it: go on with --resume"):
-        train_decoder(tiny(1), FrozenDecoder(tiny(0)), small[1:], small[:1], folder, SHORT)
+        train(tiny(1), FrozenDecoder(tiny(0)), small[1:], small[:1], folder, SHORT)
     with pytest.raises(InvalidInputError, match="start: "):
-        train_decoder(tiny(2), FrozenDecoder(tiny(0)), small[1:], small[:1], folder, SHORT, RunOptions(resume=True))
+        train(tiny(2), FrozenDecoder(tiny(0)), small[1:], small[:1], folder, SHORT, RunOptions(resume=True))
 
 
 def test_two_processes_learn_what_one_learns(small, tmp_path):
@@ -371,15 +378,17 @@ def test_two_processes_learn_what_one_learns(small, tmp_path):
 
 
 def test_losses_are_means_over_images(sam, encoded):
-    asker = Asker(FrozenDecoder(sam), encoded, DecoderRecipe(points=1, instances=1), 0)
+    asker = TeacherAsker(FrozenDecoder(sam), encoded, encoded, DecoderRecipe(points=1, instances=1), 0)
     student = Student(TrainedDecoder(sam))
     with torch.no_grad():
-        both, terms = image_losses(student, asker, [0, 1], CPU)
-        each = [image_losses(student, asker, [number], CPU)[0] for number in (0, 1)]
+        both, terms = image_losses(student, asker, [0, 1])
+        each = [image_losses(student, asker, [number])[0] for number in (0, 1)]
     assert both.item() == pytest.approx(torch.stack(each).mean().item(), rel=1e-4)
     assert both.item() == pytest.approx((5 * terms["masks"] + terms["scores"]).item(), rel=1e-5)
 
 
 def test_nothing_to_train_on(small, tmp_path):
+    with pytest.raises(InvalidInputError, match=r"encoder_rate is 0\.1"):
+        TeacherAsker(FrozenDecoder(tiny(0)), small, small, DecoderRecipe(encoder_rate=0.1), 0)
     with pytest.raises(InvalidInputError, match="no image to train on"):
-        train_decoder(tiny(1), FrozenDecoder(tiny(0)), [], small, tmp_path, SHORT)
+        train(tiny(1), FrozenDecoder(tiny(0)), [], small, tmp_path, SHORT)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from groupmix_sam.cli import app
 from groupmix_sam.distill import (
     ADAPT,
     DecoderRecipe,
+    Grid,
     ImageFile,
     Phase,
     Recipe,
@@ -32,7 +34,7 @@ from groupmix_sam.distill import (
     load_recipe,
 )
 from groupmix_sam.distill.adaptation import format_interval, hold_out_blocks, summary
-from groupmix_sam.distill.pipeline import hold_out
+from groupmix_sam.distill.pipeline import cache_held_out, hold_out, without_copies
 from groupmix_sam.errors import InvalidInputError, RunStoppedError
 from groupmix_sam.weights import save_weights
 
@@ -53,8 +55,40 @@ def test_hold_out(photos):
     assert sorted(map(str, measured + others)) == sorted(map(str, images))
     many = images * 100
     assert [len(part) for part in hold_out(many)] == [24, 576]
-    with pytest.raises(InvalidInputError, match="only one image"):
-        hold_out(images[:1])
+    for few, match in ((images[:1], "only one image"), ([], "there is no image: give two or more")):
+        for function in (hold_out, hold_out_blocks):
+            with pytest.raises(InvalidInputError, match=match):
+                function(few)
+
+
+def test_copies_of_held_out_images_are_not_trained_on(photos, tmp_path):
+    """Whatever their names, in tars too; an image that cannot be read stays, to be named where it is used."""
+    first, *others = find_images(photos)
+    shutil.copy(first.path, tmp_path / "copy.png")
+    (tmp_path / "same_size.png").write_bytes(b"x" * first.path.stat().st_size)
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(first.path, "in_tar.png")
+        tar.add(others[0].path, "other.png")
+    found = [*find_images(tmp_path), *others, ImageFile(tmp_path / "gone.png")]
+    kept = without_copies(found, [first, ImageFile(tmp_path / "gone.png")])
+    left_out = [str(image).removeprefix(f"{tmp_path}/") for image in found if image not in kept]
+    assert left_out == ["copy.png", "shard.tar:in_tar.png"]
+
+
+def test_another_image_is_measured_on_where_the_held_out_one_cannot_be_read(photos, tmp_path):
+    """Under 20 images one is held out; its copies, and those of the one in its place, are not trained on."""
+    shutil.copy(next(iter(find_images(photos))).path, tmp_path / "copy.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "too.png").write_bytes(b"no image either")
+    broken, too = ImageFile(tmp_path / "broken.png"), ImageFile(tmp_path / "too.png")
+    training = [too, *find_images(photos), ImageFile(tmp_path / "copy.png")]
+    expected = training[2:-1]
+    held_out, skipped = cache_held_out([broken], training, PlainTeacher(), tmp_path / "cache", Grid(128))
+    assert len(held_out) == 1
+    assert skipped == [broken, too]
+    assert training == expected
+    with pytest.raises(InvalidInputError, match=r"broken\.png cannot be read"):
+        cache_held_out([broken], [too], PlainTeacher(), tmp_path / "cache", Grid(128))
 
 
 @pytest.mark.parametrize(
@@ -78,11 +112,6 @@ def test_frames_are_held_out_in_blocks(count, held_out, blocks, gap):
     assert training[0] == 0, "there are training frames on both sides of every block"
     if count > 2:
         assert training[-1] == count - 1
-
-
-def test_one_frame_cannot_be_held_out():
-    with pytest.raises(InvalidInputError, match="only one image"):
-        hold_out_blocks([ImageFile(Path("a.png"))])
 
 
 def test_distill(mobile_sam, photos, tmp_path, capsys):
@@ -257,7 +286,7 @@ def test_a_teacher_of_one_size_is_asked_about_no_other(photos, tmp_path, monkeyp
 
 
 def test_adapt(mobile_sam, tmp_path, capsys):
-    """From weights that are trained already, with some of a general set; agreement is told before and after."""
+    """From weights that are trained already, with some of a general set; with the IoU before and after."""
     line, replay_images = tmp_path / "line", tmp_path / "replay_images"
     for folder, seed in ((line, 0), (replay_images, 10)):
         folder.mkdir()
@@ -270,9 +299,9 @@ def test_adapt(mobile_sam, tmp_path, capsys):
     out = tmp_path / "run"
     record = adapt(
         line,
-        mobile_sam,
         out,
         recipe,
+        teacher=mobile_sam,
         checkpoint=init_checkpoint,
         encoder="gmf_sam_test",
         replay_images=replay_images,
@@ -280,19 +309,19 @@ def test_adapt(mobile_sam, tmp_path, capsys):
     )
     assert record["images"] == 4 + 1, "one is held out with the two beside it left out, and a quarter is of the general set"
     assert record["recipe"]["ridge_start"] is False
-    told = json.loads((out / "teacher_iou.json").read_text())
+    found = json.loads((out / "teacher_iou.json").read_text())
     said = capsys.readouterr().out
     assert "frames to train on: 4; held out in blocks: 1; left out beside them: 2" in said
     assert f"6 images; what the teacher says of them goes to {out / 'cache'}" in said
     for name in ("before", "after"):
-        ious = np.array(told[f"ious_{name}"])
+        ious = np.array(found[f"ious_{name}"])
         assert ious.shape == (1, 16)
-        assert told[name][0] == pytest.approx(ious.mean())
+        assert found[name][0] == pytest.approx(ious.mean())
         assert f"IoU with the teacher {name}: {ious.mean():.3f}\n" in said
-    difference = np.array(told["ious_after"]).mean() - np.array(told["ious_before"]).mean()
-    assert told["difference"] == [pytest.approx(difference)]
+    difference = np.array(found["ious_after"]).mean() - np.array(found["ious_before"]).mean()
+    assert found["difference"] == [pytest.approx(difference)]
     assert f"difference, frame by frame: {difference:+.3f}\n" in said
-    assert "frames held out: 1, too few to tell whether it has helped" in said
+    assert "frames held out: 1, too few for an interval" in said
     adapted, started = (build_sam_groupmix(path) for path in (out / "weights", init_checkpoint))
     assert same(adapted.mask_decoder.state_dict(), started.mask_decoder.state_dict()), "it may have been trained"
 
@@ -303,7 +332,7 @@ def test_adapting_to_nothing_new_keeps_agreement(mobile_sam, tmp_path):
         paint(tmp_path / f"{i}.png", 160, 120, i)
     recipe = Recipe(epochs=1, phases=(Phase(1.0, 0, 1),), lr=1e-12)
     mobile = {"checkpoint": mobile_sam, "encoder": "sam_tiny_vit_5m"}
-    record = adapt(tmp_path, mobile_sam, tmp_path / "run", recipe, **mobile, image_size=SIZE)
+    record = adapt(tmp_path, tmp_path / "run", recipe, teacher=mobile_sam, **mobile, image_size=SIZE)
     before, after = (record["teacher_iou"][name][0] for name in ("before", "after"))
     assert before > 0.8
     assert after == pytest.approx(before, abs=0.05)
@@ -316,12 +345,15 @@ def test_the_recipe_of_adapt():
 
 
 def test_summary_by_hand():
-    """Of eight means, four are 0.3 and four 0.8: of eight drawn, one to seven are 0.8 in 95 %. Seven have no interval."""
+    """Of eight means, four are 0.3 and four 0.8: of eight drawn, one to seven are 0.8 in 95 %. Of three it is Student's."""
     ious = np.array([[0.2, 0.4], [0.8, 0.8]] * 4)
     mean, low, high = summary(ious)
     assert mean == pytest.approx(0.55)
     assert (low, high) == (pytest.approx(0.3 + 0.5 / 8), pytest.approx(0.8 - 0.5 / 8))
-    assert summary(ious[1:]) == [pytest.approx((3 * 0.3 + 4 * 0.8) / 7)]
+    half = 4.303 * np.std([0.3, 0.8, 0.3], ddof=1) / np.sqrt(3)
+    assert summary(ious[:3]) == pytest.approx([1.4 / 3, 1.4 / 3 - half, 1.4 / 3 + half])
+    assert summary(ious[:2]) == [pytest.approx(0.55)]
+    assert summary([[0.2, 0.4, 0.3], [0.8]]) == [pytest.approx(0.55)], "images count alike, whatever they show"
     better = ious + np.array([[0.01], [0.02]] * 4)
     mean, low, high = summary(better - ious)
     assert mean == pytest.approx(0.015)
