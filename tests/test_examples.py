@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import cv2
 import nbformat
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from groupmix_sam.masks import mask_iou
 from groupmix_sam.weights import save_weights
 
 from .distill.conftest import save_mobile_sam
+from .live.fake import GREEN, RED, ColourPredictor, scene
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 COFFEE = EXAMPLES / "coffee.jpg"
@@ -309,3 +311,28 @@ def test_tour(tmp_path, monkeypatch):
 
 def kinds(notebook):
     return [[output.output_type for output in cell.get("outputs", [])] for cell in notebook.cells]
+
+
+def test_count_and_alarm(tmp_path, monkeypatch):
+    """A red part crosses the middle, and a green hand goes into a zone and out again; by a predictor that knows colours."""
+    video = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (160, 120))
+    hand = [0, 6, 12, 18, 24, 30, 24, 18, 12, 6]  # its zone begins at x 40, and it is 24 wide
+    for i, x in enumerate(hand):
+        part = (45 + 6 * i, 70, 69 + 6 * i, 94)
+        video.write(scene((RED, part), (GREEN, (x, 20, x + 24, 44)), seed=i)[:, :, ::-1])
+    video.release()
+    monkeypatch.setattr(Predictor, "from_pretrained", lambda *args, **options: ColourPredictor())
+    told = []
+    arguments = [str(tmp_path / "a.avi"), "--part", "45,70,69,94", "--hand", "0,20,24,44"]
+    zone = "40,10,100,10,100,60,40,60"
+    load("count_and_alarm").main([*arguments, "--line", "80,0,80,120", "--zone", zone], told.append)
+    events = [json.loads(text) for text in told]
+    (crossed,) = (event for event in events if "part" in event)
+    # The middle is at 57 + 6 i.
+    assert (crossed["part"], crossed["count"]) == (0, 1)
+    assert 3 <= crossed["frame"] <= 5
+    entered, left = (event for event in events if "hand" in event)
+    assert (entered["hand"], entered["in_zone"], left["in_zone"]) == (1, True, False)
+    assert 3 <= entered["frame"] <= 4
+    assert 7 <= left["frame"] <= 8
+    assert entered["pixels"] > 20

@@ -16,10 +16,13 @@ def stream(
     prompts: Annotated[Path | None, typer.Option(help="The same as JSON: boxes, or points with labels.")] = None,
     track: Annotated[bool, typer.Option("--track", help="Follow what the prompts mean in the first frame.")] = False,
     fixed_camera: Annotated[
-        bool, typer.Option("--fixed-camera", help="Encode only what moves; the camera stands still. In PyTorch only.")
+        bool, typer.Option("--fixed-camera", help="Encode only what moves; the camera stands still. In PyTorch and OpenVINO.")
     ] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Encode only around what is followed, with --track.")] = False,
     masks: Annotated[Path | None, typer.Option(help="Add masks to this file, a line of JSON a frame, as run lengths.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a video with the masks drawn, .mp4 or .avi.")] = None,
+    coco: Annotated[Path | None, typer.Option(help="Write COCO annotations for videos to this file when it ends.")] = None,
+    crops: Annotated[Path | None, typer.Option(help="Write each object cut out of each frame into this folder.")] = None,
     drift: Annotated[
         Path | None,
         typer.Option(help="Weights folder of `adapt`: say when frames no longer look like those of the adaptation."),
@@ -44,16 +47,18 @@ def stream(
 
     from ..inference import Predictor
     from ..inference.drift import Drift, DriftAlarm
-    from ..live.loop import stream as run
-    from ..live.loop import track as follow
+    from ..live.loop import stream as run_stream
+    from ..live.loop import track as run_track
     from ..live.partial import PartialPredictor
-    from ..live.sinks import Clock, MaskFile, Overlay
+    from ..live.sinks import Clock, CocoVideo, Crops, MaskFile, Overlay
     from ..live.sources import Frames
     from ..live.tracker import Tracker
     from ..prompts import Prompt, read_shared_prompts
 
     if (box is not None) + (point is not None) + (prompts is not None) != 1:
         raise InvalidInputError("say what to segment by one of --box, --point and --prompts.")
+    if follow and not track:
+        raise InvalidInputError("--follow encodes around what --track follows: give both.")
     if prompts is not None:
         wanted = read_shared_prompts(prompts)
     elif box is not None:
@@ -63,7 +68,7 @@ def stream(
     frames = Frames(source)
     predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size, device=device, threads=threads)
     alarm = DriftAlarm(Drift.load(drift, predictor.model_hash), predictor) if drift is not None else None
-    model = PartialPredictor(predictor) if fixed_camera else predictor
+    model = PartialPredictor(predictor, follow=follow) if fixed_camera or follow else predictor
     clock, told, count = Clock(), time.monotonic(), 0
     with ExitStack() as stack:
         # A service that is stopped ends as by Ctrl-C, so that its files are kept.
@@ -73,8 +78,12 @@ def stream(
             outputs.append(stack.enter_context(MaskFile(masks)))
         if overlay is not None:
             outputs.append(stack.enter_context(Overlay(overlay, frames.rate)))
+        if coco is not None:
+            outputs.append(stack.enter_context(CocoVideo(coco)))
+        if crops is not None:
+            outputs.append(stack.enter_context(Crops(crops)))
         try:
-            results = follow(Tracker(model), frames, wanted) if track else run(model, frames, wanted)
+            results = run_track(Tracker(model), frames, wanted) if track else run_stream(model, frames, wanted)
             for result in results:
                 for output in outputs:
                     output.write(result)

@@ -1,21 +1,18 @@
-"""The demo page: gradio's components around a `Session`, and the server."""
+"""The demo page: its tabs, and the server."""
 
 import errno
 import socket
-from collections.abc import Callable
-from html import escape
-from pathlib import Path
-from typing import Any
 
-from PIL import Image
-
-from ..errors import GroupMixSamError, InvalidInputError, MissingExtraError
-from .session import REFERENCE, Demo, Session
+from ..errors import InvalidInputError, MissingExtraError
+from .session import Demo, Session
 
 try:
     import gradio as gr
 except ImportError as e:
     raise MissingExtraError.of("gradio", "demo") from e
+
+from .image_tab import image_tab
+from .video_tab import video_tab
 
 __all__ = ["build", "free_port", "serve"]
 
@@ -27,16 +24,8 @@ SESSION_SECONDS = 1800
 MAX_QUEUE = 16
 PORTS = 100
 
-KINDS = [("a foreground point", "foreground"), ("a background point", "background"), ("a box's corner", "corner")]
-HEIGHT = "56vh"
 EXPLANATION = """# Group-Mix SAM
 Click on an instance in an image and get its mask. Images stay on the machine that this page runs on."""
-LEGEND = """<div class="legend">
-<span><i class="dot" style="background: rgb(40, 200, 40)"></i>foreground: what you want</span>
-<span><i class="dot" style="background: rgb(220, 40, 40)"></i>background: what you do not want</span>
-<span><i class="frame"></i>box</span>
-<span><i class="mask"></i>mask</span>
-</div>"""
 CSS = """
 #masks .wrap { flex-wrap: nowrap; }
 #masks label { padding: 0.4rem 0.5rem; flex: 1; white-space: nowrap; }
@@ -50,14 +39,6 @@ CSS = """
 .times dt { font-weight: 600; overflow-wrap: anywhere; }
 .times dd { margin: 0 0 0.6rem; }
 """
-# Saves what the server has just written, under a name of its own.
-SAVE = """async (file) => {{
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(await (await fetch(file.url)).blob());
-    link.download = "{}";
-    link.click();
-    URL.revokeObjectURL(link.href);
-}}"""
 
 
 def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
@@ -69,109 +50,11 @@ def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
     """
     page = gr.Blocks(title="Group-Mix SAM", analytics_enabled=False, delete_cache=(600, SESSION_SECONDS))
     with page:
-        session = gr.State(Session(), time_to_live=SESSION_SECONDS)
         gr.Markdown(EXPLANATION)
-        with gr.Row():
-            with gr.Column(scale=5, min_width=320):
-                with gr.Row():
-                    image = gr.Image(
-                        label="Image",
-                        sources=["upload", "webcam", "clipboard"],
-                        format="jpeg",
-                        height=HEIGHT,
-                        buttons=["fullscreen"],
-                        placeholder="# Drop an image here\nor click to choose a file",
-                        elem_id="image",
-                    )
-                    beside = gr.Image(
-                        label=REFERENCE,
-                        format="jpeg",
-                        height=f"calc({HEIGHT} - 40px)",  # without the other's row of sources
-                        buttons=["fullscreen"],
-                        interactive=False,
-                        visible=False,
-                        elem_id="beside",
-                    )
-                hint = gr.Markdown(elem_id="hint")
-                gr.HTML(LEGEND, padding=False, elem_id="legend")
-            with gr.Column(scale=2, min_width=300):
-                model = gr.Dropdown(list(demo.models), value=demo.models[0], label="Model", elem_id="model")
-                compare = gr.Checkbox(label=f"Compare with {REFERENCE}", visible=demo.has_reference, elem_id="compare")
-                kind = gr.Radio(KINDS, value="foreground", label="A click sets", elem_id="kind")
-                with gr.Row():
-                    undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo")
-                    clear = gr.Button("Clear", size="sm", min_width=80, elem_id="clear")
-                masks = gr.Radio([], label="Masks, with their scores", visible=False, elem_id="masks")
-                with gr.Row():
-                    save_mask = gr.Button("Save mask", size="sm", min_width=80, interactive=False, elem_id="save-mask")
-                    save_overlay = gr.Button("Save overlay", size="sm", min_width=80, interactive=False, elem_id="save-overlay")
-                times = gr.HTML(padding=False, elem_id="times")
-        written = gr.Image(format="png", interactive=False, visible="hidden")
-
-        outputs = [session, image, beside, hint, masks, times, save_mask, save_overlay]
-
-        def update(session: Session, model: str, compare: bool, action: Callable[[], Session]) -> list[Any]:
-            """Do a visitor's action and return what the page shows then; an error is shown and changes nothing."""
-            try:
-                session = demo.predict(action(), model, compare)
-            except GroupMixSamError as e:
-                gr.Warning(str(e))
-            return [session, *show(session, compare)]
-
-        def on_open(file: dict[str, Any] | None, session: Session, model: str, compare: bool) -> list[Any]:
-            return update(session, model, compare, lambda: demo.open(_path(file)))
-
-        def on_click(session: Session, kind: str, model: str, compare: bool, event: gr.SelectData) -> list[Any]:
-            x, y = event.index
-            return update(session, model, compare, lambda: session.click(x, y, kind))
-
-        def on_undo(session: Session, model: str, compare: bool) -> list[Any]:
-            return update(session, model, compare, session.undo)
-
-        def on_clear(session: Session, model: str, compare: bool) -> list[Any]:
-            return update(session, model, compare, session.clear)
-
-        def on_choose(session: Session, number: int, model: str, compare: bool) -> list[Any]:
-            return update(session, model, compare, lambda: session.choose(number))
-
-        def on_switch(session: Session, model: str, compare: bool) -> list[Any]:
-            return update(session, model, compare, lambda: session)
-
-        def on_remove(model: str) -> list[Any]:
-            return update(Session(), model, False, Session)
-
-        def on_start(model: str) -> list[Any]:
-            return update(Session(), model, False, lambda: start or Session())
-
-        # One queue: visitors' images are computed one after the other.
-        def listen(event: Any, action: Callable[..., list[Any]], inputs: list[Any], **options: Any) -> None:
-            event(
-                action,
-                inputs,
-                outputs,
-                concurrency_id="demo",
-                concurrency_limit=1,
-                api_visibility="private",
-                show_progress="minimal",
-                show_progress_on=[image],
-                **options,
-            )
-
-        # Unprocessed: gradio would open the image itself, and fail on a broken one in silence.
-        listen(image.input, on_open, [image, session, model, compare], preprocess=False)
-        listen(image.clear, on_remove, [model])
-        listen(image.select, on_click, [session, kind, model, compare])
-        listen(undo.click, on_undo, [session, model, compare])
-        listen(clear.click, on_clear, [session, model, compare])
-        listen(masks.input, on_choose, [session, masks, model, compare])
-        listen(model.input, on_switch, [session, model, compare])
-        listen(compare.input, on_switch, [session, model, compare])
-        listen(page.load, on_start, [model])
-        for button, write, name in ((save_mask, mask_image, "mask.png"), (save_overlay, overlay_image, "overlay.png")):
-            saved = button.click(
-                write, session, written, concurrency_id="demo", api_visibility="private", show_progress_on=[button]
-            )
-            saved.success(None, written, None, js=SAVE.format(name), api_visibility="private")
+        with gr.Tab("Image"):
+            image_tab(page, demo, start, SESSION_SECONDS)
+        with gr.Tab("Video"):
+            video_tab(demo, SESSION_SECONDS)
     page.queue(max_size=MAX_QUEUE, api_open=False)
     return page
 
@@ -215,61 +98,3 @@ def free_port(host: str, port: int) -> int:
                     f"cannot listen at {host}:{candidate} ({e}): give a --host that is an IPv4 address of this machine."
                 ) from e
     raise InvalidInputError(f"no port from {port} to {port + PORTS - 1} is free at {host}: give another --port.")
-
-
-def show(session: Session, compare: bool) -> list[Any]:
-    """Return the values of the components that show a session, in the order of `build`'s outputs."""
-    answer = session.answer
-    choices = [] if answer is None else [(f"{i + 1}: {score:.2f}", i) for i, score in enumerate(answer.scores)]
-    return [
-        session.draw(),
-        gr.Image(value=session.draw(REFERENCE) if compare else None, visible=compare and session.image is not None),
-        hint_text(session, compare),
-        gr.Radio(choices=choices, value=session.chosen if choices else None, visible=bool(choices)),
-        times_list(session),
-        gr.Button(interactive=answer is not None),
-        gr.Button(interactive=answer is not None),
-    ]
-
-
-def hint_text(session: Session, compare: bool) -> str:
-    """Return what the page says: the state, or what to do next."""
-    if session.image is None:
-        return "Start with an image: drop it, choose a file, or take one with the camera."
-    height, width = session.image.shape[:2]
-    if session.corner:
-        return f"Corner at {session.corner.x:.0f}, {session.corner.y:.0f}: click the opposite one."
-    mask = session.mask()
-    if mask is None:
-        return f"{width} x {height} pixels. Click on what you want."
-    text = f"The mask covers {100 * mask.mean():.1f} % of {width} x {height} pixels."
-    iou = session.reference_iou() if compare else None
-    return text if iou is None else f"{text} IoU with {REFERENCE}'s: **{iou:.3f}**"
-
-
-def times_list(session: Session) -> str:
-    """Return the encoder's and decoder's times of each model that was run on the image, as HTML."""
-    lines = []
-    for name, embedding in session.embeddings.items():
-        answer = session.answers.get(name)
-        decoder = "" if answer is None else f", decoder {1000 * answer.seconds:.0f} ms each click"
-        lines.append(f"<dt>{escape(name)}</dt><dd>encoder {1000 * embedding.seconds:.0f} ms once an image{decoder}</dd>")
-    return f'<dl class="times">{"".join(lines)}</dl>'
-
-
-def mask_image(session: Session) -> Image.Image | None:
-    """Return the mask in the image's size, 255 inside and 0 outside."""
-    mask = session.mask()
-    return None if mask is None else Image.fromarray(mask).convert("L")
-
-
-def overlay_image(session: Session) -> Image.Image | None:
-    """Return the image with the mask and the clicks, in full size."""
-    return session.draw(full=True)
-
-
-def _path(file: dict[str, Any] | None) -> Path:
-    """Return the path of an upload, which gradio takes from its own folder alone."""
-    if not file or not file.get("path"):
-        raise InvalidInputError("the upload has no image: try again.")
-    return Path(file["path"])

@@ -242,6 +242,14 @@ class Demo:
         chosen = session.chosen if same or not prompt else int(answers[model].scores.argmax())
         return replace(session, embeddings=embeddings, answers=answers, model=model, chosen=chosen)
 
+    def predictor(self, model: str) -> MaskPredictor:
+        """Return a new predictor of one of `models`."""
+        return self._make[model]()
+
+    def lock(self, model: str) -> Lock:
+        """Return what to hold while one of `models` runs."""
+        return self._locks[model]
+
     def _embed(self, name: str, image: NDArray[np.uint8]) -> Embedding:
         predictor = self._make[name]()
         with self._locks[name]:

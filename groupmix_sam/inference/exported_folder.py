@@ -65,7 +65,10 @@ def folder_model(folder: Path, device: str | None = None, threads: int | None = 
         return TensorrtBackend(path)
 
     return InferenceModel(
-        **{part: load(part) for part in PARTS},
+        encoder=load("encoder"),
+        masks=load("masks"),
+        image=load("image"),
+        decoder=load("decoder"),
         image_size=config["image_size"],
         input_size=tuple(config["input_size"]),
         embed_stride=config["embed_stride"],

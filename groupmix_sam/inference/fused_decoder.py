@@ -7,7 +7,7 @@ order, and only logits are brought into image order. Nothing depends on shapes a
 """
 
 import math
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -91,6 +91,15 @@ class FusedDecoder(nn.Module):
         for name, value in constants.items():
             self.register_buffer(name, value.detach().clone().contiguous())
         self.eval().requires_grad_(False)
+
+    def crop(self, rows: slice, columns: slice) -> "FusedDecoder":
+        """Return a decoder that takes the features of these rows and columns of the grid alone; it shares the weights."""
+        part = copy(self)
+        part._buffers = dict(self._buffers)
+        part.positions = self.positions[:, rows, columns]
+        for name in ("key_positions", "query_positions", "final_positions"):
+            part._buffers[name] = getattr(self, name)[..., rows, columns]
+        return part
 
     def embed_masks(self, masks: Tensor) -> Tensor:
         """Map low-resolution logits, 1 x 1 x 4 rows x 4 columns, to what is added to the features, 1 x 256 x rows x columns."""

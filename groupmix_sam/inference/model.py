@@ -1,6 +1,7 @@
 """What a `Predictor` runs: four parts in one runtime, and what they were made for."""
 
 import hashlib
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,9 @@ CPU_PROMPTS, GPU_PROMPTS = 8, 64
 # What the decoder holds at once of a prompt, for each of the image's tokens.
 DECODER_BYTES = 12_000
 
+# Logits where a decoder that sees a window has looked at nothing.
+OUTSIDE = -10.0
+
 
 @dataclass(frozen=True, eq=False)
 class InferenceModel:
@@ -43,6 +47,8 @@ class InferenceModel:
         mask_threshold: Of the logits.
         dynamic_batch: Whether the encoder takes several images at once.
         model_hash: Hash of the weights, the input size and the stride, equal in every runtime.
+        crop: From rows and columns of the grid to an `image` and a `decoder` that see those alone, and leave all else out of
+            their masks; None if the runtime has none.
     """
 
     encoder: Backend
@@ -57,6 +63,7 @@ class InferenceModel:
     mask_threshold: float
     dynamic_batch: bool
     model_hash: str
+    crop: Callable[[slice, slice], tuple[Backend, Backend]] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -112,12 +119,28 @@ def torch_model(
         mask_threshold=float(sam.mask_threshold),
         dynamic_batch=True,
         model_hash=model_hash(sam),
+        crop=partial(_crop, decoder, where),
     )
 
 
 def _decode(decoder: FusedDecoder, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     *image, points, labels = inputs
     return decoder(ImageTokens(*image), points, labels)
+
+
+def _crop(decoder: FusedDecoder, device: torch.device, rows: slice, columns: slice) -> tuple[Backend, Backend]:
+    part = decoder.crop(rows, columns)
+
+    def image(features: Tensor) -> ImageTokens:
+        return part.image(features[:, :, rows, columns])
+
+    def decode(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        logits, scores = _decode(part, *inputs)
+        whole = logits.new_full((*logits.shape[:2], *(4 * side for side in decoder.grid)), OUTSIDE)
+        whole[..., 4 * rows.start : 4 * rows.stop, 4 * columns.start : 4 * columns.stop] = logits
+        return whole, scores
+
+    return TorchBackend(image, device), TorchBackend(decode, device)
 
 
 def model_hash(sam: Sam) -> str:

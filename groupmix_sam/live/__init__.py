@@ -2,12 +2,14 @@
 
 from .loop import Result, stream, track
 from .partial import PartialPredictor
-from .sinks import Clock, MaskFile, Overlay
+from .sinks import Clock, CocoVideo, Crops, MaskFile, Overlay
 from .sources import Frame, Frames
 from .tracker import TrackedObject, Tracker
 
 __all__ = [
     "Clock",
+    "CocoVideo",
+    "Crops",
     "Frame",
     "Frames",
     "MaskFile",

@@ -62,27 +62,26 @@ def stream(
         frames.close()
 
 
-def track(tracker: Tracker, frames: Frames, prompts: Sequence[Prompt]) -> Iterator[Result]:
+def track(tracker: Tracker, frames: Frames, prompts: Sequence[Prompt] | None = None) -> Iterator[Result]:
     """Yield the objects that prompts mean in the first frame, in each frame that is not skipped.
 
     Args:
         tracker: What follows them.
         frames: Where frames come from; closed in the end.
-        prompts: About the first frame.
+        prompts: About the first frame; None if the tracker was started already.
 
     Raises:
         ImageReadError: of `frames`.
         InvalidInputError: a prompt that cannot be used, or one without an object under it.
     """
-    started = False
     try:
         for number, moment, frame in frames:
             start = time.perf_counter()
             image = np.ascontiguousarray(frame[:, :, ::-1])
-            if not started:
+            if prompts is not None:
                 points, labels, boxes = stack_prompts(prompts)
                 tracker.start(image, boxes=boxes, points=points, labels=labels)
-                started = True
+                prompts = None
             objects = tracker.update(image)
             seen = [item for item in objects if item.mask is not None]
             masks = np.array([item.mask for item in seen]).reshape(-1, *image.shape[:2]).astype(bool)

@@ -5,6 +5,7 @@ import os
 import time
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -12,15 +13,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..errors import InvalidInputError, SaveError, import_extra
-from ..masks import encode_rle
+from ..files import make_folder, write_beside
+from ..masks import Mask, encode_rle, mask_window, tight_box
 from ..visualize import draw_masks
 from .loop import Result
 from .sources import DEFAULT_RATE
 from .tracker import TrackedObject
 
-__all__ = ["Clock", "MaskFile", "Overlay"]
+__all__ = ["Clock", "CocoVideo", "Crops", "MaskFile", "Overlay"]
 
 # Seconds for which an overlay shows one frame at most.
 MOST_PAUSE = 2.0
@@ -94,6 +97,87 @@ class MaskFile:
             os.fsync(self._file.fileno())
         except OSError as e:
             raise SaveError(f"{self.path} cannot be written ({e}): free some space; the frames before are kept.") from e
+
+
+class CocoVideo:
+    """Annotations of a video in COCO's format for videos, which is YouTube-VIS's: a list a track, null where it is not seen.
+
+    A track is an object that is followed, or one of the prompts. The file is written when closed, also after an error. Until
+    then the masks' run lengths are held, a few hundred bytes each: for a stream without an end take `MaskFile`.
+
+    Raises:
+        InvalidInputError: there is no such folder.
+        SaveError: it cannot be written.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = _checked(path)
+        self._size = (0, 0)
+        self._names: list[str] = []
+        # Of each track, by the index of the frame.
+        self._tracks: dict[int, dict[int, dict[str, Any]]] = {}
+
+    def __enter__(self) -> "CocoVideo":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._names:
+            write_beside(self.path, lambda part: part.write_text(json.dumps(self._content())))
+
+    def write(self, result: Result) -> None:
+        """Add a frame."""
+        self._size = result.frame.shape[0], result.frame.shape[1]
+        for number, mask in _tracks_of(result).items():
+            x0, y0, x1, y1 = tight_box(mask).tolist()
+            self._tracks.setdefault(number, {})[len(self._names)] = {
+                "segmentations": encode_rle(mask),
+                "bboxes": [x0, y0, x1 - x0, y1 - y0],
+                "areas": int(np.count_nonzero(mask)),
+            }
+        self._names.append(f"{result.number:06d}.jpg")
+
+    def _content(self) -> dict[str, Any]:
+        height, width = self._size
+        length = len(self._names)
+        annotations = [
+            {"id": i, "video_id": 1, "category_id": 1, "track_id": number, "iscrowd": 0, "width": width, "height": height}
+            | {
+                key: [seen[frame][key] if frame in seen else None for frame in range(length)]
+                for key in ("segmentations", "bboxes", "areas")
+            }
+            for i, (number, seen) in enumerate(sorted(self._tracks.items()), 1)
+        ]
+        video = {"id": 1, "width": width, "height": height, "length": length, "file_names": self._names}
+        return {"videos": [video], "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+
+
+class Crops:
+    """Each object cut out of each frame, transparent around its mask: FOLDER/ID/FRAME.png.
+
+    Raises:
+        SaveError: the folder cannot be made, or an image cannot be written.
+    """
+
+    def __init__(self, folder: str | PathLike[str]) -> None:
+        self.folder = Path(folder)
+        make_folder(self.folder)
+
+    def __enter__(self) -> "Crops":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    def write(self, result: Result) -> None:
+        """Add a frame."""
+        for number, mask in _tracks_of(result).items():
+            window = mask_window(mask)
+            if window is None:
+                continue
+            make_folder(self.folder / str(number))
+            crop = Image.fromarray(np.dstack([result.frame[window][:, :, ::-1], 255 * mask[window].astype(np.uint8)]))
+            path = self.folder / str(number) / f"{result.number:06d}.png"
+            write_beside(path, partial(crop.save, format="PNG", compress_level=1))
 
 
 class Overlay:
@@ -184,6 +268,13 @@ def _end_with_a_line(file: BinaryIO) -> None:
         file.truncate(end - len(rest))
     elif rest:
         file.write(b"\n")
+
+
+def _tracks_of(result: Result) -> dict[int, Mask]:
+    """Return the masks that are seen, by the object's id, or the number of the prompt."""
+    if result.objects is None:
+        return dict(enumerate(result.masks))
+    return {item.id: item.mask for item in result.objects if item.mask is not None}
 
 
 def _object_record(item: TrackedObject) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ..errors import InvalidInputError
 from ..images import as_rgb
 from ..inference.mask_resize import neighbours, resize_blocks
 from ..masks import tight_box
+from .partial import PartialPredictor
 
 __all__ = ["ImagePredictor", "State", "TrackedObject", "Tracker"]
 
@@ -43,6 +44,8 @@ SURE = 4.0
 MASK_PROMPT_SCALE = 1.5
 # From this agreement on, the IoU of SAM's mask with the coarse one, SAM's mask decides; below it, the coarse one does.
 AGREE = 0.7
+# From this agreement on, the mask that follows from the coarse one is taken without asking for three more.
+ENOUGH = 0.75
 # An object's likeness is the mean similarity of its cells to what is kept of it, as a share of what is usual. It is lost
 # below the first, remembered above the second, and found again above the third.
 LOST, REMEMBER, FOUND = 0.65, 0.8, 0.75
@@ -145,7 +148,8 @@ class Tracker:
     Nothing grows with the number of frames. Frames are H x W x 3, RGB, uint8, or what else `as_rgb` takes. The predictor is
     the tracker's own while it runs.
 
-    A frame that is the same as the one before gives the same objects. A blank one, as of a covered camera, gives lost ones.
+    A frame that is the same as the one before gives the same objects, and so does one of which the predictor encoded nothing.
+    A blank one, as of a covered camera, gives lost ones.
     Where frames change their size objects go on if the shape is the same, and are searched for if not.
 
     Args:
@@ -160,6 +164,8 @@ class Tracker:
         self._seen: NDArray[np.uint8] | None = None
         self._frame: NDArray[np.uint8] | None = None
         self._objects: list[TrackedObject] = []
+        # The embedding that the objects were found in; None if they were not.
+        self._features: Floats | None = None
         self._basis: tuple[Floats, Floats] | None = None
         self._grid = _Grid(0, 0, 0, 0.0)
         self._cells: Floats = np.zeros((0, 0, 0), np.float32)
@@ -190,7 +196,8 @@ class Tracker:
         self._objects = []
         image = as_rgb(frame)
         self._seen = image.copy()
-        self._look(image)
+        self._encode(image)
+        self._look()
         return self.add(boxes=boxes, points=points, labels=labels, masks=masks)
 
     def add(
@@ -244,9 +251,15 @@ class Tracker:
             for memory in self._memories.values():
                 memory.lost = True
             self._objects = [TrackedObject(number, None, None, 0.0, "lost") for number in self._memories]
+            self._features = None
+            return list(self._objects)
+        if not self._encode(image):
+            for memory in self._memories.values():
+                memory.motion = np.zeros(2, np.float32)
+            self._objects = [_settled(item) for item in self._objects]
             return list(self._objects)
         before = self._grid
-        self._look(image)
+        self._look()
         if self._grid[:2] != before[:2]:
             for memory in self._memories.values():
                 memory.lost = True
@@ -259,12 +272,34 @@ class Tracker:
 
     # ---- features ----
 
-    def _look(self, image: NDArray[np.uint8]) -> None:
-        """Encode a frame."""
+    def _encode(self, image: NDArray[np.uint8]) -> bool:
+        """Encode a frame; return False if the predictor saw nothing new in it, and gave the embedding that it gave before."""
+        if isinstance(self._predictor, PartialPredictor):
+            self._predictor.watch(self._expected())
         self._predictor.set_image(image)
         self._frame = image
-        features = self._predictor.get_image_embedding()[0]
-        height, width = image.shape[:2]
+        embedding = self._predictor.get_image_embedding()
+        same = embedding is self._features
+        self._features = embedding
+        return not same
+
+    def _expected(self) -> NDArray[np.float64] | None:
+        """Return the boxes, in pixels, where the objects will be if they go on as they moved; None if one is searched for."""
+        if not self._memories or any(memory.lost for memory in self._memories.values()):
+            return None
+        boxes = []
+        for memory in self._memories.values():
+            rows, columns = (np.flatnonzero(memory.cover.max(axis) > 0) for axis in (1, 0))
+            box = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) + np.tile(memory.motion[::-1], 2)
+            boxes.append(box * self._grid.cell)
+        return np.array(boxes)
+
+    def _look(self) -> None:
+        """Bring the cells that are compared up to date with the embedding."""
+        assert self._frame is not None
+        assert self._features is not None
+        features = self._features[0]
+        height, width = self._frame.shape[:2]
         side, longest = features.shape[-1], max(height, width)
         rows, columns = -(-side * height // longest), -(-side * width // longest)
         self._grid = _Grid(rows, columns, side, longest / side)
@@ -433,6 +468,8 @@ class Tracker:
                 (_soft_iou(option[: 4 * grid.rows, : 4 * grid.columns], share), float(score), option)
                 for option, score in zip(logits[0], scores[0], strict=True)
             ]
+            if drawn[0][0] > ENOUGH:
+                break
         agreement, _, best = max(drawn, key=lambda option: option[0] + 0.1 * option[1])
         outline = np.clip(best[: 4 * grid.rows, : 4 * grid.columns], -SURE, SURE)
         logits = outline + (0.5 if agreement > AGREE else 1.2) * np.clip(fine, -SURE, SURE)

@@ -3,6 +3,7 @@
 With GROUPMIX_SAM_SCREENSHOTS=docs/images the images of the docs are written.
 """
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,7 +26,7 @@ from groupmix_sam import build_sam_groupmix
 from groupmix_sam.images import read_image
 from groupmix_sam.inference.export.exporter import export
 from groupmix_sam.inference.export.parity import Thresholds
-from groupmix_sam.masks import mask_iou
+from groupmix_sam.masks import decode_rle, mask_iou
 from groupmix_sam.visualize import COLORS, draw_masks
 
 from ..conftest import SHARED
@@ -62,7 +64,8 @@ def url(exported):
     reference = ("--reference", MOBILE_SAM) if MOBILE_SAM.is_file() else ()
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        args = command("demo", "--port", port, "--checkpoint", "default", "--checkpoint", exported, *reference)
+        models = [argument for name in ("default", exported, "fast") for argument in ("--checkpoint", name)]
+        args = command("demo", "--port", port, *models, *reference)
         pipe = subprocess.PIPE
 
         def heed() -> None:
@@ -122,12 +125,12 @@ class Visitor:
     def sets(self, kind):
         self.page.locator("#kind").get_by_text(kind).click()
 
-    def click(self, x, y):
+    def click(self, x, y, name="image"):
         """Click on a pixel of the coffee, wherever it is on the screen."""
         # The page's own image, which may come some time after the words about it.
-        script = "shown => [...document.querySelectorAll('#image img')].some(image => image.naturalWidth == shown)"
+        script = f"shown => [...document.querySelectorAll('#{name} img')].some(image => image.naturalWidth == shown)"
         self.page.wait_for_function(script, arg=SHOWN[0])
-        image = self.page.locator("#image img").first
+        image = self.page.locator(f"#{name} img").first
         box = image.bounding_box()
         natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
         assert tuple(natural) == SHOWN
@@ -364,3 +367,56 @@ def test_the_camera_gives_a_image(visitor):
     visitor.page.wait_for_function("() => document.querySelector('#image video')?.videoWidth > 0")
     visitor.page.locator("#image").get_by_label("capture photo").click()
     visitor.says("pixels. Click on what you want.")
+
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """The coffee, which moves to the right by 8 pixels a frame."""
+    path = tmp_path_factory.mktemp("clip") / "coffee.mp4"
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (600, 400))
+    photo = read_image(COFFEE)[:, :, ::-1]
+    for i in range(STEPS):
+        video.write(np.roll(photo, 8 * i, axis=1))
+    video.release()
+    return path
+
+
+def test_an_object_of_a_clip_is_followed(visitor, clip):
+    page = visitor.page
+    page.get_by_role("tab", name="Video").click()
+    hint = page.locator("#video-hint")
+    page.locator("#video-model input").click()
+    page.get_by_role("option", name="fast: PyTorch fp32, 512 px").click()
+    page.set_input_files("#clip input[type=file]", clip)
+    sync_api.expect(hint).to_contain_text("600 x 400 pixels. Click on what you want.")
+    page.locator("#video-kind").get_by_text("box's corner").click()
+    visitor.click(*BOX[:2], name="frame")
+    sync_api.expect(hint).to_contain_text("Corner at")
+    visitor.click(*BOX[2:], name="frame")
+    sync_api.expect(hint).to_contain_text("The mask covers")
+    page.locator("#follow").click()
+    sync_api.expect(page.locator("#save-video")).to_be_enabled()
+    said = hint.inner_text()
+    assert re.fullmatch(rf"Frame {STEPS}: tracked, [0-9.]+ frames/s, 100 % of the pixels encoded\.", said), said
+    visitor.screenshot("demo_video")
+    with page.expect_download() as download:
+        page.locator("#save-masks").click()
+    assert download.value.suggested_filename == "masks.jsonl"
+    records = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
+    assert [record["frame"] for record in records] == list(range(STEPS))
+    masks = [decode_rle(record["objects"][0]["mask"]) for record in records]
+    assert 0.15 < masks[0].mean() < 0.30, "the cup is about a fifth of the photo"
+    for i, mask in enumerate(masks):
+        assert mask_iou(mask, np.roll(masks[0], 8 * i, axis=1)) > 0.9
+    with page.expect_download() as download:
+        page.locator("#save-video").click()
+    assert download.value.suggested_filename == "overlay.mp4"
+    video = cv2.VideoCapture(str(download.value.path()))
+    assert video.get(cv2.CAP_PROP_FRAME_COUNT) == STEPS
+    # What cannot be read takes the place of nothing.
+    page.locator("#video-clear").click()
+    sync_api.expect(hint).to_contain_text("Click on what you want.")
+    sync_api.expect(page.locator("#follow")).to_be_disabled()

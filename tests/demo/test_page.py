@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 pytest.importorskip("gradio", reason="the page needs groupmix-sam[demo]")
 
 from groupmix_sam.cli import app
-from groupmix_sam.demo import Answer, Click, Session, page
+from groupmix_sam.demo import Answer, Click, Session, image_tab, page
 from groupmix_sam.demo.session import REFERENCE, Embedding
 from groupmix_sam.errors import InvalidInputError, MissingExtraError
 from groupmix_sam.weights import save_weights
@@ -28,36 +28,36 @@ def session(**changes):
 
 
 def test_what_there_is_and_what_to_do_is_said():
-    assert "Start with an image" in page.hint_text(Session(), False)
-    assert page.hint_text(session(clicks=(), answers={}), False) == "60 x 40 pixels. Click on what you want."
-    assert "Corner at 3, 4:" in page.hint_text(session(clicks=(Click(3, 4, "corner"),), answers={}), False)
-    assert page.hint_text(session(), False) == "The mask covers 25.0 % of 60 x 40 pixels."
-    assert page.hint_text(session(), True).endswith("IoU with MobileSAM's: **0.500**")
+    assert "Start with an image" in image_tab.hint_text(Session(), False)
+    assert image_tab.hint_text(session(clicks=(), answers={}), False) == "60 x 40 pixels. Click on what you want."
+    assert "Corner at 3, 4:" in image_tab.hint_text(session(clicks=(Click(3, 4, "corner"),), answers={}), False)
+    assert image_tab.hint_text(session(), False) == "The mask covers 25.0 % of 60 x 40 pixels."
+    assert image_tab.hint_text(session(), True).endswith("IoU with MobileSAM's: **0.500**")
 
 
 def test_times_are_in_milliseconds():
-    text = page.times_list(session())
+    text = image_tab.times_list(session())
     assert "<dt>a&lt;b</dt><dd>encoder 500 ms once an image, decoder 20 ms each click</dd>" in text
     assert "<dt>MobileSAM</dt><dd>encoder 1250 ms once an image, decoder 30 ms each click</dd>" in text
-    assert "decoder" not in page.times_list(session(answers={}))
+    assert "decoder" not in image_tab.times_list(session(answers={}))
 
 
 def test_scores_and_buttons_come_with_the_masks():
-    *_, masks, _, save_mask, save_overlay = page.show(session(), False)
+    *_, masks, _, save_mask, save_overlay = image_tab.show(session(), False)
     assert masks.choices == [("1: 0.50", 0), ("2: 0.99", 1), ("3: 0.10", 2)]
     assert masks.value == 1
     assert save_mask.interactive
     assert save_overlay.interactive
-    *_, masks, _, save_mask, _ = page.show(session(answers={}), False)
+    *_, masks, _, save_mask, _ = image_tab.show(session(answers={}), False)
     assert masks.choices == []
     assert not save_mask.interactive
 
 
 def test_the_mask_is_saved_as_black_and_white():
-    saved = np.asarray(page.mask_image(session()))
+    saved = np.asarray(image_tab.mask_image(session()))
     assert (saved[:10] == 255).all()
     assert not saved[10:].any()
-    assert page.mask_image(Session()) is None
+    assert image_tab.mask_image(Session()) is None
 
 
 def test_the_next_free_port_is_taken():

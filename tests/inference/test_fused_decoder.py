@@ -63,6 +63,19 @@ def test_masks_of_an_earlier_round(sam, decoder):
     same(decoder(image, boxes.view(1, 2, 2), torch.tensor([[2.0, 3]])), stock(sam, x, boxes=boxes, masks=masks))
 
 
+def test_a_window_of_the_grid(sam, decoder):
+    """Of features and positions the stock decoder takes any part."""
+    x, masks, boxes = features(), 5 * torch.randn(1, 1, 64, 64), torch.tensor([[60.0, 90, 120, 140]])
+    rows, columns = slice(3, 11), slice(2, 14)
+    sparse, dense = sam.prompt_encoder(points=None, boxes=boxes, masks=masks)
+    parts = (part[:, :, rows, columns] for part in (x, sam.prompt_encoder.get_dense_pe(), dense))
+    here, positions, dense = parts
+    expected = sam.mask_decoder.predict_masks(here, positions, sparse, dense)
+    part = decoder.crop(rows, columns)
+    image = part.image((x + decoder.embed_masks(masks))[:, :, rows, columns])
+    same(part(image, boxes.view(1, 2, 2), torch.tensor([[2.0, 3]])), expected)
+
+
 @torch.inference_mode()
 def test_shipped_weights_at_another_size():
     sam = build_sam_groupmix(image_size=512)

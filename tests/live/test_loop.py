@@ -10,9 +10,11 @@ import threading
 import time
 import tracemalloc
 import weakref
+from collections import Counter
 from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -23,18 +25,19 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from groupmix_sam.cli import app
-from groupmix_sam.errors import ImageReadError, InvalidInputError
+from groupmix_sam.errors import ImageReadError, InvalidInputError, SaveError
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.automatic import segment
-from groupmix_sam.live.loop import Result, stream
-from groupmix_sam.live.sinks import Clock, MaskFile, Overlay
+from groupmix_sam.live.loop import Result, stream, track
+from groupmix_sam.live.sinks import Clock, CocoVideo, Crops, MaskFile, Overlay
 from groupmix_sam.live.sources import Frames
-from groupmix_sam.live.tracker import TrackedObject
+from groupmix_sam.live.tracker import TrackedObject, Tracker
 from groupmix_sam.masks import decode_rle, mask_iou
 from groupmix_sam.prompts import Prompt, read_shared_prompts, stack_prompts
 from groupmix_sam.weights import save_weights
 
 from ..inference.conftest import draw
+from ..release import ALL
 from .fake import RED, ColourPredictor, rectangle, scene
 
 BOXES = np.array([[20.0, 10, 100, 80], [5, 5, 60, 60]])
@@ -565,6 +568,34 @@ def test_nothing_grows_with_the_number_of_frames(tmp_path):
         tracemalloc.stop()
 
 
+@pytest.mark.release
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="needs Linux, which says how much memory a process holds")
+def test_an_hour_of_frames(tmp_path, monkeypatch):
+    """A looped video through the tracker and the file of masks: the process does not grow. A release takes a whole hour's."""
+    count = 90_000 if ALL else 900
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # ten minutes of waiting for the disk
+    there = [scene((RED, (20 + 3 * i, 40, 50 + 3 * i, 70)), seed=i)[:, :, ::-1].copy() for i in range(12)]
+    loop = [frame for frame in there + there[-2:0:-1] for _ in range(10)]  # forth and back, and each stands for a while
+    moving = Camera([])
+    numbers = iter(range(count))
+    moving.read = lambda: (False, None) if (i := next(numbers, None)) is None else (True, loop[i % len(loop)])
+
+    def held():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    clock, memory, states = Clock(), [], Counter()
+    frames = Frames("line.avi", open_capture=lambda source: moving)
+    with MaskFile(tmp_path / "a.jsonl") as masks:
+        for found in track(Tracker(ColourPredictor()), frames, [Prompt(box=[20, 40, 50, 70])]):
+            masks.write(found)
+            clock.add(found.seconds)
+            states[found.objects[0].state] += 1
+            if found.number % (count // 10) == 0:
+                memory.append(held())
+    assert states == {"tracked": count}
+    assert max(memory[3:]) - memory[2] < 4e6
+
+
 def test_overlay_shows_the_mask(tmp_path):
     masks = np.zeros((1, 90, 120), bool)
     masks[0, 20:60, 30:80] = True
@@ -637,7 +668,7 @@ def test_a_service_that_is_stopped_keeps_its_masks(tmp_path, sam, monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().read()
 
-    monkeypatch.setattr(cv2, "VideoCapture", lambda source: Stopped(range(9)))
+    monkeypatch.setattr(Frames, "_open_capture", lambda self, source: Stopped(range(9)))
     before = signal.getsignal(signal.SIGTERM)
     arguments = ["stream", "line.avi", "--box", "9,9,60,60", "--masks", str(masks), "--checkpoint", str(weights)]
     done = CliRunner().invoke(app, [*arguments, "--encoder", "gmf_sam_test", "--image-size", "256"], catch_exceptions=False)
@@ -696,3 +727,80 @@ def test_bad_files(tmp_path):
     for kind, name in ((MaskFile, "no/where.jsonl"), (Overlay, "a.gif"), (Overlay, ".")):
         with pytest.raises(InvalidInputError, match="cannot write"):
             kind(tmp_path / name)
+
+
+def followed(number, *masks):
+    """Return a result of objects that are followed, lost where there is no mask, in a frame of its own colours."""
+    frame = np.random.default_rng(number).integers(0, 255, (90, 120, 3)).astype(np.uint8)
+    objects = [TrackedObject(i, mask, None, 1.0, "lost" if mask is None else "tracked") for i, mask in enumerate(masks)]
+    seen = np.array([item.mask for item in objects if item.mask is not None]).reshape(-1, 90, 120)
+    return Result(number, number / 10, frame, seen, np.ones(len(seen)), 0.1, objects)
+
+
+MASK = rectangle((10, 20, 40, 60), (90, 120))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # pycocotools'
+def test_coco_for_videos(tmp_path):
+    """Three frames, of which the second is skipped: an object that is lost for one, and one that is added later."""
+    path = tmp_path / "video.json"
+    with CocoVideo(path) as out:
+        out.write(followed(0, MASK))
+        out.write(followed(2, None, MASK))
+        assert not path.exists()
+        out.write(followed(3, MASK, MASK))
+    content = json.loads(path.read_text())
+    assert content["videos"] == [
+        {"id": 1, "width": 120, "height": 90, "length": 3, "file_names": ["000000.jpg", "000002.jpg", "000003.jpg"]}
+    ]
+    first, second = content["annotations"]
+    assert [first["id"], first["track_id"], second["id"], second["track_id"]] == [1, 0, 2, 1]
+    assert first["areas"] == [1200, None, 1200]
+    assert first["bboxes"] == [[10, 20, 30, 40], None, [10, 20, 30, 40]]
+    assert second["areas"] == [None, 1200, 1200]
+    assert second["segmentations"][0] is None
+    assert np.array_equal(coco_mask.decode(second["segmentations"][1]), MASK)
+    # Of prompts in every frame, each is a track; nothing is written of no frame.
+    with CocoVideo(path) as out:
+        out.write(result(0)._replace(masks=MASK[None]))
+    assert len(json.loads(path.read_text())["annotations"]) == 1
+    with CocoVideo(tmp_path / "none.json"):
+        pass
+    assert not (tmp_path / "none.json").exists()
+
+
+def test_crops(tmp_path):
+    whole = followed(7, None, MASK, rectangle((0, 0, 0, 0), (90, 120)))
+    with Crops(tmp_path / "a" / "crops") as out:
+        out.write(whole)
+    (path,) = (tmp_path / "a" / "crops").rglob("*.*")
+    assert path == tmp_path / "a" / "crops" / "1" / "000007.png"
+    crop = np.asarray(Image.open(path))
+    assert np.array_equal(crop[:, :, :3], whole.frame[20:60, 10:40, ::-1])
+    assert (crop[:, :, 3] == 255).all()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SaveError, match="cannot be made"):
+        Crops(tmp_path / "file")
+
+
+def test_windows_need_objects():
+    with pytest.raises(InvalidInputError, match="give both"):
+        CliRunner().invoke(app, ["stream", "a.avi", "--box", "0,0,9,9", "--follow"], catch_exceptions=False)
+
+
+def test_all_outputs_of_a_tracked_video(tmp_path, monkeypatch):
+    """`stream --track` on a drawn video: the files agree with each other."""
+    monkeypatch.setattr(Predictor, "from_pretrained", lambda *args, **options: ColourPredictor())
+    video = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (160, 120))
+    for i in range(4):
+        video.write(scene((RED, (20 + 3 * i, 40, 50 + 3 * i, 70)), seed=i)[:, :, ::-1])
+    video.release()
+    arguments = ["stream", str(tmp_path / "a.avi"), "--track", "--box", "20,40,50,70", "--masks", str(tmp_path / "m.jsonl")]
+    arguments += ["--coco", str(tmp_path / "c.json"), "--crops", str(tmp_path / "crops")]
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    records = [json.loads(line)["objects"][0] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    (annotation,) = json.loads((tmp_path / "c.json").read_text())["annotations"]
+    assert annotation["segmentations"] == [record["mask"] for record in records]
+    assert len(records) == 4
+    crops = sorted((tmp_path / "crops" / "0").iterdir())
+    assert [(np.asarray(Image.open(crop))[:, :, 3] > 0).sum() for crop in crops] == annotation["areas"]

@@ -163,6 +163,17 @@ def test_a_camera_that_goes_black(tracker):
     assert mask_iou(item.mask, rectangle(at(23))) > 0.85
 
 
+def test_a_corrupt_frame(tracker):
+    """Nothing but noise."""
+    tracker.start(scene((RED, at(20))), boxes=[at(20)])
+    tracker.update(scene((RED, at(23)), seed=1))
+    broken = np.random.default_rng(2).integers(0, 255, (120, 160, 3)).astype(np.uint8)
+    assert tracker.update(broken)[0].state == "lost"
+    (item,) = tracker.update(scene((RED, at(29)), seed=3))
+    assert item.state == "found"
+    assert mask_iou(item.mask, rectangle(at(29))) > 0.85
+
+
 def test_frames_that_change_their_size(tracker):
     """Of the same shape the object goes on; of another it is found again."""
     tracker.start(scene((RED, at(20))), boxes=[at(20)])

@@ -6,10 +6,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import RuntimeUnavailableError, import_extra
+from ...errors import InvalidInputError, RuntimeUnavailableError, import_extra
 from .base import input_refused
 
 __all__ = ["OpenvinoBackend", "openvino_core"]
@@ -27,13 +28,24 @@ class OpenvinoBackend:
         device: "CPU", "GPU" or another of OpenVINO's devices.
         precision: "f32" or "bf16": OpenVINO would choose by the processor. Where bf16 has no instructions a warning says so.
         threads: None leaves them to OpenVINO.
+        window: Of an encoder, the height and width that it takes in place of the file's own.
 
     Raises:
         MissingExtraError: there is no openvino.
         RuntimeUnavailableError: the device is not there, or the file cannot be read.
+        InvalidInputError: the encoder takes no other size.
     """
 
-    def __init__(self, path: Path, device: str = "CPU", precision: str = "f32", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: str = "CPU",
+        precision: str = "f32",
+        threads: int | None = None,
+        window: tuple[int, int] | None = None,
+    ) -> None:
+        self._options = path, device, precision, threads
+        self._windows: dict[tuple[int, int], OpenvinoBackend] = {}
         self.device = torch.device("cpu")
         self._lock = Lock()
         core = openvino_core()
@@ -41,9 +53,10 @@ class OpenvinoBackend:
         if threads is not None:
             # Unpinned: several processes of one thread each would all be pinned to the first core.
             settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
-        self._compile = partial(core.compile_model, str(path), device, settings)
         self._shapes: set[tuple[torch.Size, ...]] = set()
         try:
+            source = str(path) if window is None else _resized(core.read_model(str(path)), window)
+            self._compile = partial(core.compile_model, source, device, settings)
             self.model = self._compile()
         except RuntimeError as e:
             raise RuntimeUnavailableError(
@@ -55,6 +68,13 @@ class OpenvinoBackend:
                 f"this {device} has no instructions for bf16, and emulating them is slower than fp32: export in fp32 or int8.",
                 stacklevel=2,
             )
+
+    def for_window(self, height: int, width: int) -> "OpenvinoBackend":
+        """Return the encoder for windows of that size, multiples of 16; it is compiled when it is first asked for."""
+        size = height, width
+        if size not in self._windows:
+            self._windows[size] = OpenvinoBackend(*self._options, window=size)
+        return self._windows[size]
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         arrays = [x.cpu().contiguous().numpy() for x in inputs]
@@ -82,3 +102,34 @@ def openvino_core() -> Any:
     with a handler in Python, as when a DataLoader's worker ends, kills the process.
     """
     return import_extra("openvino", "openvino").Core()
+
+
+def _resized(model: Any, size: tuple[int, int]) -> Any:
+    """Return an encoder that takes images of another height and width, of which its export made constants.
+
+    These are the shapes of reshapes between tokens as a list, B x N x C, and as a grid, B x rows x columns x C.
+    """
+    opset, ov = import_extra("openvino.opset13", "openvino"), import_extra("openvino", "openvino")
+    pixels = model.get_parameters()[0]
+    try:
+        height, width = (pixels.get_partial_shape()[i].get_length() for i in (2, 3))
+        # `model.reshape` would first check the new constants with the old size.
+        pixels.set_partial_shape(ov.PartialShape([1, 3, height, width]))
+        model.validate_nodes_and_infer_types()
+        for node in model.get_ops():
+            if node.get_type_name() == "Reshape":
+                before, shape = list(node.get_input_shape(0)), list(node.get_output_shape(0))
+                if (len(before), len(shape)) == (3, 4):
+                    shape[1:3] = shape[1] * size[0] // height, shape[2] * size[1] // width
+                elif (len(before), len(shape)) == (4, 3):
+                    shape[1] = -1
+                else:
+                    continue
+                node.input(1).replace_source_output(opset.constant(np.array(shape, np.int64)).output(0))
+        pixels.set_partial_shape(ov.PartialShape([1, 3, *size]))
+        model.validate_nodes_and_infer_types()
+    except RuntimeError as e:
+        raise InvalidInputError(
+            f"this encoder takes one size, and no window ({e}): give the export of a GroupMixFormer."
+        ) from e
+    return model

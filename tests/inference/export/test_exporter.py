@@ -8,6 +8,7 @@ import sys
 import weakref
 from contextlib import nullcontext
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -45,6 +46,8 @@ from groupmix_sam.inference.export.openvino import _stays_exact
 from groupmix_sam.inference.export.parity import Thresholds, measure_parity
 from groupmix_sam.inference.export.tensorrt import lint
 from groupmix_sam.inference.fused_encoder import fuse_encoder
+from groupmix_sam.inference.model import torch_model
+from groupmix_sam.live import PartialPredictor
 from groupmix_sam.masks import mask_iou
 
 from ..conftest import draw
@@ -271,6 +274,28 @@ def test_int8_for_tensorrt(sam, exported, monkeypatch, tmp_path):
     assert 1e-4 < errors[0] < 1.5 * errors[1]
     assert len(onnx_low(tmp_path, "encoder.onnx")) == len(onnx_low(tmp_path, "other.onnx")) > 0
     assert any("zero point" in fault for fault in lint(tmp_path / "other.onnx"))
+
+
+def test_windows_in_openvino(sam, exported):
+    """An export of one size encodes windows as PyTorch does, and so does a `PartialPredictor`."""
+    encoder = OpenvinoBackend(exported / "encoder.onnx")
+    pixels = torch.randn(1, 3, 128, 192)
+    with torch.no_grad():
+        expected = sam.image_encoder(pixels)
+    torch.testing.assert_close(encoder.for_window(128, 192)(pixels)[0], expected, rtol=0, atol=1e-3)
+    assert encoder.for_window(128, 192) is encoder.for_window(128, 192)
+    plain = torch_model(sam)
+    predictors = [PartialPredictor(Predictor(replace(plain, encoder=runtime))) for runtime in (plain.encoder, encoder)]
+    still = np.full((192, 256, 3), 90, np.uint8)
+    moved = still.copy()
+    moved[:8, :8] = 250
+    for predictor in predictors:
+        predictor.set_image(still)
+        predictor.set_image(moved)
+        assert predictor.share == 0.25, "128 x 128 of 256 x 256"
+    np.testing.assert_allclose(*(predictor.get_image_embedding() for predictor in predictors), atol=1e-3)
+    with pytest.raises(InvalidInputError, match="no window"):
+        OpenvinoBackend(exported / "decoder.onnx").for_window(128, 128)
 
 
 def test_what_stays_exact_in_openvino(exported):
