@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import Sam
 from tqdm import tqdm
 
-from ..devices import use_threads
+from ..devices import usable_cpus, use_threads
 from ..errors import GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, RunStoppedError, without_secrets
 from ..hub import HUB_PREFIX
 from ..images import SUFFIXES, decode_image, is_image, report_left_out
@@ -397,7 +397,14 @@ def _cluster() -> Iterator[Any]:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         try:
             if local:
-                ray.init("local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, _temp_dir=folder, **quiet)
+                ray.init(
+                    "local",
+                    num_cpus=usable_cpus(),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=folder,
+                    **quiet,
+                )
             else:
                 ray.init(**quiet)
         except (ConnectionError, RuntimeError, ValueError) as e:

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import yaml
 from accelerate import Accelerator, PartialState
 from torch import nn
 
+from ..devices import usable_cpus
 from ..errors import InvalidInputError, MissingExtraError, SaveError
 from ..files import write_beside
 from ..images import ImageFile
@@ -266,4 +266,4 @@ def loader_workers(accelerator: Accelerator) -> int:
     """Return how many processes are to read images ahead of a training process."""
     if accelerator.device.type == "cpu":
         return 1
-    return max(1, min(8, (os.cpu_count() or 1) // accelerator.num_processes))
+    return max(1, min(8, usable_cpus() // accelerator.num_processes))
