@@ -397,8 +397,14 @@ def _cluster() -> Iterator[Any]:
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         try:
             if local:
-                mine = {"num_cpus": usable_cpus(), "object_store_memory": OBJECT_STORE_BYTES, "_temp_dir": folder}
-                ray.init("local", include_dashboard=False, **mine, **quiet)
+                ray.init(
+                    "local",
+                    num_cpus=usable_cpus(),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=folder,
+                    **quiet,
+                )
             else:
                 ray.init(**quiet)
         except (ConnectionError, RuntimeError, ValueError) as e:
