@@ -38,6 +38,8 @@ __all__ = [
 SUFFIXES = {".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # What is expected beside images, and not reported as left out: annotations and notes.
 BESIDE = {"", ".csv", ".json", ".jsonl", ".md", ".tar", ".txt", ".xml", ".yaml", ".yml"}
+# Pillow's plugin for it would start Ghostscript.
+POSTSCRIPT = "EPS"
 # The brands of HEIF files, bytes 8 to 12, that Pillow reads with pillow-heif alone.
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
@@ -316,6 +318,8 @@ def _open_plugin(data: bytes) -> PillowFile.ImageFile:
         load()
         for kind in Image.ID:
             factory, accept = Image.OPEN[kind]
+            if kind == POSTSCRIPT:
+                continue
             if accept is None or accept(data[:16]) is True:
                 try:
                     return factory(io.BytesIO(data), "")

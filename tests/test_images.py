@@ -287,6 +287,13 @@ def test_a_limit_of_pixels_is_checked_before_decoding():
     assert decode_image(file.getvalue(), "photo", max_pixels=600).shape == (20, 30, 3)
 
 
+def test_postscript_starts_no_other_program(monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: pytest.fail("Ghostscript was started"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 30 20\n%%EndComments\nshowpage\n"
+    with pytest.raises(ImageReadError, match="convert it to PNG or JPEG"):
+        decode_image(eps, "photo.jpg")
+
+
 def test_what_is_no_image_is_said_without_where_it_lies_in_memory():
     with pytest.raises(ImageReadError, match=r"^photo cannot be read as an image: convert it to PNG or JPEG\.$"):
         decode_image(b"hello", "photo")
