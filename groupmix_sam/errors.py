@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 __all__ = [
+    "BusyError",
     "GroupMixSamError",
     "ImageReadError",
     "InvalidInputError",
@@ -93,6 +94,14 @@ class RuntimeUnavailableError(GroupMixSamError, RuntimeError):
 
 class ParityError(GroupMixSamError, RuntimeError):
     """An exported model whose masks are not those of the model that it was made from."""
+
+
+class BusyError(GroupMixSamError, RuntimeError):
+    """More requests than a server lets wait; `seconds` is when to ask again."""
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class MissingExtraError(GroupMixSamError, ImportError):

@@ -18,7 +18,7 @@ LAYERS = (
     {"inference"},
     {"distill", "live"},
     {"evaluate"},
-    {"batch", "demo", "reproduce"},
+    {"batch", "demo", "reproduce", "serve"},
     {"cli"},
     {"__main__"},
 )

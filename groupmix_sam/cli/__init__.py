@@ -27,6 +27,7 @@ from . import (
     profile,
     push,
     segment,
+    serve,
     stream,
 )
 
@@ -68,7 +69,7 @@ PANELS = {
     "Use": (segment.segment, everything.everything, demo.demo, stream.stream, info.info),
     "Train": (distill.distill, adapt.adapt),
     "Measure": (evaluate.evaluate, evaluate_video.evaluate_video, compare.compare, profile.profile, encoders.encoders),
-    "Deploy": (export.export, batch.batch, push.push),
+    "Deploy": (export.export, serve.serve, batch.batch, push.push),
 }
 for panel, commands in PANELS.items():
     for command in commands:
