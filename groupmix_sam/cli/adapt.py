@@ -35,7 +35,7 @@ def adapt(
 ) -> None:
     """Fine-tune trained weights on frames from your camera: with labels, with a teacher, or with both.
 
-    groupmix-sam adapt my_frames/ --labels annotations.json --minutes 10 --output runs/mine
+    groupmix-sam adapt my_frames/ --labels annotations.json --minutes 10 --output runs/labelled
     groupmix-sam adapt my_frames/ --teacher mobile_sam.pt --minutes 20 --output runs/line
     """
     from dataclasses import replace
