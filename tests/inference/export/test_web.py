@@ -34,7 +34,6 @@ from groupmix_sam.inference.mask_resize import neighbours, resize_blocks
 from groupmix_sam.masks import encode_rle, mask_iou
 from groupmix_sam.preprocess import resize, resized_size
 
-from ...release import ALL
 from ..conftest import draw
 
 ROOT = Path(__file__).parents[3]
@@ -89,21 +88,15 @@ def server(site):
 
 
 @pytest.fixture(scope="module")
-def launch():
-    """Start the browser with options of its command line."""
+def browser():
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
     if CHROMIUM is None:
         pytest.skip("there is no chromium: apt-get install chromium")
     sync_api.expect.set_options(timeout=PATIENCE)
     with sync_api.sync_playwright() as playwright:
-        yield lambda *options: playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *options])
-
-
-@pytest.fixture(scope="module")
-def browser(launch):
-    browser = launch()
-    yield browser
-    browser.close()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 class Visitor:
@@ -354,22 +347,6 @@ def test_without_service_workers_there_is_one_thread(browser, server):
     assert not plain.page.evaluate("crossOriginIsolated")
     assert "WebAssembly, 1 thread." in plain.page.inner_text("#times")
     plain.close()
-
-
-@pytest.mark.release
-@pytest.mark.skipif(not ALL, reason="WebGPU without a GPU takes long: make test-all")
-def test_webgpu_gives_the_predictors_mask(launch, server, expected):
-    """By SwiftShader, which computes on the processor; the page takes it only if it is told to."""
-    browser = launch("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--use-vulkan=swiftshader")
-    visitor = Visitor(browser, f"{server.url}?runtime=webgpu")
-    visitor.open()
-    masks, _ = expected.predict_single_mask(np.array([[SPOON]]), np.ones((1, 1)))
-    visitor.click(*SPOON)
-    visitor.says_share(1, masks[0])
-    assert mask_iou(visitor.masks()[0], masks[0]) >= 0.99
-    assert "Runtime: WebGPU." in visitor.page.inner_text("#times")
-    visitor.close()
-    browser.close()
 
 
 def test_it_works_offline(visitor, server, expected):

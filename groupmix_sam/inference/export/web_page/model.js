@@ -8,6 +8,7 @@ const PARTS = ["encoder", "image", "decoder"];
 const BUILDS = { webgpu: "ort-wasm-simd-threaded.asyncify", wasm: "ort-wasm-simd-threaded" };
 // How far a GPU may be off what ONNX Runtime computed when the page was exported.
 const TOLERANCE = 0.05;
+const PATIENCE = 30_000; // milliseconds that a GPU may take to compile the model and to compute once
 
 let ort, config, sessions, tokens, size;
 
@@ -18,7 +19,7 @@ const handlers = {
     const names = runtime ? [runtime] : (await hasGpu()) ? ["webgpu", "wasm"] : ["wasm"];
     for (const name of names) {
       try {
-        await start(name, site);
+        await start(name, site, name !== names.at(-1));
         const threads = name === "wasm" ? ort.env.wasm.numThreads : 0;
         const { image_size, embed_stride, mask_threshold } = config;
         return { runtime: name, threads, config: { image_size, embed_stride, mask_threshold } };
@@ -55,7 +56,7 @@ const handlers = {
       coords.push(0, 0);
       labels.push(-1);
     }
-    const { logits, scores } = await decode(coords, labels);
+    const { logits, scores } = await decode(tokens, coords, labels);
     return { logits, scores, milliseconds: performance.now() - start };
   },
 };
@@ -67,7 +68,7 @@ async function hasGpu() {
 }
 
 /** Load the runtime and the model, with progress, and try the GPU by a result that is known. */
-async function start(runtime, site) {
+async function start(runtime, site, hasOther) {
   const build = `runtime/${BUILDS[runtime]}`;
   const files = [`${build}.wasm`, ...PARTS.map((part) => `model/${part}.onnx`)];
   const total = files.reduce((sum, name) => sum + site.files[name], 0);
@@ -84,7 +85,9 @@ async function start(runtime, site) {
   for (const [i, part] of PARTS.entries()) {
     sessions[part] = await ort.InferenceSession.create(models[i], { executionProviders: [runtime] });
   }
-  if (runtime === "webgpu") await probe(site.probe);
+  if (runtime !== "webgpu") return;
+  const late = (_, reject) => setTimeout(() => reject(new Error(`it takes longer than ${PATIENCE / 1000} s`)), PATIENCE);
+  await Promise.race([probe(site.probe), ...(hasOther ? [new Promise(late)] : [])]);
 }
 
 async function download(name, length, progress) {
@@ -106,8 +109,8 @@ async function download(name, length, progress) {
 /** Throw if the scores and logits of a pattern are not those that were computed when the page was exported. */
 async function probe(expected) {
   const side = config.image_size;
-  tokens = await encode(Float32Array.from({ length: 3 * side * side }, (_, i) => (i % 97) / 48.5 - 1));
-  const { logits, scores } = await decode([side / 2, side / 2, 0, 0], [1, -1]);
+  const image = await encode(Float32Array.from({ length: 3 * side * side }, (_, i) => (i % 97) / 48.5 - 1));
+  const { logits, scores } = await decode(image, [side / 2, side / 2, 0, 0], [1, -1]);
   const means = Array.from(logits, (mask) => mask.reduce((sum, value) => sum + value, 0) / mask.length);
   const off = (got, wanted) => Math.max(...wanted.map((value, i) => Math.abs(got[i] - value) / Math.max(1, Math.abs(value))));
   const worst = Math.max(off(scores, expected.scores), off(means, expected.logits));
@@ -120,9 +123,9 @@ async function encode(images) {
   return sessions.image.run({ features });
 }
 
-async function decode(coords, labels) {
+async function decode(image, coords, labels) {
   const out = await sessions.decoder.run({
-    ...tokens,
+    ...image,
     points: new ort.Tensor("float32", Float32Array.from(coords), [1, labels.length, 2]),
     labels: new ort.Tensor("float32", Float32Array.from(labels), [1, labels.length]),
   });
