@@ -38,7 +38,7 @@ from groupmix_sam.evaluate import load_model
 from groupmix_sam.images import ImageFile, find_images
 from groupmix_sam.inference import Predictor
 from groupmix_sam.inference.backends.onnxruntime import OnnxBackend
-from groupmix_sam.inference.backends.openvino import MOST_SHAPES, OpenvinoBackend
+from groupmix_sam.inference.backends.openvino import OpenvinoBackend
 from groupmix_sam.inference.export.convolutions import as_convolutions
 from groupmix_sam.inference.export.exporter import export
 from groupmix_sam.inference.export.onnx import OPSET, _gelu, holds_in_int8, quantize
@@ -515,22 +515,21 @@ def test_other_sizes_are_refused(exported):
 
 
 def test_openvinos_memory_stays_flat(exported):
-    """Of many numbers of points, for each of which a compiled model keeps memory; its answers stay the same."""
+    """Of 256 numbers of prompts and points, for each of which a compiled model keeps 3 MB; its answers stay the same."""
     model = OpenvinoBackend(exported / "decoder.onnx", threads=1)
     image = [torch.randn([side.get_length() for side in value.get_partial_shape()]) for value in list(model.model.inputs)[:4]]
 
-    def ask(points):
+    def ask(prompts, points):
         torch.manual_seed(points)
-        return model(*image, 256 * torch.rand(1, points, 2), torch.ones(1, points))
+        return model(*image, 256 * torch.rand(prompts, points, 2), torch.ones(prompts, points))
 
-    first, compiled, held = ask(1), model.model, []
-    for round_ in range(4):
-        for points in range(1, MOST_SHAPES + 1):
-            ask(round_ * MOST_SHAPES + points)
+    first, held = ask(8, 32), []
+    shapes = np.random.default_rng(0).permutation([(p, n) for p in range(1, 9) for n in range(1, 33)])
+    for prompts, points in shapes.tolist():
+        ask(prompts, points)
         held.append(psutil.Process().memory_info().rss >> 20)
-    assert model.model is not compiled
-    assert held[3] - held[1] < 10, held
-    for a, b in zip(ask(1), first, strict=True):
+    assert held[-1] - held[159] < 60, held[::32]  # oneDNN's own cache is full by then
+    for a, b in zip(ask(8, 32), first, strict=True):
         torch.testing.assert_close(a, b)
 
 
