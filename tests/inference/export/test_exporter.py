@@ -50,6 +50,7 @@ from groupmix_sam.inference.model import torch_model
 from groupmix_sam.live import PartialPredictor
 from groupmix_sam.masks import mask_iou
 
+from ...release import ALL
 from ..conftest import draw
 
 # Untrained masks are full of edges, along which the last bit decides.
@@ -514,6 +515,8 @@ def test_other_sizes_are_refused(exported):
         OpenvinoBackend(exported / "image.onnx")(torch.zeros(1, 256, 9, 9))
 
 
+@pytest.mark.release
+@pytest.mark.skipif(not ALL, reason="it takes 20 s: make test-all runs it")
 def test_openvinos_memory_stays_flat(exported):
     """Of 256 numbers of prompts and points, for each of which a compiled model keeps 3 MB; its answers stay the same."""
     model = OpenvinoBackend(exported / "decoder.onnx", threads=1)
