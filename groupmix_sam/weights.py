@@ -49,7 +49,7 @@ SHIPPED = {"default": DEFAULT_ENCODER, "fast": "gmf_sam_2282_512"}
 # Their sha256, so that a damaged installation is an error at once.
 PRETRAINED = {
     DEFAULT_ENCODER: "18817f86c1e93e69f7eec30c6119489253dc9d06f46c6693cd6663a0c8decb90",
-    "gmf_sam_2282_512": "cb088952d7e9088ab098e6ca4cebe99caba70b5393945a4b18eb6a00345b3f22",
+    "gmf_sam_2282_512": "bf72146fad02c1c79607437af6575022da0f81b552cac1ee4f61597da53a336e",
 }
 FORMAT_VERSION = "1"
 # Smaller tensors stay in fp32 when weights are halved: norms, variances and the prompt encoder's positions need the digits.
