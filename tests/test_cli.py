@@ -36,6 +36,7 @@ from groupmix_sam.inference.export.exporter import export
 from groupmix_sam.inference.export.parity import Thresholds
 from groupmix_sam.inference.model import torch_model
 from groupmix_sam.reproduce.table1 import Settings, train_encoders
+from groupmix_sam.serve import Limits
 from groupmix_sam.visualize import draw_masks
 from groupmix_sam.weights import push_to_hub, save_weights
 
@@ -388,10 +389,11 @@ def test_defaults_are_the_functions():
         "evaluate": (load_model, ReferenceDataset),
         "evaluate-video": (Predictor.from_pretrained,),
         "everything": (everything, Predictor.from_pretrained),
-        "export": (export, build_sam_groupmix),
+        "export": (export,),  # its checkpoint is "fast" for a web page
         "profile": (measure_costs,),
         "push": (push_to_hub,),
         "segment": (segment, Predictor.from_pretrained),
+        "serve": (Limits, Predictor.from_pretrained),
         "stream": (Predictor.from_pretrained,),
     }
     assert {*functions, "info"} == set(commands)

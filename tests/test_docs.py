@@ -112,8 +112,8 @@ DONE: set[tuple[str, ...]] = set()
 
 def run(desk, words):
     """Run a command of ours at the desk, made small; once."""
-    arguments = [*words[1:], *SMALL.get(words[1], [])]
-    if words[1] in ("adapt", "evaluate") and "--checkpoint" not in words:
+    arguments = [*words[1:], *([] if "--compare" in words else SMALL.get(words[1], []))]
+    if words[1] in ("adapt", "evaluate") and not {"--checkpoint", "--compare"}.intersection(words):
         arguments += ["--checkpoint", "tiny.safetensors"]
     for given, more in ALSO.items():
         if given in words and not (given == "--points-per-side" and words[1] == "everything"):

@@ -190,7 +190,8 @@ def test_a_worker_on_a_full_disk_leaves_no_half_part(count, tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(draw()).save(tmp_path / "in" / "a.png")
     weights = save_weights(build_sam_groupmix(None, **TINY), tmp_path / "w.safetensors")
-    values = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "batch_size": 1, "threads": 1}
+    values = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "batch_size": 1}
+    values |= {"device": "cpu", "threads": 1, "gpus_per_worker": 0}
     job = Job(
         source=str(tmp_path / "in"), output=str(tmp_path / "out"), everything=False, checkpoint=str(weights), **TINY, **values
     )
