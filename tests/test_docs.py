@@ -56,7 +56,7 @@ ALSO = {
 }
 # Where an option of a script is named.
 SCRIPTS = [*sorted((ROOT / "benchmarks").glob("*.py")), *sorted((ROOT / "examples").glob("*.py"))]
-ADDED = re.compile(r'add_argument\("(--[\w-]+)"')
+ADDED = re.compile(r'add_argument\(\s*"(--[\w-]+)"')
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,8 @@ def test_onnx_runtime_gives_the_same(sam, exported):
     same_masks(Predictor.from_pretrained(exported), Predictor(sam), [draw(), draw(31, 200)], atol=1e-4)
 
 
+@pytest.mark.release
+@pytest.mark.skipif(not ALL, reason="it traces for 30 s: make test-all runs it")
 def test_a_frame_size_leaves_out_the_padding(sam, tmp_path):
     folder = tmp_path / "frames"
     export(sam, folder, [draw(120, 240)], runtime="openvino", frame_size=(1280, 640), thresholds=LOOSE)
@@ -313,6 +315,8 @@ def test_what_stays_exact_in_openvino(exported):
     assert {name for name, exact in weights.items() if not exact} == expected
 
 
+@pytest.mark.release
+@pytest.mark.skipif(not ALL, reason="it takes a minute: make test-all runs it")
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 @pytest.mark.parametrize("encoder", ["gmf_sam_test", "sam_resnet18"])
 def test_all_convolutions_are_in_int8_of_others_than_groupmixformer(exported, tmp_path, runtime, encoder):
