@@ -112,6 +112,31 @@ def test_a_frame_size_leaves_out_the_padding(sam, tmp_path):
         got.set_image(draw())
 
 
+def test_what_is_traced_for_a_frame_size(sam, tmp_path, monkeypatch):
+    """Of a side of 256, in whole steps of 16; a square without one."""
+    traced = []
+
+    def stop(_sam, _folder, _dtype, _dynamic_batch, input_size):
+        traced.append(input_size)
+        raise InvalidInputError("stop")
+
+    monkeypatch.setattr(sys.modules["groupmix_sam.inference.export.exporter"], "write_graphs", stop)
+    for size in ((1280, 720), (640, 480), (720, 1280), None):
+        with pytest.raises(InvalidInputError, match="stop"):
+            export(sam, tmp_path / "a", [draw()], frame_size=size)
+    assert traced == [(144, 256), (192, 256), (256, 144), (256, 256)]
+
+
+def test_a_folder_for_a_frame_size_refuses_other_shapes(sam, exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "frames")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "input_size": [128, 256]}))
+    predictor = Predictor.from_pretrained(folder)
+    assert predictor.preprocess(draw(100, 240)).shape == (3, 128, 256)
+    with pytest.raises(InvalidInputError, match=r"120 x 90 pixels does not fit.*of the shape of 256 x 128: export it for this"):
+        predictor.set_image(draw())
+
+
 def test_frame_sizes_that_cannot_be_used(sam, tmp_path):
     for size in ((0, 720), (1280,)):
         with pytest.raises(InvalidInputError, match=r"frame_size is \(.*give a width and a height in pixels"):
