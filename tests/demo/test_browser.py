@@ -375,8 +375,8 @@ STEPS = 6
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """The coffee, which moves to the right by 8 pixels a frame."""
-    path = tmp_path_factory.mktemp("clip") / "coffee.mp4"
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (600, 400))
+    path = tmp_path_factory.mktemp("clip") / "coffee.webm"
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"VP80"), 10, (600, 400))
     photo = read_image(COFFEE)[:, :, ::-1]
     for i in range(STEPS):
         video.write(np.roll(photo, 8 * i, axis=1))
