@@ -33,6 +33,10 @@ def distill(
     decoder_minutes: Annotated[
         float | None, typer.Option(help="Training time of the mask decoder, on the teacher's masks. Default: not trained.")
     ] = None,
+    encoder_too: Annotated[
+        bool,
+        typer.Option("--encoder-too", help="Train the encoder in --decoder-minutes too, on masks and features."),
+    ] = False,
     epochs: Annotated[float | None, typer.Option(help="Passes over the images. Default: the recipe's.")] = None,
     encoder: Annotated[
         str | None,
@@ -66,7 +70,7 @@ def distill(
     from dataclasses import replace
 
     from ..devices import use_threads
-    from ..distill import PRESETS, DecoderRecipe, RunOptions, load_recipe
+    from ..distill import JOINT_RATE, PRESETS, DecoderRecipe, RunOptions, load_recipe
     from ..distill import distill as run
     from ..reproduce.recipes import RECIPES
 
@@ -80,6 +84,10 @@ def distill(
     chosen = load_recipe(recipe, PRESETS | RECIPES)
     if decoder_minutes is not None:
         chosen = replace(chosen, decoder=replace(chosen.decoder or DecoderRecipe(), minutes=decoder_minutes))
+    if encoder_too:
+        if chosen.decoder is None:
+            raise InvalidInputError("--encoder-too trains the encoder with the decoder: give --decoder-minutes.")
+        chosen = replace(chosen, decoder=replace(chosen.decoder, encoder_rate=JOINT_RATE))
     if epochs is not None:
         chosen = replace(chosen, minutes=None)  # which would come first
     use_threads(threads)

@@ -14,7 +14,7 @@ from .cache import cache_bytes, cache_features
 from .data import CachedImage, Grid
 from .decoder import FrozenDecoder
 from .pipeline import distill
-from .recipe import PRESETS, DecoderRecipe, Phase, Recipe, load_recipe
+from .recipe import JOINT_RATE, PRESETS, DecoderRecipe, Phase, Recipe, load_recipe
 from .run import RunOptions
 from .student import check_student
 from .teacher import Teacher, load_teacher
@@ -22,6 +22,7 @@ from .trainer import r2_score, train_student
 
 __all__ = [
     "ADAPT",
+    "JOINT_RATE",
     "PRESETS",
     "CachedImage",
     "DecoderRecipe",

@@ -1,8 +1,10 @@
 """The decoder stage: the mask decoder learns the teacher's masks from the features of its own encoder, which is frozen.
 
-The features are cached, so that a step costs no pass of the encoder. Prompts are in the loop, as in EdgeSAM (arXiv 2312.06660):
-the teacher's decoder says what is to be seen at drawn points; its masks are then asked for by single points, by boxes as people
-draw them, by boxes with a point and by several points, and some are corrected by a click where the answer was wrong.
+The features are cached, so that a step costs no pass of the encoder. A recipe with a rate for the encoder trains both halves:
+the encoder then learns the teacher's features beside its masks, so that it stays usable with the teacher's decoder. Prompts are
+in the loop, as in EdgeSAM (arXiv 2312.06660): the teacher's decoder says what is to be seen at drawn points; its masks are then
+asked for by single points, by boxes as people draw them, by boxes with a point and by several points, and some are corrected by
+a click where the answer was wrong.
 
 Single points teach all four masks, each the teacher's own, so that they stay apart; what the teacher doubts counts less. Other
 prompts teach the one mask that they are used for, as in SAM. The predicted IoU is taught the IoU with the teacher's mask times
@@ -31,7 +33,7 @@ from ..files import make_folder
 from ..memory import keep_freed_memory
 from .cache import is_whole, write_tensors
 from .checkpoint import Progress, load_checkpoint, save_module
-from .data import CachedImage, Grid, Share, draw_order, whole_images
+from .data import CachedImage, Grid, Share, as_input, draw_order, whole_images
 from .decoder import Decoder, FrozenDecoder, TrainedDecoder
 from .loop import CHECKPOINT, CHECKS, Losses, Stage, average_of, broadcast_weights, cosine, least_seconds, open_log, train
 from .losses import best_of, draw_points, mask_boxes, mask_errors, mask_ious
@@ -39,9 +41,9 @@ from .recipe import DecoderRecipe, Recipe
 from .run import RunOptions, autocast, digest_of, open_run, process_state, save_run, start_accelerator
 from .student import freeze_batch_norm
 
-__all__ = ["Asker", "EncodedImage", "Prompts", "Sample", "TeacherAsker", "encode_images", "train_decoder"]
+__all__ = ["Asker", "EncodedImage", "Prompts", "Sample", "TeacherAsker", "encode_images", "input_images", "train_decoder"]
 
-COLUMNS = ("step", "seconds", "images", "lr", "masks", "scores", "box_iou", "point_iou")
+COLUMNS = ("step", "seconds", "images", "lr", "masks", "scores", "features", "box_iou", "point_iou")
 RESULT = "decoder.safetensors"
 ENCODER = "encoder.safetensors"
 CHECK_IMAGES = 8
@@ -73,8 +75,25 @@ class EncodedImage:
         return View(load_file(self.features)["features"][None].float().to(device), teacher.to(device))
 
 
+@dataclass(frozen=True)
+class InputImage:
+    """An image in the cache, for an encoder that learns."""
+
+    image: CachedImage
+    image_size: int
+
+    def read(self, device: torch.device) -> "View":
+        """Return what the encoder sees, 1 x 3 x S x S, and the teacher's features."""
+        maps = self.image.read()
+        teacher = maps["features"].permute(2, 0, 1)[None].float()
+        return View(as_input(maps["image"], self.image_size).to(device), teacher.to(device))
+
+
 class View(NamedTuple):
-    """An image to the student, 1 x 256 x h x w with the padding, and to the teacher, 1 x 256 x rows x columns without it."""
+    """An image to the student, 1 x 256 x h x w with the padding, and to the teacher, 1 x 256 x rows x columns without it.
+
+    Where the encoder learns, `student` is its input.
+    """
 
     student: Tensor
     teacher: Tensor
@@ -109,11 +128,13 @@ class Sample(NamedTuple):
         image: Its features, 1 x 256 x h x w with the padding; or the encoder's input, 1 x 3 x S x S, where the encoder learns.
         prompts: What is asked.
         cells: The rows and columns of features that are kept, without the padding; None for all.
+        teacher: The teacher's features, 1 x 256 x rows x columns without padding, that an encoder learns too; or None.
     """
 
     image: Tensor
     prompts: Sequence[Prompts]
     cells: tuple[int, int] | None
+    teacher: Tensor | None = None
 
 
 def encode_images(encoder: nn.Module, images: Sequence[CachedImage], folder: Path, grid: Grid) -> list[EncodedImage]:
@@ -135,6 +156,11 @@ def encode_images(encoder: nn.Module, images: Sequence[CachedImage], folder: Pat
             write_tensors(entry.features, {"features": features.half().cpu().contiguous()})
     state.wait_for_everyone()
     return encoded
+
+
+def input_images(images: Sequence[CachedImage], grid: Grid) -> list[InputImage]:
+    """Return cached images for an encoder that learns."""
+    return [InputImage(image, grid.image_size) for image in images]
 
 
 def train_decoder(
@@ -234,10 +260,12 @@ class Student(nn.Module):
             seed: Of what is corrected, and where.
         """
         features = sample.image if self.encoder is None else self.encoder(sample.image)
+        terms: dict[str, list[Tensor]] = {"masks": [], "scores": []}
+        if sample.teacher is not None:
+            terms["features"] = [feature_error(features, sample.teacher)]
         if sample.cells is not None:
             features = features[..., : sample.cells[0], : sample.cells[1]]
         generator = torch.Generator().manual_seed(seed)
-        terms: dict[str, list[Tensor]] = {"masks": [], "scores": []}
         for prompts in sample.prompts:
             logits = self._answer(features, prompts, None, 1.0, terms)
             if prompts.logits.shape[1] > 1:
@@ -321,29 +349,25 @@ class TeacherAsker(Asker):
 
     Args:
         teacher: The teacher's decoder.
-        images: To train on, from `encode_images`.
+        images: To train on, from `encode_images`; where the recipe has a rate for the encoder, from `input_images`.
         held_out: To measure on.
         how: How many prompts.
         seed: Of everything random.
 
     Raises:
-        InvalidInputError: there is no image, or the recipe has a rate for the encoder.
+        InvalidInputError: there is no image.
     """
 
     def __init__(
         self,
         teacher: FrozenDecoder,
-        images: Sequence[EncodedImage],
-        held_out: Sequence[EncodedImage],
+        images: Sequence[EncodedImage] | Sequence[InputImage],
+        held_out: Sequence[EncodedImage] | Sequence[InputImage],
         how: DecoderRecipe,
         seed: int,
     ) -> None:
         if not images or not held_out:
             raise InvalidInputError("there is no image to train on, or none to measure on: give one or more of each.")
-        if how.encoder_rate:
-            raise InvalidInputError(
-                f"decoder.encoder_rate is {how.encoder_rate}: the teacher's masks are learnt from cached features, give 0."
-            )
         self.teacher, self.images, self.held_out, self.how, self.seed = teacher, images, held_out, how, seed
         self.count, self.corrections = len(images), how.corrections
         self.device = torch.device("cpu")
@@ -357,7 +381,7 @@ class TeacherAsker(Asker):
             "teacher": digest_of(self.teacher),
             "images": len(self.images),
             "held_out": len(self.held_out),
-            "images_sha256": digest_of([entry.features.name for entry in [*self.images, *self.held_out]]),
+            "images_sha256": digest_of([file_of(entry).name for entry in [*self.images, *self.held_out]]),
         }
 
     def __call__(self, number: int) -> Sample:
@@ -368,10 +392,16 @@ class TeacherAsker(Asker):
         rng = np.random.default_rng([self.seed, number])
         rows, columns = view.teacher.shape[-2:]
         cells = (rows, columns) if rng.random() < 0.5 else None
-        return Sample(view.student, ask(self.teacher, view.teacher, self.how, rng), cells)
+        prompts = ask(self.teacher, view.teacher, self.how, rng)
+        return Sample(view.student, prompts, cells, view.teacher if self.how.encoder_rate else None)
 
     def measure(self, decoder: Decoder, encoder: nn.Module | None = None, *, quick: bool = False) -> dict[str, float]:
-        return measure(decoder, self.teacher, self.held_out[: CHECK_IMAGES if quick else None], self.device)
+        return measure(decoder, self.teacher, self.held_out[: CHECK_IMAGES if quick else None], self.device, encoder)
+
+
+def file_of(image: EncodedImage | InputImage) -> Path:
+    """Return the file that tells an image of a stage from others."""
+    return image.features if isinstance(image, EncodedImage) else image.image.maps
 
 
 @torch.no_grad()
@@ -579,7 +609,16 @@ def image_losses(model: nn.Module, asker: Asker, numbers: Sequence[int]) -> tupl
     for number in numbers:
         found.append(model(asker(number), asker.corrections, number))
     terms = {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
-    return MASK_WEIGHT * terms["masks"] + terms["scores"], terms
+    loss = MASK_WEIGHT * terms["masks"] + terms["scores"]
+    return loss + terms["features"] if "features" in terms else loss, terms
+
+
+def feature_error(features: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean squared error of features, without the padding, over the variance of the image's channels."""
+    rows, columns = teacher.shape[-2:]
+    ours = features[..., :rows, :columns].float()  # out of autocast's bf16
+    variance = (teacher - teacher.mean((-2, -1), keepdim=True)).square().mean()
+    return (ours - teacher).square().mean() / variance.clamp(min=1e-6)
 
 
 def make_optimizer(student: Student, how: DecoderRecipe) -> torch.optim.Optimizer:
@@ -633,7 +672,13 @@ def step_seconds(
 
 
 @torch.no_grad()
-def measure(decoder: Decoder, teacher: FrozenDecoder, images: Sequence[EncodedImage], device: torch.device) -> dict[str, float]:
+def measure(
+    decoder: Decoder,
+    teacher: FrozenDecoder,
+    images: Sequence[EncodedImage] | Sequence[InputImage],
+    device: torch.device,
+    encoder: nn.Module | None = None,
+) -> dict[str, float]:
     """Return the mean IoU of a decoder's masks with the teacher's: by the boxes of the teacher's masks, and by single points.
 
     Points are drawn over the images, always the same. Of the three masks that a point may mean, each decoder's best by
@@ -644,16 +689,17 @@ def measure(decoder: Decoder, teacher: FrozenDecoder, images: Sequence[EncodedIm
     by_point: list[Tensor] = []
     for image in images:
         view = image.read(device)
+        features = view.student if encoder is None else encoder(view.student)
         rows, columns = view.teacher.shape[-2:]
         points = draw_points(torch.ones(rows, columns, dtype=torch.bool), CHECK_POINTS, generator, teacher.stride).to(device)
         theirs = best_of(teacher(view.teacher, points)) > 0
-        ours = best_of(decoder(view.student, points))[..., : 4 * rows, : 4 * columns] > 0
+        ours = best_of(decoder(features, points))[..., : 4 * rows, : 4 * columns] > 0
         by_point.append(mask_ious(ours, theirs).cpu())
         theirs = theirs[theirs.flatten(1).any(1)]
         if len(theirs):
             boxes = mask_boxes(theirs, teacher.stride)
             wanted = teacher(view.teacher, boxes=boxes).logits[:, 0] > 0
-            found = decoder(view.student, boxes=boxes).logits[:, 0, : 4 * rows, : 4 * columns] > 0
+            found = decoder(features, boxes=boxes).logits[:, 0, : 4 * rows, : 4 * columns] > 0
             by_box.append(mask_ious(found, wanted).cpu())
     means = {"box_iou": by_box, "point_iou": by_point}
     return {name: float(torch.cat(values).mean()) if values else 1.0 for name, values in means.items()}

@@ -21,7 +21,7 @@ from ..weights import load_prompt_and_decoder, open_weights, save_pretrained
 from .cache import UnusableImagesError, cache_bytes, cache_features
 from .data import CachedImage, Grid
 from .decoder import FrozenDecoder
-from .decoder_stage import TeacherAsker, encode_images, train_decoder
+from .decoder_stage import EncodedImage, InputImage, TeacherAsker, encode_images, input_images, train_decoder
 from .plots import DECODER_CURVES, FEATURE_CURVES, Curves, plot_log
 from .recipe import DecoderRecipe, Recipe, save_recipe
 from .run import RunOptions, check_folder, describe_run, process_state
@@ -278,6 +278,12 @@ def train_models(run: Prepared, output: Path, options: RunOptions) -> dict[str, 
             try_plot(output / "log.csv", output / "loss.png", FEATURE_CURVES)
     if recipe.decoder is not None:
         record["decoder"] = found = train_on_masks(run, output / DECODER_FOLDER, options)
+        if recipe.decoder.encoder_rate:
+            sam.to("cpu").eval()
+            with torch.no_grad():
+                record["r2"] = r2_score(sam.image_encoder, run.held_out, run.models.grid)
+            if main:
+                print(f"R2 {record['r2']:.4f} after the encoder and the decoder learnt together")
         if main:
             save_recipe(recipe, output / "recipe.yaml")
             for name, kind in (("box_iou", "box"), ("point_iou", "point")):
@@ -313,13 +319,15 @@ def encoder_record(run: Prepared) -> dict[str, Any]:
 
 
 def train_on_masks(run: Prepared, folder: Path, options: RunOptions) -> dict[str, Any]:
-    """Train a Sam's decoder on the teacher's masks, from the cached features of its encoder; return the record of the stage."""
+    """Train a Sam's decoder on the teacher's masks, on cached features or with its encoder; return the record."""
     encoder, grid = run.models.sam.image_encoder, run.models.grid
-    training, held_out = (
-        encode_images(encoder, cast(Sequence[CachedImage], images), run.cache, grid) for images in (run.training, run.held_out)
-    )
-    encoder.to("cpu")
     how = cast(DecoderRecipe, run.recipe.decoder)
+
+    def prepare(images: Sequence[Any]) -> Sequence[EncodedImage] | Sequence[InputImage]:
+        return input_images(images, grid) if how.encoder_rate else encode_images(encoder, images, run.cache, grid)
+
+    training, held_out = prepare(run.training), prepare(run.held_out)
+    encoder.to("cpu")
     asker = TeacherAsker(run.models.teacher_decoder, training, held_out, how, run.recipe.seed)
     return train_decoder(run.models.sam, asker, folder, run.recipe, options)
 

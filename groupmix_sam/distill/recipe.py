@@ -13,7 +13,10 @@ from ..encoders.config import STRIDE
 from ..errors import InvalidInputError, UnknownNameError
 from ..files import write_beside
 
-__all__ = ["PRESETS", "DecoderRecipe", "Phase", "Recipe", "load_recipe", "recipe_from_dict", "save_recipe"]
+__all__ = ["JOINT_RATE", "PRESETS", "DecoderRecipe", "Phase", "Recipe", "load_recipe", "recipe_from_dict", "save_recipe"]
+
+
+JOINT_RATE = 1.0  # the encoder's learning rate, as a share of the decoder's, where both learn the teacher's masks
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class DecoderRecipe:
-    """How the mask decoder learns the teacher's masks from the features of an encoder that is frozen.
+    """How the mask decoder learns masks: from the features of an encoder that is frozen, or together with it.
 
     Args:
         epochs: How often each image is seen.
@@ -46,7 +49,7 @@ class DecoderRecipe:
         instances: The teacher's masks of each image that are asked for otherwise: by a box, by a box and a point, or by points.
         corrections: Share of those that are corrected by a click where the mask is wrong.
         lr: Highest learning rate, of the mask decoder. The head that predicts IoUs learns three times as fast.
-        encoder_rate: Learning rate of the image encoder, as a share of the decoder's; 0 leaves it as it is. For labels alone.
+        encoder_rate: Learning rate of the image encoder, as a share of the decoder's; 0 leaves it as it is.
         lowest_lr: What it falls to by a cosine.
         warmup: Share of the stage in which the learning rate rises.
         weight_decay: Of matrices and kernels.
