@@ -57,6 +57,8 @@ KINDS = ("box", "box and point", "points")
 KIND_SHARES = (0.65, 0.15, 0.2)
 EXACT_SHARE = 0.3  # of boxes that are not moved
 ALIKE = 0.7  # IoU from which two masks are the same instance
+LARGEST_SHARE = 0.5  # of an image, that an instance covers
+MOST_SIDES = 2  # of an image, that an instance touches: a floor or a wall touches three or four
 ORDER = 10**6  # tells the order of images from those of the phases on features
 
 
@@ -410,18 +412,16 @@ def ask(teacher: FrozenDecoder, features: Tensor, how: DecoderRecipe, rng: np.ra
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     device = features.device
     rows, columns = features.shape[-2:]
-    points = draw_points(
-        torch.ones(rows, columns, dtype=torch.bool), max(how.points, 2 * how.instances), generator, teacher.stride
-    )
-    points = points.to(device)
+    count = 2 * max(how.points, how.instances)
+    points = draw_points(torch.ones(rows, columns, dtype=torch.bool), count, generator, teacher.stride).to(device)
     by_point = teacher(features, points)
-    scores = by_point.scores[: how.points].clamp(0, 1)
+    singles = are_instances(best_of(by_point) > 0)
+    if not singles.any():  # a plain image
+        singles[:] = True
+    singles = singles.nonzero().flatten()[: how.points]
+    scores = by_point.scores[singles].clamp(0, 1)
     trust = scores.square() * torch.tensor([SINGLE_WEIGHT, 1.0, 1.0, 1.0], device=device)
-    asked = [
-        Prompts(
-            points[: how.points, None], None, None, by_point.logits[: how.points], scores, trust / trust.sum().clamp(min=1e-6)
-        )
-    ]
+    asked = [Prompts(points[singles, None], None, None, by_point.logits[singles], scores, trust / trust.sum().clamp(min=1e-6))]
     masks, worth = (m[:, 1:].flatten(0, 1) for m in by_point)
     chosen = pick_instances(masks > 0, worth)
     chosen = [chosen[i] for i in rng.permutation(len(chosen))[: how.instances]]
@@ -450,15 +450,25 @@ def ask(teacher: FrozenDecoder, features: Tensor, how: DecoderRecipe, rng: np.ra
 def pick_instances(masks: Tensor, scores: Tensor) -> list[int]:
     """Return the numbers of masks, P x h x w, that are worth asking for, the best first.
 
-    They are of the better half by predicted IoU, neither tiny nor the whole image, and unlike each other.
+    They are instances that are not tiny, of these the better half by predicted IoU, and unlike each other.
     """
-    shares = masks.flatten(1).float().mean(1)
-    fit = (scores >= scores.median()) & (shares > 5e-4) & (shares < 0.9)
+    fit = are_instances(masks) & (masks.flatten(1).float().mean(1) > 5e-4)
+    if fit.any():
+        fit &= scores >= scores[fit].median()
     chosen: list[int] = []
     for i in scores.argsort(descending=True).tolist():
         if fit[i] and not (chosen and (mask_ious(masks[chosen], masks[i]) >= ALIKE).any()):
             chosen.append(i)
     return chosen
+
+
+def are_instances(masks: Tensor) -> Tensor:
+    """Return which masks, P x h x w, look like instances and not like a background, by their shares and the sides they touch.
+
+    A decoder that learns the boxes of backgrounds answers a box of the whole image by the background of what it holds.
+    """
+    touched = sum(side.any(1).int() for side in (masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]))
+    return (cast(Tensor, touched) <= MOST_SIDES) & (masks.flatten(1).float().mean(1) < LARGEST_SHARE)
 
 
 def move_boxes(boxes: Tensor, stride: int, rng: np.random.Generator) -> Tensor:

@@ -21,6 +21,7 @@ from groupmix_sam.distill.decoder_stage import (
     Sample,
     Student,
     TeacherAsker,
+    are_instances,
     ask,
     correct,
     encode_images,
@@ -224,8 +225,9 @@ def test_prompts_are_answered_by_the_teacher(sam, encoded):
     teacher = FrozenDecoder(sam)
     for seed in range(6):
         single, *others = ask(teacher, view.teacher, DecoderRecipe(points=3, instances=4), np.random.default_rng(seed))
-        assert single.points.shape == (3, 1, 2)
-        assert single.logits.shape == (3, 4, 48, 64)
+        assert 1 <= len(single.points) <= 3
+        assert single.points.shape[1:] == (1, 2)
+        assert single.logits.shape == (len(single.points), 4, 48, 64)
         assert single.weights.sum().item() == pytest.approx(1.0)
         assert sum(prompts.weights.sum().item() for prompts in others) == pytest.approx(1.0)
         for prompts in others:
@@ -262,6 +264,25 @@ def test_instances_are_unlike():
     masks[3, 5, 5] = masks[5, :4, 12:] = True
     scores = torch.tensor([0.8, 0.9, 0.85, 0.95, 0.99, 0.1])
     assert pick_instances(masks, scores) == [3, 1, 2], "not all of the image, not the second of two alike, not the worse half"
+
+
+def test_backgrounds_are_no_instances():
+    masks = torch.zeros(5, 10, 20, dtype=torch.bool)
+    masks[0, 2:5, 3:9] = True
+    masks[1, 0:5, 0:9] = True  # in a corner
+    masks[2, 8:] = True  # a floor: left, right and bottom
+    masks[3, 1:9, 1:19] = True  # 72 % of the image
+    masks[4] = ~masks[0]
+    assert are_instances(masks).tolist() == [True, True, False, False, False]
+
+
+def test_single_points_mean_instances(sam, encoded):
+    """The best mask of each is one, although most of the image is background."""
+    teacher, view = FrozenDecoder(sam), encoded[0].read(CPU)
+    for seed in range(3):
+        single, *_ = ask(teacher, view.teacher, DecoderRecipe(points=3), np.random.default_rng(seed))
+        best = single.logits[torch.arange(len(single.logits)), single.scores[:, 1:].argmax(1) + 1] > 0
+        assert are_instances(best).all()
 
 
 def test_boxes_are_moved_a_little():
