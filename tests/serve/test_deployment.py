@@ -1,5 +1,6 @@
 """The image's and the unit's commands are ones that the command line knows; neither is run where there is no docker."""
 
+import configparser
 import json
 import re
 import shlex
@@ -30,6 +31,25 @@ def test_dockerfile():
     assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["10001"]
     assert f"127.0.0.1:{serve['port']}/health" in text
     assert f"EXPOSE {serve['port']}\n" in text
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert set(re.search(r"'\.\[(.*)\]'", text)[1].split(",")) <= set(config["options.extras_require"])
+    # What is installed and exported is copied, too.
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    needed = {
+        "setup.cfg",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "NOTICE",
+        "groupmix_sam",
+        "groupmix_sam_cli.py",
+        "examples",
+    }
+    assert re.findall(r"^COPY (?!--from)(.*)$", text, re.MULTILINE) == [". ."]
+    assert all((ROOT / name).exists() for name in needed)
+    assert not needed & {*ignored}
+    assert str(export["images"]) in needed
     compile(json.loads(re.search(r"^HEALTHCHECK .*CMD (\[.*\])$", text, re.MULTILINE)[1])[2], "health", "exec")
 
 
