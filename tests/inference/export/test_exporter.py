@@ -263,6 +263,8 @@ def test_int8_in_onnx_runtime(sam, exported, tmp_path):
     third = len(sam.image_encoder.stages[2].blocks)
     assert len(low_nodes) == 3 * third
     assert all(attribute(node, "group") == 1 and attribute(node, "kernel_shape") == [1, 1] for node in low_nodes)
+    added = {node.op_type for node in nodes} - {node.op_type for node in onnx.load(exported / "encoder.onnx").graph.node}
+    assert added <= {"QuantizeLinear", "DequantizeLinear", "HardSigmoid"}  # the compilers' lists have them: test_edge_chips.py
     # Nothing else is quantized, not the attention's products either.
     assert sum(node.op_type == "QuantizeLinear" for node in nodes) <= 6 * third
     assert not any(node.op_type == "QuantizeLinear" for node in onnx.load(folder / "decoder.onnx").graph.node)
