@@ -1,6 +1,7 @@
 """The weights in the package: whole, known, and good enough to be told from none."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,13 @@ from segment_anything import SamPredictor
 from groupmix_sam import build_sam_groupmix, weights
 from groupmix_sam.encoders.config import pretrained_file
 from groupmix_sam.images import read_image
+from groupmix_sam.masks import tight_box
 from groupmix_sam.weights import read_weights
 
 PATH = Path(pretrained_file("gmf_sam_2282"))
-COFFEE = Path(__file__).parents[1] / "examples" / "coffee.jpg"
+ROOT = Path(__file__).parents[1]
+COFFEE = ROOT / "examples" / "coffee.jpg"
+DOCS = ROOT / "docs"
 # Outlined by hand: cup with handle, in pixels of the photo.
 CUP = [(173, 100), (185, 60), (215, 32), (255, 19), (300, 17), (345, 27), (385, 52), (406, 90), (408, 118), (395, 170)]
 CUP += [(382, 212), (360, 235), (330, 248), (325, 275), (290, 285), (258, 280), (245, 290), (238, 305), (210, 306)]
@@ -26,6 +30,13 @@ CUP += [(195, 290), (200, 255), (215, 238), (190, 200), (178, 150)]
 @pytest.fixture(scope="module")
 def predictor():
     predictor = SamPredictor(build_sam_groupmix())
+    predictor.set_image(read_image(COFFEE))
+    return predictor
+
+
+@pytest.fixture(scope="module")
+def fast():
+    predictor = SamPredictor(build_sam_groupmix("fast"))
     predictor.set_image(read_image(COFFEE))
     return predictor
 
@@ -91,17 +102,27 @@ def test_a_background_point_takes_away(predictor):
     assert not both[0][background[1], background[0]]
 
 
-def test_fast_finds_the_cup_too(predictor):
+def test_fast_finds_the_cup_too(predictor, fast):
     """At 512 pixels the fast weights give the mask of the default ones at 1024, but for its rim."""
     box = np.array([173, 17, 408, 306])
     expected, _, _ = predictor.predict(box=box, multimask_output=False)
-    ious = []
-    for sam in (build_sam_groupmix("fast"), build_sam_groupmix(image_size=512)):
-        small = SamPredictor(sam)
-        small.set_image(read_image(COFFEE))
-        ious.append(iou(expected[0], small.predict(box=box, multimask_output=False)[0][0]))
-    assert ious[0] > 0.85
-    assert ious[1] > 0.7
+    small = SamPredictor(build_sam_groupmix(image_size=512))
+    small.set_image(read_image(COFFEE))
+    for other, least in ((fast, 0.85), (small, 0.7)):
+        assert iou(expected[0], other.predict(box=box, multimask_output=False)[0][0]) > least
+
+
+def test_what_the_guides_show_of_fast(fast):
+    """An answer of the server, and what the example in C++ prints, whose JPEG decoder is another one."""
+    masks, scores, _ = fast.predict(box=np.array([170, 16, 420, 312]), multimask_output=False)
+    (shown,) = re.findall(r'"instances":\[(\{.*?\}\})', (DOCS / "serve.md").read_text(), re.DOTALL)
+    answer = json.loads(shown)
+    assert answer["score"] == pytest.approx(scores[0], abs=1e-3)
+    # segment-anything resizes its logits twice.
+    assert answer["area"] == pytest.approx(masks[0].sum(), rel=0.01)
+    assert answer["box"] == pytest.approx(tight_box(masks[0]), abs=2)
+    (printed,) = re.findall(r"^score (.*)$", (DOCS / "other_languages.md").read_text(), re.MULTILINE)
+    assert float(printed) == pytest.approx(scores[0], abs=2e-3)
 
 
 @pytest.mark.parametrize("name", ["default", "fast"])
