@@ -19,7 +19,7 @@ from ..images import as_rgb
 from ..inference import Predictor
 from ..inference.backends import OpenvinoBackend, TorchBackend
 from ..masks import mask_iou
-from ..preprocess import check_aspect, resize
+from ..preprocess import check_aspect, pad_and_normalize, resize
 
 __all__ = ["PartialPredictor"]
 
@@ -117,7 +117,8 @@ class PartialPredictor:
         if image_format == "BGR":
             array = np.ascontiguousarray(array[:, :, ::-1])
         check_aspect(array.shape[:2], self._predictor.image_size)
-        pixels = _whole_blocks(resize(array, self._predictor.image_size))
+        resized = resize(array, self._predictor.image_size)
+        pixels = _whole_blocks(resized)
         if self._encoded is None or self._size != array.shape[:2] or self.always_full:
             self._size = array.shape[0], array.shape[1]
             self._encode_all(array, pixels)
@@ -129,9 +130,8 @@ class PartialPredictor:
         self.share = 0.0
         if windows:
             self._features = self._features.copy()
-            whole = self._predictor.preprocess(array)
             for window in windows:
-                self._encode_window(whole, pixels, window)
+                self._encode_window(resized, pixels, window)
             self._windows += 1
             self._unchecked += 1
             self._predictor.set_embedding(self._features, self._size)
@@ -150,6 +150,11 @@ class PartialPredictor:
         """Do what `Predictor.predict_prompts` does."""
         self._prompts = {"prompts": prompts, "options": options}
         return self._decoder(options.get("boxes")).predict_prompts(*prompts, **options)
+
+    def predict_logits(self, *prompts: Any, **options: Any) -> tuple[Floats, Floats]:
+        """Do what `Predictor.predict_logits` does."""
+        self._prompts = {"prompts": prompts, "options": options}
+        return self._decoder(options.get("boxes")).predict_logits(*prompts, **options)
 
     def predict_single_mask(
         self,
@@ -171,18 +176,20 @@ class PartialPredictor:
         self._windows = 0
         self.share = 1.0
 
-    def _encode_window(self, whole: Floats, pixels: Pixels, window: Window) -> None:
+    def _encode_window(self, resized: Pixels, pixels: Pixels, window: Window) -> None:
         """Bring the features of a window up to date.
 
         Args:
-            whole: The encoder's input.
-            pixels: The resized frame.
-            window: Rows and columns of both.
+            resized: The resized frame.
+            pixels: The same, filled up to whole blocks.
+            window: Rows and columns of the encoder's input.
         """
         assert self._encoded is not None
-        stride = self._predictor.model.embed_stride
-        rows, columns = (slice(side.start // stride, side.stop // stride) for side in window)
-        self._features[:, :, rows, columns] = self._encode(np.ascontiguousarray(whole[None, :, *window]))
+        model = self._predictor.model
+        size = window[0].stop - window[0].start, window[1].stop - window[1].start
+        part = pad_and_normalize(resized[window], size, model.mean, model.std)
+        rows, columns = (slice(side.start // model.embed_stride, side.stop // model.embed_stride) for side in window)
+        self._features[:, :, rows, columns] = self._encode(part[None])
         self._encoded[window] = pixels[window]
         self.share += _area(window) / (self._input_size[0] * self._input_size[1])
 

@@ -141,8 +141,8 @@ def test_nothing_is_done_while_nothing_moves(partial, monkeypatch):
     tracker.start(frame((RED, (96, 16, 128, 48))), masks=[mask])
     (before,) = tracker.update(frame((RED, (98, 16, 130, 48)), seed=1))
     asked = []
-    ask = partial.predict_prompts
-    monkeypatch.setattr(partial, "predict_prompts", lambda *args, **kwargs: asked.append(1) or ask(*args, **kwargs))
+    ask = partial.predict_logits
+    monkeypatch.setattr(partial, "predict_logits", lambda *args, **kwargs: asked.append(1) or ask(*args, **kwargs))
     for seed in range(2, 6):
         (item,) = tracker.update(frame((RED, (98, 16, 130, 48)), seed=seed))
         assert partial.share == 0
