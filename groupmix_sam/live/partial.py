@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError
 from ..images import as_rgb
 from ..inference import Predictor
-from ..inference.backends import OpenvinoBackend, TorchBackend
+from ..inference.backends import OnnxBackend, OpenvinoBackend, TorchBackend
 from ..masks import mask_iou
 from ..preprocess import check_aspect, pad_and_normalize, resize
 
@@ -32,8 +32,8 @@ Hit = tuple[Any, ...]
 
 # Pixels of the encoder's input: a block that is compared, and the step of a window's sides.
 BLOCK, STEP = 8, 64
-# Sides of the windows in OpenVINO, besides the frame's own: each pair is compiled once, which takes some seconds.
-COMPILED_SIDES = (128, 256)
+# Sides of the windows of an export, besides the frame's own: each pair is loaded once, which takes some seconds.
+COMPILED_SIDES = (128, 192, 256)
 # A block changed if its mean difference, in levels, exceeds the noise by this factor and by this much.
 NOISE_FACTOR, LEAST_CHANGE = 2.0, 2.0
 # What the first two frames may differ by in the mean and still be called noise.
@@ -62,7 +62,7 @@ class PartialPredictor:
     warning says so.
 
     Args:
-        predictor: A predictor in PyTorch or OpenVINO.
+        predictor: A predictor in PyTorch, ONNX Runtime or OpenVINO.
         follow: Leave out what changed elsewhere than around the objects that a `Tracker` follows, until one is lost. The camera
             may move then.
         refresh: Seconds after which a frame is encoded in full.
@@ -74,9 +74,9 @@ class PartialPredictor:
 
     def __init__(self, predictor: Predictor, *, follow: bool = False, refresh: float = 10.0, min_iou: float = 0.9) -> None:
         encoder = predictor.model.encoder
-        if not isinstance(encoder, TorchBackend | OpenvinoBackend):
+        if not isinstance(encoder, TorchBackend | OpenvinoBackend | OnnxBackend):
             raise InvalidInputError(
-                "this encoder takes one size, and no window: give a Predictor of weights, or of an OpenVINO export."
+                "this encoder takes one size, and no window: give a Predictor of weights, or of an export to ONNX or OpenVINO."
             )
         self._predictor = predictor
         self._follow = follow
@@ -84,7 +84,7 @@ class PartialPredictor:
         self._refresh = refresh
         self._min_iou = min_iou
         self._sides = tuple(range(STEP, predictor.image_size, STEP))
-        if isinstance(encoder, OpenvinoBackend):
+        if not isinstance(encoder, TorchBackend):
             self._sides = COMPILED_SIDES
         # The resized frame as each pixel was last encoded, and the frame before, both filled up to whole blocks.
         self._encoded: Pixels | None = None
@@ -196,7 +196,7 @@ class PartialPredictor:
     def _encode(self, pixels: Floats) -> Floats:
         """Return the features of a window of the input."""
         encoder = self._predictor.model.encoder
-        if not isinstance(encoder, OpenvinoBackend):
+        if not isinstance(encoder, OnnxBackend | OpenvinoBackend):
             return self._predictor.encode(pixels)
         window = encoder.for_window(pixels.shape[2], pixels.shape[3])
         return Predictor(replace(self._predictor.model, encoder=window)).encode(pixels)

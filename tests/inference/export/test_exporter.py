@@ -304,9 +304,10 @@ def test_int8_for_tensorrt(sam, exported, monkeypatch, tmp_path):
     assert any("zero point" in fault for fault in lint(tmp_path / "other.onnx"))
 
 
-def test_windows_in_openvino(sam, exported):
+@pytest.mark.parametrize("backend", [OnnxBackend, OpenvinoBackend])
+def test_windows(sam, exported, backend):
     """An export of one size encodes windows as PyTorch does, and so does a `PartialPredictor`."""
-    encoder = OpenvinoBackend(exported / "encoder.onnx")
+    encoder = backend(exported / "encoder.onnx")
     pixels = torch.randn(1, 3, 128, 192)
     with torch.no_grad():
         expected = sam.image_encoder(pixels)
@@ -323,7 +324,7 @@ def test_windows_in_openvino(sam, exported):
         assert predictor.share == 0.25, "128 x 128 of 256 x 256"
     np.testing.assert_allclose(*(predictor.get_image_embedding() for predictor in predictors), atol=1e-3)
     with pytest.raises(InvalidInputError, match="no window"):
-        OpenvinoBackend(exported / "decoder.onnx").for_window(128, 128)
+        backend(exported / "decoder.onnx").for_window(128, 128)
 
 
 def test_what_stays_exact_in_openvino(exported):
