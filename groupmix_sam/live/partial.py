@@ -210,7 +210,12 @@ class PartialPredictor:
         cells = np.asarray(boxes).reshape(-1, 4) * (model.image_size / max(self._size) / model.embed_stride)
         starts = np.maximum(np.floor(cells[:, [1, 0]].min(0)).astype(int) - DECODED, 0).tolist()
         stops = np.minimum(np.ceil(cells[:, [3, 2]].max(0)).astype(int) + DECODED, grid).tolist()
-        window = slice(starts[0], stops[0]), slice(starts[1], stops[1])
+        sides = []
+        for start, stop, size in zip(starts, stops, grid, strict=True):
+            count = min(-(-(stop - start) // model.crop_step) * model.crop_step, size)
+            start = min(start, size - count)
+            sides.append(slice(start, start + count))
+        window = sides[0], sides[1]
         if _area(window) > WORTH * grid[0] * grid[1]:
             return self._predictor
         image, decoder = model.crop(*window)

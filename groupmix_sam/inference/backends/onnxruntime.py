@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ...errors import InvalidInputError, RuntimeUnavailableError, import_extra
-from .base import input_refused
+from .base import MOST_WINDOWS, input_refused
 
 __all__ = ["OnnxBackend"]
 
@@ -81,9 +81,13 @@ class OnnxBackend:
     def for_window(self, height: int, width: int) -> "OnnxBackend":
         """Return the encoder for windows of that size, multiples of 16; it is loaded when it is first asked for."""
         size = height, width
-        if size not in self._windows:
-            self._windows[size] = OnnxBackend(*self._options, window=size)
-        return self._windows[size]
+        window = self._windows.pop(size, None)
+        if window is None:
+            if len(self._windows) >= MOST_WINDOWS:
+                del self._windows[next(iter(self._windows))]
+            window = OnnxBackend(*self._options, window=size)
+        self._windows[size] = window  # the last one used comes last
+        return window
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         # Kept until the run is over: a binding knows addresses alone.
