@@ -308,7 +308,8 @@ def hour(args: argparse.Namespace, name: str, predictor: Predictor) -> list[dict
     count = HOUR if args.frames >= FRAMES else 10 * args.frames
     frames = Frames("loop.mp4", open_capture=lambda source: Loop(args.line / TIMED, count))
     prompts = [Prompt(box=[float(side) for side in box]) for box in VIDEOS[TIMED].boxes]
-    start, memory = perf_counter(), {}
+    start = perf_counter()
+    memory: dict[int, int] = {}
     with TemporaryDirectory(dir="/dev/shm") as folder, MaskFile(Path(folder) / "masks.jsonl") as masks:
         for result in track(Tracker(PartialPredictor(predictor)), frames, prompts):
             masks.write(result)

@@ -537,7 +537,8 @@ class Tracker:
         assert self._frame is not None
         size = self._frame.shape[:2]
         mask = np.zeros(size, bool)
-        window, sides = [], []
+        window: list[slice] = []
+        sides: list[Neighbours] = []
         for axis, (n, source) in enumerate(zip(size, logits.shape, strict=True)):
             inside = np.flatnonzero((logits > 0).any(1 - axis))
             side = neighbours(n, source, 4 * n / self._grid.cell)
