@@ -1,143 +1,384 @@
-"""Measure following an object in a video: frames a second, and whether encoding parts of frames gives the same masks.
+"""Measure following objects in videos: speed, masks of partial encoding, identity switches, lost and found, DAVIS.
 
-    python benchmarks/live.py line.mp4 --box 282,108,342,312 --skip 160 --checkpoint fast --checkpoint exported/ --threads 2
-    python benchmarks/live.py line.mp4 --box 282,108,342,312 --skip 160 --checkpoint fast --davis DAVIS
+    python benchmarks/live.py LINE DAVIS --checkpoint fast --checkpoint onnx_int8/ --checkpoint openvino_int8/ --threads 2
+    python benchmarks/live.py LINE DAVIS --parts davis --sequence dog --checkpoint openvino_int8/
+
+LINE is a folder with the three videos of fixed cameras in `VIDEOS`, of intel-iot-devkit/sample-videos; DAVIS has the layout of
+DAVIS 2016. The made videos need neither: a part of examples/coffee.jpg (CC0) at 1280 x 720, over which a cup moves that is cut
+out of it. Parts can run one by one: each replaces what benchmarks/results/live.json has of it, and what is there is printed.
 
 Three trackers see each frame by turns: one that encodes it in full, one that encodes what moved, and one that encodes around
-the object. Their times are thus those of the same moments of a busy machine. Then the first frame is shown with noise alone,
-and then frames that change everywhere. With --davis, J and F of the tracker and of both baselines follow, from each first
-frame's mask. Times are by the clock, from a frame to its mask: reading and drawing are left out.
+the object. Their times are thus those of the same moments of a busy machine. Times are by the clock, from a frame to its mask:
+reading and drawing are left out.
 """
 
 import argparse
-from collections.abc import Iterator
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
-from machine import describe
+from machine import facts
 from numpy.typing import NDArray
+from report import EVENTS, LIVE, RESULTS, RUNTIMES
 
-from groupmix_sam.evaluate.video import FOLLOWERS, VideoDataset, evaluate_video, video_table
+from groupmix_sam.evaluate.video import FOLLOWERS, STARTS, VideoDataset, evaluate_video
+from groupmix_sam.images import read_image
 from groupmix_sam.inference import Predictor
-from groupmix_sam.live import Frames, PartialPredictor, Tracker
+from groupmix_sam.inference.exported_folder import read_config
+from groupmix_sam.live import Frames, MaskFile, PartialPredictor, Tracker, track
 from groupmix_sam.masks import mask_iou
+from groupmix_sam.memory import keep_freed_memory
+from groupmix_sam.prompts import Prompt
 from groupmix_sam.weights import is_exported
 
 Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+PHOTO = Path(__file__).parents[1] / "examples" / "coffee.jpg"
+# The rows of the photo that are 16:9, as the frames that exports may have been made for.
+WIDE = slice(5, 342)
 MODES = ("all", "what moved", "around the object")
+# Frames of the timed video.
+FRAMES = 150
 # Frames that are not timed at first: models warm up, and windows are compiled.
 WARM = 10
 NOISE = 2.0
+# Frames of an hour, and how many times each of the video's is shown.
+HOUR, STANDS = 90_000, 100
 
 
-def read(source: str, skip: int, count: int) -> list[Image]:
-    """Return frames, RGB."""
-    frames = Frames(source)
-    found = []
-    for frame in frames:
-        if frame.number >= skip:
-            found.append(np.ascontiguousarray(frame.image[:, :, ::-1]))
-        if len(found) == count:
-            break
-    frames.close()
-    return found
+class Video(NamedTuple):
+    """A video with the boxes of its objects in the first frame that counts, and the frame from which on none is there.
+
+    Every `step`-th frame counts. The timed object is the one of `timed`.
+    """
+
+    first: int
+    step: int
+    boxes: list[list[int]]
+    gone: int | None
 
 
-def noisy(frame: Image, count: int) -> Iterator[Image]:
-    """Yield a frame as a camera's noise changes it."""
-    generator = np.random.default_rng(0)
-    for _ in range(count):
-        yield np.clip(frame + generator.normal(0, NOISE, frame.shape), 0, 255).astype(np.uint8)
+VIDEOS = {
+    "bottle-detection.mp4": Video(160, 3, [[55, 106, 122, 314], [282, 108, 342, 312], [506, 106, 573, 316]], None),
+    "one-by-one-person-detection.mp4": Video(84, 2, [[385, 10, 510, 392]], 204),
+    "bolt-multi-size-detection.gif": Video(5, 1, [[48, 16, 116, 250]], 24),
+}
+TIMED, TIMED_BOX = "bottle-detection.mp4", 1
 
 
-def shaken(frame: Image, count: int) -> Iterator[Image]:
-    """Yield a frame as a camera sees it that is bumped all the time."""
-    for i in range(count):
-        yield np.roll(frame, (6 * (i % 2), 9 * (i % 3)), (0, 1))
+def read(path: Path, first: int, step: int = 1, count: int | None = None) -> Iterator[tuple[int, Image]]:
+    """Yield frames, RGB, with their numbers."""
+    frames, found = Frames(str(path)), 0
+    try:
+        for frame in frames:
+            if frame.number >= first and (frame.number - first) % step == 0:
+                yield frame.number, np.ascontiguousarray(frame.image[:, :, ::-1])
+                found += 1
+                if found == count:
+                    return
+    finally:
+        frames.close()
 
 
-def load(checkpoint: str, threads: int) -> Predictor:
-    if is_exported(checkpoint):
-        return Predictor.from_pretrained(checkpoint, threads=threads)
+def load(checkpoint: str, threads: int) -> tuple[str, Predictor]:
+    """Return a model's name in the tables, and the model."""
     torch.set_num_threads(threads)
-    return Predictor.from_pretrained(checkpoint)
+    if not is_exported(checkpoint):
+        keep_freed_memory()  # as `stream` does
+        return f"{RUNTIMES['torch']} fp32", Predictor.from_pretrained(checkpoint)
+    config = read_config(Path(checkpoint))
+    return f"{RUNTIMES[config['runtime']]} {config['precision']}", Predictor.from_pretrained(checkpoint, threads=threads)
 
 
-def measure(checkpoint: str, threads: int, frames: list[Image], box: list[float]) -> list[str]:
-    """Return the rows of the table of one model."""
-    model = load(checkpoint, threads).model
+# ---- made videos ----
+
+
+class Made(NamedTuple):
+    """A frame of a made video, and where the cup is seen in it."""
+
+    image: Image
+    truth: Mask
+
+
+def cut_out(predictor: Predictor) -> tuple[Image, NDArray[np.float32]]:
+    """Return the photo's cup, 150 pixels wide and blue, so that it is not taken for the one behind it, and its alpha."""
+    photo = read_image(PHOTO)[WIDE]
+    predictor.set_image(photo)
+    masks, _, _ = predictor.predict(box=np.array([170, 11, 420, 307]), multimask_output=False)
+    rows, columns = (np.flatnonzero(masks[0].any(axis)) for axis in (1, 0))
+    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    size = 150, round(150 * len(rows) / len(columns))
+    cup = cv2.resize(photo[part][:, :, ::-1], size, interpolation=cv2.INTER_AREA)
+    return cup, cv2.resize(masks[0][part].astype(np.float32), size, interpolation=cv2.INTER_AREA)
+
+
+def made(cup: Image, alpha: NDArray[np.float32], event: str, count: int) -> Iterator[Made]:
+    """Yield the frames of a made video: the cup moves over the photo, and an event happens half-way.
+
+    The camera's noise is in all frames. The cup rests in those of "nothing moves".
+    """
+    still = cv2.resize(read_image(PHOTO)[WIDE], (1280, 720), interpolation=cv2.INTER_CUBIC)
+    noise = np.random.default_rng(0).normal(0, NOISE, (7, *still.shape)).astype(np.float32)
+    height, width = alpha.shape
+    speed = 15 if event == "hidden" else 30
+    for i in range(count):
+        x, y = (60, 510) if event == "nothing moves" else (60 + speed * i, 510 + round(20 * np.sin(i / 8)))
+        frame, truth = still.astype(np.float32), np.zeros(still.shape[:2], bool)
+        frame[y : y + height, x : x + width] += alpha[..., None] * (cup - frame[y : y + height, x : x + width])
+        truth[y : y + height, x : x + width] = alpha > 0.5
+        if event == "hidden":  # by a post, 100 pixels wider than the cup
+            frame[:, 400:650] = 170
+            truth[:, 400:650] = False
+        if event == "flicker":
+            frame *= 1 + 0.01 * (-1) ** i
+        if event == "a light goes on" and i >= count // 2:
+            frame = frame * 1.1 + 25
+        if event == "a bumped camera" and i >= count // 2:
+            frame, truth = (np.roll(array, (7, -12), (0, 1)) for array in (frame, truth))
+        if event == "everything moves":
+            frame, truth = (np.roll(array, (6 * (i % 2), 9 * (i % 3)), (0, 1)) for array in (frame, truth))
+        yield Made(np.clip(frame + noise[i % len(noise)], 0, 255).astype(np.uint8), truth)
+
+
+# ---- what is measured ----
+
+
+def by_turns(predictor: Predictor, frames: Iterator[Image], prompts: dict[str, Any]) -> dict[str, Any]:
+    """Return what three trackers of one model did on the same frames: frames/s, share encoded, IoU with full encoding."""
+    model = predictor.model
     partial = {
         "what moved": PartialPredictor(Predictor(model)),
         "around the object": PartialPredictor(Predictor(model), follow=True),
     }
     trackers = {mode: Tracker(partial.get(mode, Predictor(model))) for mode in MODES}
+    first = next(frames)
     for tracker in trackers.values():
-        tracker.start(frames[0], boxes=[box])
+        tracker.start(first, **prompts)
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     shares: dict[str, list[float]] = {mode: [] for mode in partial}
     ious: dict[str, list[float]] = {mode: [] for mode in partial}
-    for number, frame in enumerate(frames[1:]):
+    empty = np.zeros(first.shape[:2], bool)
+    for frame in frames:
         found = {}
         for mode, tracker in trackers.items():
             start = perf_counter()
-            (found[mode],) = tracker.update(frame)
-            if number >= WARM:
-                seconds[mode].append(perf_counter() - start)
+            (item,) = tracker.update(frame)
+            seconds[mode].append(perf_counter() - start)
+            found[mode] = empty if item.mask is None else item.mask
         for mode in partial:
             shares[mode].append(partial[mode].share)
-            masks = [np.zeros(frame.shape[:2], bool) if found[m].mask is None else found[m].mask for m in ("all", mode)]
-            ious[mode].append(mask_iou(*masks))
-    rows = [f"| frames/s, every frame encoded in full | | {1 / np.mean(seconds['all']):.1f} |"]
-    for mode in partial:
-        rows += [
-            f"| frames/s, {mode} | 25 | {1 / np.mean(seconds[mode]):.1f} |",
-            f"| share of the pixels encoded, {mode} | | {np.mean(shares[mode]):.2f} |",
-            f"| IoU with full encoding, {mode}: mean, least | 0.95 | {np.mean(ious[mode]):.3f}, {np.min(ious[mode]):.3f} |",
-        ]
-    still = Tracker(PartialPredictor(Predictor(model)))
-    still.start(frames[0], boxes=[box])
-    rows.append(f"| frames/s while nothing moves | 100 | {1 / np.mean(times(still, noisy(frames[0], 60))):.1f} |")
-    both = Tracker(Predictor(model)), Tracker(PartialPredictor(Predictor(model)))
-    ratio = []
-    for tracker in both:
-        tracker.start(frames[0], boxes=[box])
-    for frame in shaken(frames[0], 40):
-        full, part = (times(tracker, iter([frame]))[0] for tracker in both)
-        ratio.append(part / full)
-    rows.append(f"| time over full encoding where everything moves | 1.05 | {np.median(ratio[WARM:]):.2f} |")
+            ious[mode].append(mask_iou(found["all"], found[mode]))
+    spent = {mode: np.array(values[WARM:] or values) for mode, values in seconds.items()}
+    return {
+        "frames": len(seconds["all"]),
+        "rate": {mode: interval_of(values, lambda v: 1 / v.mean(-1)) for mode, values in spent.items()},
+        "ratio": {mode: interval_of(spent[mode] / spent["all"], lambda v: np.median(v, -1)) for mode in partial},
+        "share": {mode: float(np.mean(shares[mode])) for mode in partial},
+        "iou": {mode: [float(np.mean(ious[mode])), float(np.min(ious[mode]))] for mode in partial},
+    }
+
+
+def interval_of(values: NDArray[Any], statistic: Callable[[NDArray[Any]], Any]) -> list[float]:
+    """Return a statistic over frames and its 95 % bootstrap interval."""
+    drawn = statistic(np.random.default_rng(0).choice(values, (2000, len(values))))
+    return [float(statistic(values)), *map(float, np.quantile(drawn, (0.025, 0.975)))]
+
+
+def speed(args: argparse.Namespace, name: str, predictor: Predictor) -> list[dict[str, Any]]:
+    """Follow the middle bottle while hands take others away."""
+    video = VIDEOS[TIMED]
+    frames = (frame for _, frame in read(args.line / TIMED, video.first, 1, args.frames))
+    return [{"model": name, **by_turns(predictor, frames, {"boxes": [video.boxes[TIMED_BOX]]})}]
+
+
+def events(args: argparse.Namespace, name: str, predictor: Predictor) -> list[dict[str, Any]]:
+    """Follow the cup of the made videos."""
+    cup, alpha = cut_out(predictor)
+    rows = []
+    for event in EVENTS:
+        first, *frames = made(cup, alpha, event, min(args.frames, 30))
+        images = iter([first.image, *(frame.image for frame in frames)])
+        rows.append({"model": name, "event": event, **by_turns(predictor, images, {"masks": [first.truth]})})
     return rows
 
 
-def times(tracker: Tracker, frames: Iterator[Image]) -> list[float]:
-    found = []
+def hidden(args: argparse.Namespace, name: str, predictor: Predictor) -> list[dict[str, Any]]:
+    """Count frames until the hidden cup is lost, and until it is found after a third of it is seen again."""
+    cup, alpha = cut_out(predictor)
+    first, *frames = made(cup, alpha, "hidden", 60)
+    tracker = Tracker(predictor)
+    tracker.start(first.image, masks=[first.truth])
+    seen = [frame.truth.sum() / first.truth.sum() for frame in frames]
+    states, ious = [], []
     for frame in frames:
-        start = perf_counter()
-        tracker.update(frame)
-        found.append(perf_counter() - start)
-    return found
+        (item,) = tracker.update(frame.image)
+        states.append(item.state)
+        if item.mask is not None and frame.truth.any():
+            ious.append(mask_iou(item.mask, frame.truth))
+    gone = seen.index(0)
+    back = next(i for i in range(gone, len(seen)) if seen[i] > 1 / 3)
+    lost = next((i for i in range(len(states)) if states[i] == "lost"), None)
+    found = states.index("found") if "found" in states else None
+    row = {
+        "model": name,
+        "lost_after": None if lost is None else lost - gone,
+        "found_after": None if found is None else found - back,
+        "iou": float(np.mean(ious)),
+    }
+    return [row]
+
+
+def switches(args: argparse.Namespace, name: str, predictor: Predictor) -> list[dict[str, Any]]:
+    """Count the objects that are taken for another: that move to another's place, or are found when they are gone."""
+    rows = []
+    for file, video in VIDEOS.items():
+        tracker = Tracker(PartialPredictor(Predictor(predictor.model)))
+        frames = read(args.line / file, video.first, video.step, args.frames if args.frames < FRAMES else None)
+        _, first = next(frames)
+        tracker.start(first, boxes=video.boxes)
+        places = [item.mask for item in tracker.update(first)]
+        wrong = dict.fromkeys(range(len(places)), False)
+        count = lost = events = 0
+        for number, frame in frames:
+            count += 1
+            for i, item in enumerate(tracker.update(frame)):
+                lost += item.mask is None
+                others = [place for j, place in enumerate(places) if j != i]
+                now = item.mask is not None and (
+                    (video.gone is not None and number >= video.gone) or any(mask_iou(item.mask, p) > 0.5 for p in others)
+                )
+                events += now and not wrong[i]
+                wrong[i] = now
+        rows.append({"model": name, "video": file, "frames": count, "objects": len(places), "lost": lost, "switches": events})
+    return rows
+
+
+def davis(args: argparse.Namespace, name: str, predictor: Predictor) -> list[dict[str, Any]]:
+    """Score the tracker and both baselines by DAVIS's J and F."""
+    rows = []
+    for start in args.start or STARTS:
+        for score in evaluate_video(predictor, VideoDataset(args.davis, args.sequence), list(FOLLOWERS), start):
+            print(f"{start} {score.sequence} {score.follower}: J {score.j:.3f}, F {score.f:.3f}", file=sys.stderr, flush=True)
+            rows.append({"model": name, "start": start, **score.__dict__})
+    return rows
+
+
+class Loop:
+    """A capture of the timed video, over and over; each frame stands for a while, as on a line that waits."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self._path = path
+        self._frames: Iterator[tuple[int, Image]] = iter(())
+        self._frame: Image | None = None
+        self._left = count
+
+    def read(self) -> tuple[bool, Image | None]:
+        if self._left == 0:
+            return False, None
+        if self._left % STANDS == 0:
+            found = next(self._frames, None)
+            if found is None:
+                self._frames = read(self._path, *VIDEOS[TIMED][:2])
+                found = next(self._frames)
+            self._frame = np.ascontiguousarray(found[1][:, :, ::-1])
+        self._left -= 1
+        return True, self._frame
+
+    def isOpened(self) -> bool:  # noqa: N802  OpenCV's name
+        return True
+
+    def get(self, key: int) -> float:
+        return 0.0
+
+    def release(self) -> None:
+        pass
+
+
+def hour(args: argparse.Namespace, name: str, predictor: Predictor) -> list[dict[str, Any]]:
+    """Follow three bottles through 90 000 frames, an hour at 25 frames/s, and write down the process's memory."""
+    count = HOUR if args.frames >= FRAMES else 10 * args.frames
+    frames = Frames("loop.mp4", open_capture=lambda source: Loop(args.line / TIMED, count))
+    prompts = [Prompt(box=[float(side) for side in box]) for box in VIDEOS[TIMED].boxes]
+    start = perf_counter()
+    memory: dict[int, int] = {}
+    with TemporaryDirectory(dir="/dev/shm") as folder, MaskFile(Path(folder) / "masks.jsonl") as masks:
+        for result in track(Tracker(PartialPredictor(predictor)), frames, prompts):
+            masks.write(result)
+            if (result.number + 1) % (count // 9) == 0:
+                memory[result.number + 1] = held_mb()
+                print(f"{result.number + 1} frames: {memory[result.number + 1]} MB", file=sys.stderr, flush=True)
+    return [{"model": name, "frames": count, "seconds": perf_counter() - start, "memory_mb": memory}]
+
+
+def held_mb() -> int:
+    """Return the memory that this process holds; Linux only."""
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) // 1024
+
+
+PARTS = {"speed": speed, "events": events, "switches": switches, "hidden": hidden, "davis": davis, "hour": hour}
+# Those in which models do not differ but by rounding: the last checkpoint stands for all.
+BY_ONE = ("switches", "hidden", "davis", "hour")
+PROTOCOL = {
+    "speed": f"Three trackers of a model see each frame by turns: {FRAMES} frames of {TIMED}, 640 x 360, from frame "
+    f"{VIDEOS[TIMED].first} on, one bottle by its box. Frames/s are from a frame to its mask, without reading and drawing. The "
+    f"first {WARM} frames are not timed. Intervals are 95 %, by bootstrap over frames. Nothing moves, and everything moves, in "
+    "made videos of 1280 x 720. Ratios of times are medians over frames.",
+    "events": f"30 frames of 1280 x 720 a video, noise of {NOISE:g} levels, the cup by its mask in the first frame.",
+    "switches": "Objects by their boxes, and what moved is encoded. Every third frame of the bottles counts, and every second "
+    "one of the people.",
+    "hidden": "60 frames of 1280 x 720; the cup passes behind a post.",
+    "davis": "The first frame's mask, its box, or a click on its innermost pixel. The first and the last frame do not count.",
+    "hour": f"{HOUR} frames of {TIMED}, 640 x 360, three bottles, with the file of masks.",
+}
+# What tells a row of DAVIS from the others, which are kept where a sequence is measured anew.
+KEYS = ("model", "start", "sequence", "object", "follower")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("video", help="of a fixed camera")
-    parser.add_argument("--box", required=True, help="x0,y0,x1,y1 of the object in the first frame that counts")
-    parser.add_argument("--skip", type=int, default=0, help="frames before that")
-    parser.add_argument("--frames", type=int, default=200)
+    parser.add_argument("line", type=Path, help="the folder of the three videos")
+    parser.add_argument("davis", type=Path, help="a folder like DAVIS 2016")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS)[:-1], help="all but hour")
     parser.add_argument("--checkpoint", action="append", help="weights or an exported folder; may be given again")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of each video; fewer to try the script")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--davis", type=Path, help="a folder like DAVIS")
+    parser.add_argument("--start", action="append", choices=STARTS, help="of davis; all by default")
+    parser.add_argument("--sequence", action="append", help="of davis; all by default")
+    parser.add_argument("--results", type=Path, default=RESULTS / "live.json")
     args = parser.parse_args()
-    box = [float(side) for side in args.box.split(",")]
-    frames = read(args.video, args.skip, args.frames)
-    print(f"{describe()}\n{len(frames)} frames of {frames[0].shape[1]} x {frames[0].shape[0]}, {args.threads} threads")
-    for checkpoint in args.checkpoint or ["fast"]:
-        print(f"\n{checkpoint}\n\n| | target | measured |\n|---|---|---|")
-        print("\n".join(measure(checkpoint, args.threads, frames, box)), flush=True)
-        if args.davis is not None:
-            data = VideoDataset(args.davis)
-            print("\n" + video_table(list(evaluate_video(load(checkpoint, args.threads), data, list(FOLLOWERS)))), flush=True)
+    warnings.simplefilter("always")  # an audit that fails says so
+    checkpoints = args.checkpoint or ["fast"]
+    kept = json.loads(args.results.read_text(encoding="utf-8")) if args.results.exists() else {}
+    shown = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    for part in args.parts:
+        rows = []
+        for checkpoint in checkpoints[-1:] if part in BY_ONE else checkpoints:
+            rows += PARTS[part](args, *load(checkpoint, args.threads))
+        if part == "davis":
+            new = {tuple(row[key] for key in KEYS) for row in rows}
+            rows += [row for row in kept.get(part, {}).get("rows", []) if tuple(row[key] for key in KEYS) not in new]
+            rows.sort(key=lambda row: (STARTS.index(row["start"]), row["sequence"], list(FOLLOWERS).index(row["follower"])))
+        kept[part] = {
+            "date": date.today().isoformat(),
+            "command": shlex.join(["python", "benchmarks/live.py", *shown]),
+            "machine": facts(),
+            "protocol": PROTOCOL[part],
+            "rows": rows,
+        }
+        args.results.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    for name, (write, needed) in LIVE.items():
+        if needed <= kept.keys():
+            print(f"\n{name}\n\n{write(kept)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,31 @@ import torch
 
 import groupmix_sam
 
-__all__ = ["describe", "interval", "peak_kib"]
+__all__ = ["describe", "facts", "interval", "peak_kib"]
 
 
-def describe() -> str:
-    """Return the processor, its threads and the versions, in a line."""
+def facts() -> dict[str, str | int]:
+    """Return the processor, its threads and the versions, as result files have them."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         cpu = names[0] if names else cpu
-    return (
-        f"{cpu}, {torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"timm {timm.__version__}, groupmix-sam {groupmix_sam.__version__}"
-    )
+    return {
+        "processor": cpu,
+        "threads": torch.get_num_threads(),
+        "Python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "groupmix-sam": groupmix_sam.__version__,
+    }
+
+
+def describe() -> str:
+    """Return the same in a line."""
+    known = facts()
+    versions = ", ".join(f"{name} {version}" for name, version in list(known.items())[2:])
+    return f"{known['processor']}, {known['threads']} threads, {versions}"
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:

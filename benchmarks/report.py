@@ -23,6 +23,7 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 STOCK = "stock sam_tiny_vit_5m"
 FRAME = "640 x 480"
 RUNTIMES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
+EVENTS = ("noise alone", "flicker", "a light goes on", "a bumped camera", "everything moves", "nothing moves")
 MODELS = {"default": "`gmf_sam_2282`, default", "fast": "`gmf_sam_2282_512`, fast"}
 
 
@@ -203,6 +204,140 @@ def distill_speed() -> str:
     return table(("default recipe", "to the plain loop"), rows, digits=2) + origin(result)
 
 
+Live = dict[str, Any]
+
+
+def live_targets(live: Live) -> str:
+    """Targets of following objects, and what was measured."""
+    timed = {row["model"]: row for row in live["speed"]["rows"]}
+    made = {(row["model"], row["event"]): row for row in live["events"]["rows"]}
+    moved, around = "what moved", "around the object"
+
+    def cells(model: str) -> list[str]:
+        row, still, moving = timed[model], made[model, "nothing moves"], made[model, "everything moves"]
+        return [
+            *(rate(row["rate"][mode]) for mode in ("all", moved, around)),
+            *(f"{row['share'][mode]:.2f}" for mode in (moved, around)),
+            *(", ".join(f"{iou:.3f}" for iou in row["iou"][mode]) for mode in (moved, around)),
+            rate(still["rate"][moved]),
+            *(figure(moving["ratio"][mode], 2) for mode in (moved, around)),
+        ]
+
+    names = (
+        ("frames/s, every frame encoded in full", None),
+        ("frames/s, what moved", None),
+        ("frames/s, around the object", "25"),
+        ("share encoded, what moved", None),
+        ("share encoded, around the object", None),
+        ("IoU with full encoding, what moved: mean, least", "0.95 in the mean"),
+        ("IoU with full encoding, around the object: mean, least", "0.95 in the mean"),
+        ("frames/s while nothing moves", "100"),
+        ("time to full encoding where everything moves, what moved", "1.05"),
+        ("the same, around the object", "1.05"),
+    )
+    columns = [cells(model) for model in timed]
+    speed = table(("", "target", *timed), ([*name, *values] for name, *values in zip(names, *columns, strict=True)))
+
+    hidden, switches = live["hidden"]["rows"][0], live["switches"]["rows"]
+    mean = {follower: score["jf"] for (start, follower), score in davis_means(live).items() if start == "mask"}
+    baseline = max(score for follower, score in mean.items() if follower != "tracker")
+    lost, found = ("never" if hidden[key] is None else hidden[key] for key in ("lost_after", "found_after"))
+    masks = table(
+        ("", "target", "measured", "model"),
+        (
+            ("identity switches on the three videos", "0", sum(row["switches"] for row in switches), switches[0]["model"]),
+            ("frames until a hidden object is lost", "6", lost, hidden["model"]),
+            ("frames until it is found again", "3", found, hidden["model"]),
+            ("J&F on DAVIS, from masks", "0.75", mean["tracker"], live["davis"]["rows"][0]["model"]),
+            ("the same over the better baseline", "0.10", mean["tracker"] - baseline, live["davis"]["rows"][0]["model"]),
+        ),
+    )
+    return f"{speed}\n{masks}{origin(live['speed'])}"
+
+
+def rate(value: list[float]) -> str:
+    """Return frames a second with their interval."""
+    return figure(value, 1)
+
+
+def live_events(live: Live) -> str:
+    """Made videos: what is encoded, and how close masks are to full encoding."""
+    rows = (
+        (
+            row["event"],
+            row["model"],
+            *(
+                cell
+                for mode in ("what moved", "around the object")
+                for cell in (f"{row['share'][mode]:.2f}", ", ".join(f"{iou:.3f}" for iou in row["iou"][mode]))
+            ),
+        )
+        for row in sorted(live["events"]["rows"], key=lambda row: EVENTS.index(row["event"]))
+    )
+    head = ("event", "model", "share, what moved", "IoU: mean, least", "share, around the object", "IoU: mean, least")
+    return table(head, rows) + origin(live["events"])
+
+
+def live_switches(live: Live) -> str:
+    """Objects that are taken for another."""
+    keys = ("video", "objects", "frames", "lost", "switches")
+    rows = ([row[key] for key in keys] for row in live["switches"]["rows"])
+    return table(("video", "objects", "frames", "objects lost, summed over frames", "switches"), rows) + origin(
+        live["switches"]
+    )
+
+
+def davis_means(live: Live) -> dict[tuple[str, str], dict[str, float]]:
+    """Return the means over objects, by start and by follower."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in live["davis"]["rows"]:
+        found.setdefault((row["start"], row["follower"]), []).append(row)
+    means = {key: {name: sum(row[name] for row in rows) / len(rows) for name in ("j", "f")} for key, rows in found.items()}
+    return {key: {**mean, "jf": (mean["j"] + mean["f"]) / 2} for key, mean in means.items()}
+
+
+def live_davis(live: Live) -> str:
+    """J and F on DAVIS, by start and by way of following, and the tracker's J&F by sequence."""
+    result = live["davis"]
+    lost: dict[tuple[str, str], list[int]] = {}
+    for row in result["rows"]:
+        counts = lost.setdefault((row["start"], row["follower"]), [0, 0])
+        counts[0], counts[1] = counts[0] + row["lost"], counts[1] + row["frames"]
+    means = table(
+        ("start", "follower", "J", "F", "J&F", "lost"),
+        ((*key, mean["j"], mean["f"], mean["jf"], "{} of {}".format(*lost[key])) for key, mean in davis_means(live).items()),
+    )
+    starts = list(dict.fromkeys(row["start"] for row in result["rows"]))
+    own = [row for row in result["rows"] if row["follower"] == "tracker"]
+    scores = {(row["sequence"], row["start"]): (row["j"] + row["f"]) / 2 for row in own}
+    names = dict.fromkeys(row["sequence"] for row in own)
+    each = table(("sequence, tracker's J&F", *starts), ([name, *(scores.get((name, s)) for s in starts)] for name in names))
+    return f"{means}\n{each}{origin(result)}"
+
+
+def live_hour(live: Live) -> str:
+    """Memory over an hour of frames."""
+    (row,) = live["hour"]["rows"]
+    return table(("frames", *row["memory_mb"]), [("memory, MB", *row["memory_mb"].values())]) + origin(live["hour"])
+
+
+# Each with the parts of the result file that it needs.
+LIVE: dict[str, tuple[Callable[[Live], str], set[str]]] = {
+    "live_targets": (live_targets, {"speed", "events", "switches", "hidden", "davis"}),
+    "live_events": (live_events, {"events"}),
+    "live_switches": (live_switches, {"switches"}),
+    "live_davis": (live_davis, {"davis"}),
+    "live_hour": (live_hour, {"hour"}),
+}
+
+
+def live_table(name: str) -> str:
+    """Return a table of following objects, of which an hour of frames takes longest and may be left out."""
+    write, needed = LIVE[name]
+    live = load("live")
+    return write(live) if needed <= live.keys() else "Not measured.\n"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "adapt": adapt,
     "batch": batch,
@@ -216,6 +351,7 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 if (RESULTS / "adapt_labels.json").exists():  # it takes hours
     TABLES["adapt_labels"] = adapt_labels
+TABLES |= {name: partial(live_table, name) for name in LIVE}
 TABLES |= {path.stem: partial(runtimes, path.stem) for path in sorted(RESULTS.glob("runtimes_*.json"))}
 
 

@@ -16,7 +16,7 @@ def stream(
     prompts: Annotated[Path | None, typer.Option(help="The same as JSON: boxes, or points with labels.")] = None,
     track: Annotated[bool, typer.Option("--track", help="Follow what the prompts mean in the first frame.")] = False,
     fixed_camera: Annotated[
-        bool, typer.Option("--fixed-camera", help="Encode only what moves; the camera stands still. In PyTorch and OpenVINO.")
+        bool, typer.Option("--fixed-camera", help="Encode only what moves; the camera stands still. Not in TensorRT.")
     ] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Encode only around what is followed, with --track.")] = False,
     masks: Annotated[Path | None, typer.Option(help="Add masks to this file, a line of JSON a frame, as run lengths.")] = None,
@@ -53,7 +53,9 @@ def stream(
     from ..live.sinks import Clock, CocoVideo, Crops, MaskFile, Overlay
     from ..live.sources import Frames
     from ..live.tracker import Tracker
+    from ..memory import keep_freed_memory
     from ..prompts import Prompt, read_shared_prompts
+    from ..weights import is_exported
 
     if (box is not None) + (point is not None) + (prompts is not None) != 1:
         raise InvalidInputError("say what to segment by one of --box, --point and --prompts.")
@@ -66,6 +68,8 @@ def stream(
     else:
         wanted = [Prompt([numbers(text, 2, "x,y")], [1]) for text in point or []]
     frames = Frames(source)
+    if not is_exported(checkpoint):
+        keep_freed_memory()
     predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size, device=device, threads=threads)
     alarm = DriftAlarm(Drift.load(drift, predictor.model_hash), predictor) if drift is not None else None
     model = PartialPredictor(predictor, follow=follow) if fixed_camera or follow else predictor

@@ -1,6 +1,7 @@
 """The folder that `groupmix-sam export` writes: its format, its checks, its models."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from ..encoders.config import STRIDE, check_embed_stride, check_img_size
 from ..errors import InvalidInputError, WeightsError, WeightsNotFoundError
 from ..files import sha256
 from .backends import Backend, OnnxBackend, OpenvinoBackend, TensorrtBackend
-from .model import InferenceModel
+from .backends.openvino import CHANNELS
+from .model import InferenceModel, in_place
 
-__all__ = ["FORMAT_VERSION", "PARTS", "SUFFIXES", "folder_model", "read_config"]
+__all__ = ["FORMAT_VERSION", "PARTS", "SUFFIXES", "crop_parts", "folder_model", "read_config"]
 
 FORMAT_VERSION = 1
+# Rows and columns of the grid that a decoder is compiled for come in steps of this, as each size is compiled anew.
+CROP_STEP = 8
 PARTS = ("encoder", "masks", "image", "decoder")
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".plan"}
 
@@ -64,11 +68,17 @@ def folder_model(folder: Path, device: str | None = None, threads: int | None = 
             return OpenvinoBackend(path, device.upper(), precision, threads)
         return TensorrtBackend(path)
 
+    image, decoder = load("image"), load("decoder")
+    crop = None
+    if isinstance(image, OpenvinoBackend) and isinstance(decoder, OpenvinoBackend):
+        rows, columns = (side // config["embed_stride"] for side in config["input_size"])
+        if rows * columns not in CHANNELS:
+            crop = partial(crop_parts, image, decoder, (rows, columns))
     return InferenceModel(
         encoder=load("encoder"),
         masks=load("masks"),
-        image=load("image"),
-        decoder=load("decoder"),
+        image=image,
+        decoder=decoder,
         image_size=config["image_size"],
         input_size=tuple(config["input_size"]),
         embed_stride=config["embed_stride"],
@@ -77,7 +87,16 @@ def folder_model(folder: Path, device: str | None = None, threads: int | None = 
         mask_threshold=config["mask_threshold"],
         dynamic_batch=config["dynamic_batch"],
         model_hash=config["model_hash"],
+        crop=crop,
+        crop_step=CROP_STEP,
     )
+
+
+def crop_parts(
+    image: OpenvinoBackend, decoder: OpenvinoBackend, grid: tuple[int, int], rows: slice, columns: slice
+) -> tuple[Backend, Backend]:
+    """Return what sees some rows and columns of the grid alone, as `InferenceModel.crop` does."""
+    return in_place(image.for_part(rows, columns), decoder.for_part(rows, columns), image.device, grid, rows, columns)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a `Predictor` runs: four parts in one runtime, and what they were made for."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from .backends import Backend, TorchBackend
 from .fused_decoder import FusedDecoder, ImageTokens
 from .fused_encoder import fuse_encoder
 
-__all__ = ["InferenceModel", "model_hash", "torch_model"]
+__all__ = ["InferenceModel", "in_place", "model_hash", "torch_model"]
 
 # Prompts that are decoded at a time on a CPU, where more are no faster, and at most on a GPU: a plan's limit.
 CPU_PROMPTS, GPU_PROMPTS = 8, 64
@@ -49,6 +49,7 @@ class InferenceModel:
         model_hash: Hash of the weights, the input size and the stride, equal in every runtime.
         crop: From rows and columns of the grid to an `image` and a `decoder` that see those alone, and leave all else out of
             their masks; None if the runtime has none.
+        crop_step: What the numbers of those rows and columns are multiples of, or the grid's own.
     """
 
     encoder: Backend
@@ -64,6 +65,7 @@ class InferenceModel:
     dynamic_batch: bool
     model_hash: str
     crop: Callable[[slice, slice], tuple[Backend, Backend]] | None = None
+    crop_step: int = 1
 
     @property
     def device(self) -> torch.device:
@@ -130,17 +132,29 @@ def _decode(decoder: FusedDecoder, *inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 def _crop(decoder: FusedDecoder, device: torch.device, rows: slice, columns: slice) -> tuple[Backend, Backend]:
     part = decoder.crop(rows, columns)
+    return in_place(part.image, partial(_decode, part), device, decoder.grid, rows, columns)
 
-    def image(features: Tensor) -> ImageTokens:
-        return part.image(features[:, :, rows, columns])
 
-    def decode(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-        logits, scores = _decode(part, *inputs)
-        whole = logits.new_full((*logits.shape[:2], *(4 * side for side in decoder.grid)), OUTSIDE)
+def in_place(
+    image: Callable[..., Sequence[Tensor]],
+    decoder: Callable[..., Sequence[Tensor]],
+    device: torch.device,
+    grid: tuple[int, int],
+    rows: slice,
+    columns: slice,
+) -> tuple[Backend, Backend]:
+    """Return an `image` and a `decoder` that take and give what those of the whole grid do, from those of a part of it."""
+
+    def cut(features: Tensor) -> Sequence[Tensor]:
+        return image(features[:, :, rows, columns])
+
+    def fill(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        logits, scores = decoder(*inputs)
+        whole = logits.new_full((*logits.shape[:2], *(4 * side for side in grid)), OUTSIDE)
         whole[..., 4 * rows.start : 4 * rows.stop, 4 * columns.start : 4 * columns.stop] = logits
         return whole, scores
 
-    return TorchBackend(image, device), TorchBackend(decode, device)
+    return TorchBackend(cut, device), TorchBackend(fill, device)
 
 
 def model_hash(sam: Sam) -> str:

@@ -262,6 +262,21 @@ class Predictor:
         logits, scores = logits[:, chosen], scores[:, chosen]
         return self._to_image(logits, index, return_logits), scores, logits
 
+    def predict_logits(
+        self,
+        point_coords: NDArray[Any] | None = None,
+        point_labels: NDArray[Any] | None = None,
+        boxes: NDArray[Any] | None = None,
+        mask_input: NDArray[Any] | None = None,
+        multimask_output: bool = True,
+        *,
+        index: int = 0,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the scores and the low-resolution logits of `predict_prompts`, without masks in the image's size."""
+        logits, scores, _ = self._predict_all(index, point_coords, point_labels, boxes, mask_input)
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        return scores[:, chosen].numpy(force=True), logits[:, chosen].numpy(force=True)
+
     def predict_single_mask(
         self,
         point_coords: NDArray[Any] | None = None,

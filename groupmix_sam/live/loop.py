@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import import_extra
 from ..inference.predictor import Predictor
 from ..prompts import Prompt, stack_prompts
 from .partial import PartialPredictor
@@ -74,10 +75,11 @@ def track(tracker: Tracker, frames: Frames, prompts: Sequence[Prompt] | None = N
         ImageReadError: of `frames`.
         InvalidInputError: a prompt that cannot be used, or one without an object under it.
     """
+    cv2 = import_extra("cv2", "stream")
     try:
         for number, moment, frame in frames:
             start = time.perf_counter()
-            image = np.ascontiguousarray(frame[:, :, ::-1])
+            image = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)  # NumPy takes 4 ms for a frame of 1280 x 720
             if prompts is not None:
                 points, labels, boxes = stack_prompts(prompts)
                 tracker.start(image, boxes=boxes, points=points, labels=labels)

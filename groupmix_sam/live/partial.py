@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from ..errors import InvalidInputError
 from ..images import as_rgb
 from ..inference import Predictor
-from ..inference.backends import OpenvinoBackend, TorchBackend
+from ..inference.backends import OnnxBackend, OpenvinoBackend, TorchBackend
 from ..masks import mask_iou
-from ..preprocess import check_aspect, resize
+from ..preprocess import check_aspect, pad_and_normalize, resize
 
 __all__ = ["PartialPredictor"]
 
@@ -32,8 +32,8 @@ Hit = tuple[Any, ...]
 
 # Pixels of the encoder's input: a block that is compared, and the step of a window's sides.
 BLOCK, STEP = 8, 64
-# Sides of the windows in OpenVINO, besides the frame's own: each pair is compiled once, which takes some seconds.
-COMPILED_SIDES = (128, 256)
+# Sides of the windows of an export, besides the frame's own: each pair is loaded once, which takes some seconds.
+COMPILED_SIDES = (128, 192, 256)
 # A block changed if its mean difference, in levels, exceeds the noise by this factor and by this much.
 NOISE_FACTOR, LEAST_CHANGE = 2.0, 2.0
 # What the first two frames may differ by in the mean and still be called noise.
@@ -62,7 +62,7 @@ class PartialPredictor:
     warning says so.
 
     Args:
-        predictor: A predictor in PyTorch or OpenVINO.
+        predictor: A predictor in PyTorch, ONNX Runtime or OpenVINO.
         follow: Leave out what changed elsewhere than around the objects that a `Tracker` follows, until one is lost. The camera
             may move then.
         refresh: Seconds after which a frame is encoded in full.
@@ -74,9 +74,9 @@ class PartialPredictor:
 
     def __init__(self, predictor: Predictor, *, follow: bool = False, refresh: float = 10.0, min_iou: float = 0.9) -> None:
         encoder = predictor.model.encoder
-        if not isinstance(encoder, TorchBackend | OpenvinoBackend):
+        if not isinstance(encoder, TorchBackend | OpenvinoBackend | OnnxBackend):
             raise InvalidInputError(
-                "this encoder takes one size, and no window: give a Predictor of weights, or of an OpenVINO export."
+                "this encoder takes one size, and no window: give a Predictor of weights, or of an export to ONNX or OpenVINO."
             )
         self._predictor = predictor
         self._follow = follow
@@ -84,7 +84,7 @@ class PartialPredictor:
         self._refresh = refresh
         self._min_iou = min_iou
         self._sides = tuple(range(STEP, predictor.image_size, STEP))
-        if isinstance(encoder, OpenvinoBackend):
+        if not isinstance(encoder, TorchBackend):
             self._sides = COMPILED_SIDES
         # The resized frame as each pixel was last encoded, and the frame before, both filled up to whole blocks.
         self._encoded: Pixels | None = None
@@ -117,7 +117,8 @@ class PartialPredictor:
         if image_format == "BGR":
             array = np.ascontiguousarray(array[:, :, ::-1])
         check_aspect(array.shape[:2], self._predictor.image_size)
-        pixels = _whole_blocks(resize(array, self._predictor.image_size))
+        resized = resize(array, self._predictor.image_size)
+        pixels = _whole_blocks(resized)
         if self._encoded is None or self._size != array.shape[:2] or self.always_full:
             self._size = array.shape[0], array.shape[1]
             self._encode_all(array, pixels)
@@ -129,9 +130,8 @@ class PartialPredictor:
         self.share = 0.0
         if windows:
             self._features = self._features.copy()
-            whole = self._predictor.preprocess(array)
             for window in windows:
-                self._encode_window(whole, pixels, window)
+                self._encode_window(resized, pixels, window)
             self._windows += 1
             self._unchecked += 1
             self._predictor.set_embedding(self._features, self._size)
@@ -150,6 +150,11 @@ class PartialPredictor:
         """Do what `Predictor.predict_prompts` does."""
         self._prompts = {"prompts": prompts, "options": options}
         return self._decoder(options.get("boxes")).predict_prompts(*prompts, **options)
+
+    def predict_logits(self, *prompts: Any, **options: Any) -> tuple[Floats, Floats]:
+        """Do what `Predictor.predict_logits` does."""
+        self._prompts = {"prompts": prompts, "options": options}
+        return self._decoder(options.get("boxes")).predict_logits(*prompts, **options)
 
     def predict_single_mask(
         self,
@@ -171,25 +176,27 @@ class PartialPredictor:
         self._windows = 0
         self.share = 1.0
 
-    def _encode_window(self, whole: Floats, pixels: Pixels, window: Window) -> None:
+    def _encode_window(self, resized: Pixels, pixels: Pixels, window: Window) -> None:
         """Bring the features of a window up to date.
 
         Args:
-            whole: The encoder's input.
-            pixels: The resized frame.
-            window: Rows and columns of both.
+            resized: The resized frame.
+            pixels: The same, filled up to whole blocks.
+            window: Rows and columns of the encoder's input.
         """
         assert self._encoded is not None
-        stride = self._predictor.model.embed_stride
-        rows, columns = (slice(side.start // stride, side.stop // stride) for side in window)
-        self._features[:, :, rows, columns] = self._encode(np.ascontiguousarray(whole[None, :, *window]))
+        model = self._predictor.model
+        size = window[0].stop - window[0].start, window[1].stop - window[1].start
+        part = pad_and_normalize(resized[window], size, model.mean, model.std)
+        rows, columns = (slice(side.start // model.embed_stride, side.stop // model.embed_stride) for side in window)
+        self._features[:, :, rows, columns] = self._encode(part[None])
         self._encoded[window] = pixels[window]
         self.share += _area(window) / (self._input_size[0] * self._input_size[1])
 
     def _encode(self, pixels: Floats) -> Floats:
         """Return the features of a window of the input."""
         encoder = self._predictor.model.encoder
-        if not isinstance(encoder, OpenvinoBackend):
+        if not isinstance(encoder, OnnxBackend | OpenvinoBackend):
             return self._predictor.encode(pixels)
         window = encoder.for_window(pixels.shape[2], pixels.shape[3])
         return Predictor(replace(self._predictor.model, encoder=window)).encode(pixels)
@@ -203,7 +210,12 @@ class PartialPredictor:
         cells = np.asarray(boxes).reshape(-1, 4) * (model.image_size / max(self._size) / model.embed_stride)
         starts = np.maximum(np.floor(cells[:, [1, 0]].min(0)).astype(int) - DECODED, 0).tolist()
         stops = np.minimum(np.ceil(cells[:, [3, 2]].max(0)).astype(int) + DECODED, grid).tolist()
-        window = slice(starts[0], stops[0]), slice(starts[1], stops[1])
+        sides = []
+        for start, stop, size in zip(starts, stops, grid, strict=True):
+            count = min(-(-(stop - start) // model.crop_step) * model.crop_step, size)
+            start = min(start, size - count)
+            sides.append(slice(start, start + count))
+        window = sides[0], sides[1]
         if _area(window) > WORTH * grid[0] * grid[1]:
             return self._predictor
         image, decoder = model.crop(*window)

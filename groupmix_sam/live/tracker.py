@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidInputError
 from ..images import as_rgb
-from ..inference.mask_resize import neighbours, resize_blocks
+from ..inference.mask_resize import Neighbours, neighbours, resize_blocks
 from ..masks import tight_box
 from .partial import PartialPredictor
 
@@ -73,6 +73,15 @@ class ImagePredictor(Protocol):
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[NDArray[Any], Floats, Floats]: ...
+
+    def predict_logits(
+        self,
+        point_coords: NDArray[Any] | None = None,
+        point_labels: NDArray[Any] | None = None,
+        boxes: NDArray[Any] | None = None,
+        mask_input: NDArray[Any] | None = None,
+        multimask_output: bool = True,
+    ) -> tuple[Floats, Floats]: ...
 
 
 @dataclass(frozen=True)
@@ -461,9 +470,7 @@ class Tracker:
         share = (1 / (1 + np.exp(-fine))).astype(np.float32)
         drawn = []
         for mask_input, several in ((prompt, False), (None, True)):
-            _, scores, logits = self._predictor.predict_prompts(
-                boxes=box[None], mask_input=mask_input, multimask_output=several
-            )
+            scores, logits = self._predictor.predict_logits(boxes=box[None], mask_input=mask_input, multimask_output=several)
             drawn += [
                 (_soft_iou(option[: 4 * grid.rows, : 4 * grid.columns], share), float(score), option)
                 for option, score in zip(logits[0], scores[0], strict=True)
@@ -526,12 +533,21 @@ class Tracker:
         return found.likeness > (FOUND if memory.lost else LOST) * memory.likeness
 
     def _enlarge_to_frame(self, logits: Floats) -> Bools:
+        """Return where logits, resized to the frame, are positive: nowhere but next to those that are."""
         assert self._frame is not None
         size = self._frame.shape[:2]
-        rows, columns = (neighbours(n, s, 4 * n / self._grid.cell) for n, s in zip(size, logits.shape, strict=True))
-        mask = np.empty(size, bool)
-        for block, part in resize_blocks(np.ascontiguousarray(logits), rows, columns):
-            np.greater(part, 0, out=mask[block])
+        mask = np.zeros(size, bool)
+        window: list[slice] = []
+        sides: list[Neighbours] = []
+        for axis, (n, source) in enumerate(zip(size, logits.shape, strict=True)):
+            inside = np.flatnonzero((logits > 0).any(1 - axis))
+            side = neighbours(n, source, 4 * n / self._grid.cell)
+            near = np.flatnonzero((side.first >= inside[0] - 1) & (side.first <= inside[-1]))
+            window.append(slice(near[0], near[-1] + 1))
+            sides.append(Neighbours(side.first[near], side.share[near]))
+        part = mask[window[0], window[1]]
+        for block, values in resize_blocks(logits, *sides):
+            np.greater(values, 0, out=part[block])
         return mask
 
 

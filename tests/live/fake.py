@@ -56,6 +56,9 @@ class ColourPredictor:
         logits = np.where(square[..., at[:, None], at], 8, -8).astype(np.float32)
         return masks, np.full(masks.shape[:2], 0.9, np.float32), logits
 
+    def predict_logits(self, *prompts, **options):
+        return self.predict_prompts(*prompts, **options)[1:]
+
 
 RED, GREEN, BLUE = (200, 40, 40), (40, 180, 60), (40, 60, 200)
 

@@ -1,6 +1,7 @@
 """Encoding windows: what is encoded, what is kept, and how it is found out when that is not good enough."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.inference import Predictor
-from groupmix_sam.inference.model import OUTSIDE
+from groupmix_sam.inference.model import OUTSIDE, torch_model
 from groupmix_sam.live import Tracker
 from groupmix_sam.live.partial import PartialPredictor
 
@@ -141,8 +142,8 @@ def test_nothing_is_done_while_nothing_moves(partial, monkeypatch):
     tracker.start(frame((RED, (96, 16, 128, 48))), masks=[mask])
     (before,) = tracker.update(frame((RED, (98, 16, 130, 48)), seed=1))
     asked = []
-    ask = partial.predict_prompts
-    monkeypatch.setattr(partial, "predict_prompts", lambda *args, **kwargs: asked.append(1) or ask(*args, **kwargs))
+    ask = partial.predict_logits
+    monkeypatch.setattr(partial, "predict_logits", lambda *args, **kwargs: asked.append(1) or ask(*args, **kwargs))
     for seed in range(2, 6):
         (item,) = tracker.update(frame((RED, (98, 16, 130, 48)), seed=seed))
         assert partial.share == 0
@@ -212,6 +213,17 @@ def test_decoding_around_what_is_followed(sam):
     assert (logits[..., :40, :40] != OUTSIDE).all()
     assert masks[..., 164:, :].sum() == 0
     assert np.abs(logits[..., :40, :40] - expected[2][..., :40, :40]).mean() < expected[2].std()
+
+
+def test_decoding_in_steps(sam):
+    """Of a runtime that is compiled for each size: 10 cells are needed, and 12 are decoded."""
+    partial = PartialPredictor(Predictor(replace(torch_model(sam), crop_step=12)), follow=True)
+    partial.set_image(scene((RED, (228, 228, 248, 248)), size=(256, 256)))
+    box = np.array([[228, 228, 248, 248]])
+    partial.watch(box)
+    _, logits = partial.predict_logits(boxes=box)
+    assert ((logits != OUTSIDE).any((0, 1, 2)) == (np.arange(64) >= 16)).all()
+    assert ((logits != OUTSIDE).any((0, 1, 3)) == (np.arange(64) >= 16)).all()
 
 
 def test_the_tracker_says_where_objects_are_expected(sam, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.inference import Predictor
+from groupmix_sam.inference.mask_resize import neighbours, resize_blocks
 from groupmix_sam.live import Tracker
 from groupmix_sam.live.tracker import _cover, _enlarge, _Grid, _grow, _shift
 from groupmix_sam.masks import mask_iou, tight_box
@@ -230,6 +231,13 @@ def test_bad_input(tracker):
         tracker.start(frame.astype(float), boxes=[at(20)])
 
 
+def test_a_click_without_an_object(tracker, monkeypatch):
+    empty = np.zeros((1, 3, 120, 160), bool), np.ones((1, 3), np.float32), np.full((1, 3, 128, 128), -8, np.float32)
+    monkeypatch.setattr(tracker._predictor, "predict_prompts", lambda *prompts, **options: empty)
+    with pytest.raises(InvalidInputError, match="prompt 0 has no object under it: put the point inside"):
+        tracker.start(scene(), points=[[5, 5]])
+
+
 def test_nothing_grows(tracker):
     tracker.start(scene((RED, at(20))), boxes=[at(20)])
 
@@ -252,6 +260,9 @@ def test_a_real_predictor(sam):
     tracker = Tracker(Predictor(sam))
     frame = scene((RED, at(20)))
     tracker.start(frame, masks=[rectangle(at(20))])
+    for prompts in ({"boxes": [at(170)]}, {"points": [[175, 55]]}):
+        with pytest.raises(InvalidInputError, match="outside"):
+            tracker.add(**prompts)
     (item,) = tracker.update(scene((RED, at(22)), seed=1))
     assert item.mask is None or (item.mask.shape, item.mask.dtype) == ((120, 160), np.dtype(bool))
 
@@ -265,6 +276,21 @@ def test_cells_by_brute_force():
         for column in range(32):
             part = mask[starts[row] : starts[row + 1], starts[column] : starts[column + 1]]
             assert cover[row, column] == pytest.approx(part.mean())
+
+
+def test_a_mask_is_resized_as_a_whole_frame_is(tracker):
+    """Only what is next to the object is looked at; the mask is the same."""
+    tracker.start(scene((RED, at(20))), boxes=[at(20)])
+    generator = np.random.default_rng(0)
+    for low, high in ((0.2, 0.9), (0.0, 0.1), (0.95, 1.0)):
+        logits = np.full((96, 128), -4, np.float32)
+        window = tuple(slice(int(low * n), int(np.ceil(high * n))) for n in logits.shape)
+        logits[window] += generator.uniform(0, 8, logits[window].shape).astype(np.float32)
+        extents = [4 * n / tracker._grid.cell for n in (120, 160)]
+        sides = [neighbours(n, s, e) for n, s, e in zip((120, 160), logits.shape, extents, strict=True)]
+        whole = np.concatenate([part for _, part in resize_blocks(logits, *sides)]) > 0
+        assert whole.any()
+        np.testing.assert_array_equal(tracker._enlarge_to_frame(logits), whole)
 
 
 def test_helpers_by_hand():

@@ -8,7 +8,10 @@ from torch import Tensor
 
 from ...errors import InvalidInputError
 
-__all__ = ["Backend", "input_refused"]
+__all__ = ["MOST_WINDOWS", "Backend", "input_refused"]
+
+# Sizes of windows that an export's encoder is kept loaded for, those used last: each takes some 100 MB.
+MOST_WINDOWS = 6
 
 
 class Backend(Protocol):

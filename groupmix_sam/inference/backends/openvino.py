@@ -1,6 +1,7 @@
 """OpenVINO as a backend."""
 
 import warnings
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
@@ -11,13 +12,17 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidInputError, RuntimeUnavailableError, import_extra
-from .base import input_refused
+from .base import MOST_WINDOWS, input_refused
 
-__all__ = ["OpenvinoBackend", "openvino_core"]
+__all__ = ["CHANNELS", "OpenvinoBackend", "openvino_core"]
 
 # Shapes of inputs after which a model is compiled anew, which takes a third of a second. For each shape the decoder keeps 4 MB
 # for good. Without OpenVINO's cache that is 3 MB, and release_memory() frees none of it. oneDNN's cache, of 150 MB, is bounded.
 MOST_SHAPES = 32
+# Sides of the decoder's tensors, its channels for the most part, which `for_part` takes for no number of cells.
+CHANNELS = (4, 8, 16, 32, 64, 128, 256)
+# Parts of the grid that a decoder is kept compiled for, some 50 MB each.
+MOST_PARTS = 8
 
 
 class OpenvinoBackend:
@@ -28,12 +33,12 @@ class OpenvinoBackend:
         device: "CPU", "GPU" or another of OpenVINO's devices.
         precision: "f32" or "bf16": OpenVINO would choose by the processor. Where bf16 has no instructions a warning says so.
         threads: None leaves them to OpenVINO.
-        window: Of an encoder, the height and width that it takes in place of the file's own.
+        change: What makes another model of the file's.
 
     Raises:
         MissingExtraError: there is no openvino.
         RuntimeUnavailableError: the device is not there, or the file cannot be read.
-        InvalidInputError: the encoder takes no other size.
+        InvalidInputError: of `change`.
     """
 
     def __init__(
@@ -42,10 +47,11 @@ class OpenvinoBackend:
         device: str = "CPU",
         precision: str = "f32",
         threads: int | None = None,
-        window: tuple[int, int] | None = None,
+        change: Callable[[Any], Any] | None = None,
     ) -> None:
         self._options = path, device, precision, threads
         self._windows: dict[tuple[int, int], OpenvinoBackend] = {}
+        self._parts: dict[tuple[int, int], tuple[OpenvinoBackend, list[tuple[int, Tensor]]]] = {}
         self.device = torch.device("cpu")
         self._lock = Lock()
         core = openvino_core()
@@ -55,7 +61,7 @@ class OpenvinoBackend:
             settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         self._shapes: set[tuple[torch.Size, ...]] = set()
         try:
-            source = str(path) if window is None else _resized(core.read_model(str(path)), window)
+            source = str(path) if change is None else change(core.read_model(str(path)))
             self._compile = partial(core.compile_model, source, device, settings)
             self.model = self._compile()
         except RuntimeError as e:
@@ -72,9 +78,32 @@ class OpenvinoBackend:
     def for_window(self, height: int, width: int) -> "OpenvinoBackend":
         """Return the encoder for windows of that size, multiples of 16; it is compiled when it is first asked for."""
         size = height, width
-        if size not in self._windows:
-            self._windows[size] = OpenvinoBackend(*self._options, window=size)
-        return self._windows[size]
+        window = self._windows.pop(size, None)
+        if window is None:
+            if len(self._windows) >= MOST_WINDOWS:
+                del self._windows[next(iter(self._windows))]
+            window = OpenvinoBackend(*self._options, change=partial(_resized, size=size))
+        self._windows[size] = window  # the last one used comes last
+        return window
+
+    def for_part(self, rows: slice, columns: slice) -> Callable[..., list[Tensor]]:
+        """Return `image` or `decoder` for these rows and columns of the grid alone.
+
+        It is compiled for each number of rows and columns, and the last few are kept.
+        """
+        size = rows.stop - rows.start, columns.stop - columns.start
+        kept = self._parts.pop(size, None)
+        if kept is None:
+            if len(self._parts) >= MOST_PARTS:
+                del self._parts[next(iter(self._parts))]
+            positions: list[tuple[int, Tensor]] = []
+            kept = OpenvinoBackend(*self._options, change=partial(_cropped, size=size, positions=positions)), positions
+        self._parts[size] = part, positions = kept
+        here = [
+            whole.narrow(axis, rows.start, size[0]).narrow(axis + 1, columns.start, size[1]).flatten(axis, axis + 1)
+            for axis, whole in positions
+        ]
+        return lambda *inputs: part(*inputs, *here)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         arrays = [x.cpu().contiguous().numpy() for x in inputs]
@@ -133,4 +162,55 @@ def _resized(model: Any, size: tuple[int, int]) -> Any:
         raise InvalidInputError(
             f"this encoder takes one size, and no window ({e}): give the export of a GroupMixFormer."
         ) from e
+    return model
+
+
+def _replace(node: Any, other: Any) -> None:
+    for target in node.output(0).get_target_inputs():
+        target.replace_source_output(other.output(0))
+
+
+def _cropped(model: Any, size: tuple[int, int], positions: list[tuple[int, Tensor]]) -> Any:
+    """Return `image` or `decoder` for a part of the grid, of which its export made constants.
+
+    What the cells' positions add, constants of all cells, become further inputs.
+
+    Args:
+        model: The whole grid's.
+        size: Rows and columns of the part.
+        positions: Where to put those constants, with the axis of the cells, which is split in rows and columns.
+    """
+    opset, ov = import_extra("openvino.opset13", "openvino"), import_extra("openvino", "openvino")
+    old = model.get_parameters()
+    shape = list(old[0].get_partial_shape().to_shape())
+    rows, columns = shape[2:] if old[0].get_friendly_name() == "features" else shape[1:3]
+    cells, wanted = rows * columns, size[0] * size[1]
+    sizes = {cells: wanted, 16 * cells: 16 * wanted}
+    added = []
+    for node in model.get_ops():
+        if node.get_type_name() != "Constant":
+            continue
+        shape, data = list(node.get_output_shape(0)), node.data
+        if data.dtype in (np.float32, np.float16) and cells in shape:
+            axis = shape.index(cells)
+            positions.append((axis, torch.from_numpy(data.astype(np.float32)).unflatten(axis, (rows, columns))))
+            added.append(opset.parameter([sizes.get(side, side) for side in shape], np.float32))
+            _replace(node, added[-1])
+        elif data.dtype == np.int64 and len(shape) == 1:
+            values = [sizes.get(value, value) for value in data.tolist()]
+            if len(values) == 8 and values[2:4] == [rows, columns]:
+                values[2:4] = size
+            elif values == [-1, 4, 4 * rows, 4 * columns]:
+                values[2:4] = 4 * size[0], 4 * size[1]
+            if values != data.tolist():
+                _replace(node, opset.constant(np.array(values, np.int64)))
+    for parameter in old:
+        sides = [side.get_length() if side.is_static else -1 for side in parameter.get_partial_shape()]
+        sides = [sizes.get(side, side) for side in sides]
+        for axis in range(1, 3):
+            if sides[axis : axis + 2] == [rows, columns]:
+                sides[axis : axis + 2] = size
+        parameter.set_partial_shape(ov.PartialShape(sides))
+    model.add_parameters(added)
+    model.validate_nodes_and_infer_types()
     return model

@@ -42,11 +42,12 @@ from groupmix_sam.inference.backends.openvino import OpenvinoBackend
 from groupmix_sam.inference.export.convolutions import as_convolutions
 from groupmix_sam.inference.export.exporter import export
 from groupmix_sam.inference.export.onnx import OPSET, _gelu, holds_in_int8, quantize
-from groupmix_sam.inference.export.openvino import _stays_exact
+from groupmix_sam.inference.export.openvino import _stays_exact, convert
 from groupmix_sam.inference.export.parity import Thresholds, measure_parity
 from groupmix_sam.inference.export.tensorrt import lint
+from groupmix_sam.inference.exported_folder import crop_parts
 from groupmix_sam.inference.fused_encoder import fuse_encoder
-from groupmix_sam.inference.model import torch_model
+from groupmix_sam.inference.model import OUTSIDE, torch_model
 from groupmix_sam.live import PartialPredictor
 from groupmix_sam.masks import mask_iou
 
@@ -306,14 +307,18 @@ def test_int8_for_tensorrt(sam, exported, monkeypatch, tmp_path):
     assert any("zero point" in fault for fault in lint(tmp_path / "other.onnx"))
 
 
-def test_windows_in_openvino(sam, exported):
+@pytest.mark.parametrize("backend", [OnnxBackend, OpenvinoBackend])
+def test_windows(sam, exported, backend, monkeypatch):
     """An export of one size encodes windows as PyTorch does, and so does a `PartialPredictor`."""
-    encoder = OpenvinoBackend(exported / "encoder.onnx")
+    encoder = backend(exported / "encoder.onnx")
     pixels = torch.randn(1, 3, 128, 192)
     with torch.no_grad():
         expected = sam.image_encoder(pixels)
     torch.testing.assert_close(encoder.for_window(128, 192)(pixels)[0], expected, rtol=0, atol=1e-3)
     assert encoder.for_window(128, 192) is encoder.for_window(128, 192)
+    monkeypatch.setattr(sys.modules[backend.__module__], "MOST_WINDOWS", 1)
+    encoder.for_window(64, 64)
+    assert list(encoder._windows) == [(64, 64)], "the one used last is kept"
     plain = torch_model(sam)
     predictors = [PartialPredictor(Predictor(replace(plain, encoder=runtime))) for runtime in (plain.encoder, encoder)]
     still = np.full((192, 256, 3), 90, np.uint8)
@@ -325,7 +330,25 @@ def test_windows_in_openvino(sam, exported):
         assert predictor.share == 0.25, "128 x 128 of 256 x 256"
     np.testing.assert_allclose(*(predictor.get_image_embedding() for predictor in predictors), atol=1e-3)
     with pytest.raises(InvalidInputError, match="no window"):
-        OpenvinoBackend(exported / "decoder.onnx").for_window(128, 128)
+        backend(exported / "decoder.onnx").for_window(128, 128)
+
+
+def test_a_part_of_the_grid_in_openvino(fast_graphs, tmp_path):
+    """The decoder for some cells gives what PyTorch's does of them, wherever they are; it is compiled for each size once."""
+    for name in ("image.onnx", "decoder.onnx"):
+        shutil.copy(fast_graphs / name, tmp_path)
+    convert(tmp_path, "fp32", [])
+    image, decoder = (OpenvinoBackend(tmp_path / name) for name in ("image.xml", "decoder.xml"))
+    features = 0.1 * torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(0))
+    prompt = torch.tensor([[[330.0, 40.0], [440.0, 90.0]]]), torch.tensor([[2.0, 3.0]])
+    model = torch_model(build_sam_groupmix("fast"))
+    for part in ((slice(4, 12), slice(40, 56)), (slice(0, 8), slice(39, 55))):
+        exact, got = (
+            decode(*cut(features), *prompt) for cut, decode in (model.crop(*part), crop_parts(image, decoder, (64, 64), *part))
+        )
+        torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-2)
+        assert (got[0] != OUTSIDE).float().mean() == 8 * 16 / 64**2
+    assert len(decoder._parts) == 1
 
 
 def test_what_stays_exact_in_openvino(exported):
