@@ -13,10 +13,11 @@ from ..files import sha256
 from .backends import Backend, OnnxBackend, OpenvinoBackend, TensorrtBackend
 from .model import InferenceModel
 
-__all__ = ["FORMAT_VERSION", "PARTS", "SUFFIXES", "folder_model", "read_config"]
+__all__ = ["FORMAT_VERSION", "PARTS", "SINGLE_MASK", "SUFFIXES", "folder_model", "read_config"]
 
 FORMAT_VERSION = 1
 PARTS = ("encoder", "masks", "image", "decoder")
+SINGLE_MASK = "single_mask"  # a decoder that is faster for one mask; a folder for a web page has none
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".plan"}
 
 
@@ -77,6 +78,7 @@ def folder_model(folder: Path, device: str | None = None, threads: int | None = 
         mask_threshold=config["mask_threshold"],
         dynamic_batch=config["dynamic_batch"],
         model_hash=config["model_hash"],
+        single_mask=load(SINGLE_MASK) if f"{SINGLE_MASK}{SUFFIXES[runtime]}" in config["files"] else None,
     )
 
 
