@@ -1,10 +1,13 @@
 """Encoder and end-to-end time, peak memory and mask IoU of ours against the others, each at its native size, in one run.
 
     pip install 'groupmix-sam[openvino]' matplotlib
-    python benchmarks/deploy.py IMAGES --work exported/ --plot times.png
+    python benchmarks/deploy.py IMAGES --work exported/ --rounds 0
+    python benchmarks/deploy.py IMAGES --work exported/ --output benchmarks/results/runtimes_fast.json
+    python benchmarks/report.py
 
 IMAGES is a folder of photos; INT8 calibrates on them, and masks are compared on others of them. Exporting takes long: --work
-keeps what is exported for the next run, and `--rounds 0` stops there. "End to end" is a frame of 640 x 480 or 1280 x 720 from
+keeps what is exported for the next run, and `--rounds 0` stops there. bf16 is left out by default where the processor has no
+instructions for it, as its emulation takes seconds a frame. "End to end" is a frame of 640 x 480 or 1280 x 720 from
 array to one box's mask in the frame's size. All models take the fused decoder and one resize, which favours the others;
 the stock SamPredictor around MobileSAM's ViT-T, what people run today, is a row of its own. Models of a runtime and precision
 take turns.
@@ -17,6 +20,7 @@ images and other protocols, so that it places them roughly and no more.
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -28,7 +32,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from machine import describe, interval, peak_kib
+from machine import describe, has_bf16, header, interval, peak_kib
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from timm.utils import reparameterize_model
@@ -45,15 +49,11 @@ UNPADDED = f"{FAST} without padding"
 OURS = (FAST, UNPADDED, DEFAULT)
 MOBILE, NANO, EDGE, EFFICIENT = "sam_tiny_vit_5m", "sam_resnet18", "repvit_m1", "efficientvit_l0"
 SIZES = {FAST: 512, UNPADDED: 512, DEFAULT: 1024, MOBILE: 1024, NANO: 1024, EDGE: 1024, EFFICIENT: 512}  # the native ones
-# mIoU by ground-truth box on COCO, as published, but for ours.
-QUALITY = {
-    FAST: "ours, docs/results.md",
-    UNPADDED: "ours, docs/speed.md",
-    DEFAULT: "ours, docs/results.md",
-    MOBILE: "0.728 (published by NanoSAM, COCO val2017)",
-    NANO: "0.706 (published by NanoSAM, COCO val2017)",
-    EDGE: "0.767 (published by EdgeSAM, arXiv 2312.06660)",
-    EFFICIENT: "0.78 to 0.80 (published by EfficientViT-SAM, arXiv 2402.05008)",
+# mIoU by ground-truth box on COCO val2017, as published, with its source. Ours and MobileSAM's are measured, on 99 images.
+PUBLISHED = {
+    NANO: "0.706, published (NanoSAM's README)",
+    EDGE: "0.767, published (EdgeSAM, arXiv 2312.06660)",
+    EFFICIENT: "0.78 to 0.80, published (EfficientViT-SAM, arXiv 2402.05008)",
 }
 STOCK = "stock sam_tiny_vit_5m"
 WIDE = (1280, 720)
@@ -68,6 +68,15 @@ SETTINGS = (
     ("openvino", "int8"),
 )
 RUNTIMES = tuple(dict.fromkeys(runtime for runtime, _ in SETTINGS))
+PROTOCOL = (
+    "Each model runs at its native size, ours at 512 (fast) and 1024. A frame goes from array to the mask of one box, "
+    "in {rounds} rounds by turns. Times are medians, and intervals are 95 %, by bootstrap of the ratio. All rows use "
+    "our decoder and mask resize, but 'stock', which is segment-anything's SamPredictor. 'Without padding' is the "
+    "same encoder on the frame alone; exports of it are for 1280 x 720. Weights other than ours are random, which "
+    "does not matter for time. RepViT-M1 and EfficientViT-L0 have linear necks. Mask quality is mIoU by ground-truth "
+    "box on COCO val2017, in fp32. Ours and MobileSAM's is measured on the 99 images of mask quality. That of others is "
+    "as published, on all images and by their own protocols."
+)
 LOOSE = Thresholds(0, 0, 0.5)  # for the time; the IoUs of ours are reported
 TIMED = Thresholds(0, 0, -10)  # random weights are sure of nothing
 
@@ -135,7 +144,11 @@ def measure(predictor: Predictor | SamPredictor, image: np.ndarray) -> tuple[flo
     predictor.set_image(image)
     embedded = time.perf_counter()
     height, width = image.shape[:2]
-    predictor.predict(box=np.array([0.15 * width, 0.15 * height, 0.65 * width, 0.8 * height]), multimask_output=False)
+    box = np.array([0.15 * width, 0.15 * height, 0.65 * width, 0.8 * height])
+    if isinstance(predictor, Predictor):
+        predictor.predict_single_mask(boxes=box[None])
+    else:
+        predictor.predict(box=box, multimask_output=False)
     return embedded - start, time.perf_counter() - start
 
 
@@ -143,6 +156,18 @@ def peak_of(runtime: str, precision: str, name: str, args: argparse.Namespace, f
     command = [sys.executable, __file__, str(args.images), "--threads", str(args.threads)]
     command += ["--work", str(folder), "--peak", runtime, precision, name]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def quality(name: str) -> str:
+    """Return the mask quality beside a model's time: mIoU by box on COCO."""
+    if name == UNPADDED:
+        return "docs/speed.md"
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    rows = json.loads((Path(__file__).parent / "results" / "mask_quality.json").read_text(encoding="utf-8"))["models"]
+    model = {DEFAULT: "default", FAST: "fast"}.get(name, "MobileSAM")
+    (found,) = (row["coco"][0] for row in rows if (row["model"], row["prompt"]) == (model, "box"))
+    return f"{found:.3f}, measured"
 
 
 def ratios(ours: list[float], theirs: list[float]) -> list[float]:
@@ -176,20 +201,48 @@ def compare(
         embedded, whole = ({name: [pair[i] for pair in pairs] for name, pairs in times.items()} for i in range(2))
         for name in fitting:
             row: dict[str, Any] = {"runtime": runtime, "precision": precision, "frame": frame, "encoder": name}
+            row["quality"] = quality(name)
             row |= {"set_image_s": statistics.median(embedded[name]), "image_to_mask_s": statistics.median(whole[name])}
             rows.append(row)
             line = f"  {name:22} {SIZES.get(name, 1024):4} px, set_image {statistics.median(embedded[name]):.3f} s"
             line += f", end to end {statistics.median(whole[name]):.3f} s"
-            if name not in (STOCK, UNPADDED) and frame == next(iter(FRAMES)):
+            if args.peaks and name not in (STOCK, UNPADDED) and frame == next(iter(FRAMES)):
                 row["peak_mib"] = peak_of(runtime, precision, name, args, folder)
                 line += f", peak {row['peak_mib']:.0f} MiB"
             if name != FAST:
                 pairs = {"set_image": embedded, "image_to_mask": whole}
                 row["ours_to_it"] = {part: interval(ratios(of[FAST], of[name])) for part, of in pairs.items()}
                 line += f"; fast to it: {spread(embedded[FAST], embedded[name])}, end to end {spread(whole[FAST], whole[name])}"
-            print(f"{line}; mIoU by box {QUALITY.get(name, QUALITY[MOBILE])}", flush=True)
+            print(f"{line}; mIoU by box {row['quality']}", flush=True)
         results[f"{runtime} {precision}\n{frame}"] = whole
     return results
+
+
+def parity(args: argparse.Namespace, folder: Path, compared: list[np.ndarray]) -> list[dict[str, Any]]:
+    """Print and return the masks' IoU of our exports with those of PyTorch in fp32."""
+    rows = []
+    print(f"mask IoU of ours to fp32 PyTorch, {len(compared)} images")
+    for name in (name for name in OURS if name in args.encoders):
+        for runtime, precision in args.settings:
+            if (runtime, precision) == ("torch", "fp32"):
+                continue
+            if runtime == "torch":
+                low = load(runtime, precision, name, args.threads, folder)
+                report = measure_parity(load("torch", "fp32", name, args.threads, folder), low, compared)
+            else:
+                report = json.loads((folder / f"{name}-{runtime}-{precision}" / "parity.json").read_text())
+            figures = {part: report[part] for part in ("masks", "mean_iou", "min_iou")}
+            rows.append({"encoder": name, "runtime": runtime, "precision": precision, **figures})
+            print(f"  {rows[-1]}")
+    return rows
+
+
+def command(args: argparse.Namespace) -> str:
+    """Return the command of a run, without its folders."""
+    encoders = "" if args.encoders == list(SIZES) else f" --encoders {shlex.join(args.encoders)}"
+    runtimes = "" if tuple(args.runtimes) == RUNTIMES else f" --runtimes {' '.join(args.runtimes)}"
+    options = f"--precisions {' '.join(args.precisions)} --rounds {args.rounds}"
+    return f"python benchmarks/deploy.py PHOTOS{encoders}{runtimes} {options}"
 
 
 def plot(results: dict[str, dict[str, list[float]]], path: Path) -> None:
@@ -216,13 +269,15 @@ def main() -> None:
         "--encoders", nargs="+", choices=list(SIZES), default=list(SIZES), metavar="ENCODER", help=", ".join(SIZES)
     )
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
-    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16", "int8"], default=["fp32", "bf16", "int8"])
+    bf16 = ["bf16"] if has_bf16() else []
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16", "int8"], default=["fp32", *bf16, "int8"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--calibrate", type=int, default=32, help="images for INT8")
     parser.add_argument("--work", type=Path, help="folder that keeps the exported models; by default they are removed")
-    parser.add_argument("--output", type=Path, help="a JSON file for the rows of benchmarks/results/runtimes_fast.json")
+    parser.add_argument("--output", type=Path, help="a JSON file for benchmarks/results/runtimes_fast.json")
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--peaks", action="store_true", help="measure peak memory too, a process for each row")
     parser.add_argument("--peak", nargs=3, metavar=("RUNTIME", "PRECISION", "ENCODER"), help="print one's peak memory and stop")
     args = parser.parse_args()
     args.settings = [(r, p) for r, p in SETTINGS if r in args.runtimes and p in args.precisions]
@@ -247,25 +302,12 @@ def main() -> None:
         print(f"{describe()}; {args.rounds} rounds")
         results: dict[str, dict[str, list[float]]] = {}
         rows: list[dict[str, Any]] = []
+        content = header(command(args)) | {"ours": FAST, "protocol": PROTOCOL.format(rounds=args.rounds)}
+        content |= {"rows": rows, "parity": parity(args, folder, compared)}
         for setting in args.settings:
             results |= compare(setting, args, folder, rows)
-            if args.output:
-                args.output.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
-        print(f"mask IoU of ours to fp32 PyTorch, {len(compared)} images")
-        for name in (name for name in OURS if name in args.encoders):
-            for runtime, precision in args.settings:
-                if (runtime, precision) == ("torch", "fp32"):
-                    continue
-                if runtime == "torch":
-                    low = load(runtime, precision, name, args.threads, folder)
-                    report = measure_parity(load("torch", "fp32", name, args.threads, folder), low, compared)
-                else:
-                    report = json.loads((folder / f"{name}-{runtime}-{precision}" / "parity.json").read_text())
-                print(
-                    f"  {name} {runtime} {precision}: {report['mean_iou']:.4f} in the mean, {report['min_iou']:.4f} at least, ",
-                    end="",
-                )
-                print(f"of {report['masks']} masks")
+            if args.output:  # each time, so that a run that is stopped is not lost
+                args.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if args.plot:
         plot(results, args.plot)
 

@@ -18,7 +18,6 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -27,7 +26,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from machine import facts
+from machine import header
 from numpy.typing import NDArray
 from report import EVENTS, LIVE, RESULTS, RUNTIMES
 
@@ -369,9 +368,7 @@ def main() -> None:
             rows += [row for row in kept.get(part, {}).get("rows", []) if tuple(row[key] for key in KEYS) not in new]
             rows.sort(key=lambda row: (STARTS.index(row["start"]), row["sequence"], list(FOLLOWERS).index(row["follower"])))
         kept[part] = {
-            "date": date.today().isoformat(),
-            "command": shlex.join(["python", "benchmarks/live.py", *shown]),
-            "machine": facts(),
+            **header(shlex.join(["python", "benchmarks/live.py", *shown])),
             "protocol": PROTOCOL[part],
             "rows": rows,
         }

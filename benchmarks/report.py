@@ -22,6 +22,7 @@ BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 STOCK = "stock sam_tiny_vit_5m"
 FRAME = "640 x 480"
+NOT_MEASURED = "Not measured yet.\n"
 RUNTIMES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 EVENTS = ("noise alone", "flicker", "a light goes on", "a bumped camera", "everything moves", "nothing moves")
 MODELS = {"default": "`gmf_sam_2282`, default", "fast": "`gmf_sam_2282_512`, fast"}
@@ -112,21 +113,28 @@ def encoder() -> str:
 
 
 def runtimes(name: str) -> str:
-    """Time and memory by runtime, precision and encoder, and by the frame's size where there are several."""
+    """Time and memory by runtime, precision and encoder, and by the frame's size and with mask quality where they are known."""
     result = load(name)
+    rated = any("quality" in row for row in result["rows"])
     rows = (
         (
             ", ".join(filter(None, (f"{RUNTIMES[row['runtime']]} {row['precision']}", row.get("frame")))),
             row["encoder"],
             row["set_image_s"],
             row["image_to_mask_s"],
-            row.get("peak_mib"),
+            row.get("quality") if rated else row.get("peak_mib"),
             row.get("ours_to_it", {}).get("image_to_mask"),
         )
         for row in result["rows"]
     )
-    head = ("runtime", "encoder", "encoder, s", "image to mask, s", "peak memory, MiB", f"time of `{result['ours']}` to it")
-    return table(head, rows) + origin(result)
+    fifth = "box mIoU, COCO" if rated else "peak memory, MiB"
+    head = ("runtime", "encoder", "encoder, s", "image to mask, s", fifth, f"time of `{result['ours']}` to it")
+    exports = (
+        (f"{RUNTIMES[row['runtime']]} {row['precision']}", row["encoder"], row["masks"], row["mean_iou"], row["min_iou"])
+        for row in result.get("parity", [])
+    )
+    compared = table(("export", "encoder", "masks", "mean IoU with PyTorch", "minimum IoU"), exports, digits=4)
+    return table(head, rows) + (f"\n{compared}" if "parity" in result else "") + origin(result)
 
 
 def parity() -> str:
@@ -175,6 +183,32 @@ def adapt_labels() -> str:
     columns = ("weights", "labelled images", "prompt", "mIoU before", "after", "paired difference", "MobileSAM")
     columns += ("to MobileSAM, paired", "box baseline", "boundary IoU, paired", "COCO, paired")
     return table(columns, rows) + origin(result)
+
+
+def padding() -> str:
+    """Time and masks without padding, to those with it."""
+    if not (RESULTS / "padding.json").exists():
+        return NOT_MEASURED
+    result = load("padding")
+    times = ((row["model"], row["frame"], row["part"], row["ratio"]) for row in result["times"])
+    masks = (
+        (row["model"], row["data"], row["prompt"], row["masks"], row["padded"], row["image"], row["difference"])
+        for row in result["masks"]
+    )
+    columns = ("weights", "images", "prompt", "masks", "mIoU with padding", "without", "paired difference")
+    return f"{table(('weights', 'frame', 'part', 'time to padded'), times)}\n{table(columns, masks)}{origin(result)}"
+
+
+def decoder() -> str:
+    """Time from features to masks, to an earlier version and to segment-anything's."""
+    if not (RESULTS / "decoder.json").exists():
+        return NOT_MEASURED
+    result = load("decoder")
+    rows = (
+        (RUNTIMES[row["runtime"]], row["prompts"], row["model"], row["seconds"], row.get("to_before"), row.get("to_stock"))
+        for row in result["rows"]
+    )
+    return table(("runtime", "prompts", "decoder", "time, s", "to before", "to stock"), rows) + origin(result)
 
 
 def students() -> str:
@@ -342,10 +376,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "adapt": adapt,
     "batch": batch,
     "card_quality": card_quality,
+    "decoder": decoder,
     "distill_speed": distill_speed,
     "encoder": encoder,
     "mask_quality": mask_quality,
     "overview": overview,
+    "padding": padding,
     "parity": parity,
     "students": students,
 }

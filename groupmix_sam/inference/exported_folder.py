@@ -15,12 +15,13 @@ from .backends import Backend, OnnxBackend, OpenvinoBackend, TensorrtBackend
 from .backends.openvino import CHANNELS
 from .model import InferenceModel, in_place
 
-__all__ = ["FORMAT_VERSION", "PARTS", "SUFFIXES", "crop_parts", "folder_model", "read_config"]
+__all__ = ["FORMAT_VERSION", "PARTS", "SINGLE_MASK", "SUFFIXES", "crop_parts", "folder_model", "read_config"]
 
 FORMAT_VERSION = 1
 # Rows and columns of the grid that a decoder is compiled for come in steps of this, as each size is compiled anew.
 CROP_STEP = 8
 PARTS = ("encoder", "masks", "image", "decoder")
+SINGLE_MASK = "single_mask"  # a decoder that is faster for one mask; a folder for a web page has none
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".plan"}
 
 
@@ -89,6 +90,7 @@ def folder_model(folder: Path, device: str | None = None, threads: int | None = 
         model_hash=config["model_hash"],
         crop=crop,
         crop_step=CROP_STEP,
+        single_mask=load(SINGLE_MASK) if f"{SINGLE_MASK}{SUFFIXES[runtime]}" in config["files"] else None,
     )
 
 

@@ -140,7 +140,45 @@ class FusedDecoder(nn.Module):
         logits, scores = zip(*parts, strict=True)
         return torch.cat(logits), torch.cat(scores)
 
+    def single_mask(
+        self, image: ImageTokens, points: Tensor, labels: Tensor, ambiguous: Tensor, rows: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return one mask's logits for each prompt, P x 4R x 4C, and its predicted IoU, P: nothing else is upscaled.
+
+        Args:
+            image: What `image` returned.
+            points: As for `forward`.
+            labels: Likewise.
+            ambiguous: P, as floats: 1 for the best of three masks by predicted IoU, 0 for the single mask.
+            rows: R, as floats: the grid's rows to decode, such as those that the image fills. All are attended to.
+            columns: C, likewise.
+        """
+        if points.device.type != "cpu" or is_traced() or len(points) <= CHUNK:
+            return self._decode_single_mask(image, points, labels, ambiguous, rows, columns)
+        chunks = zip(points.split(CHUNK), labels.split(CHUNK), ambiguous.split(CHUNK), strict=True)
+        parts = [self._decode_single_mask(image, *chunk, rows, columns) for chunk in chunks]
+        logits, scores = zip(*parts, strict=True)
+        return torch.cat(logits), torch.cat(scores)
+
+    def _decode_single_mask(
+        self, image: ImageTokens, points: Tensor, labels: Tensor, ambiguous: Tensor, rows: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        tokens, outputs = self._attend(image, points, labels)
+        scores = self.iou_head(outputs[:, 0])
+        # By products, as an exporter fixes the number of prompts of a gather.
+        kinds = torch.arange(4, device=scores.device)
+        unwanted = (1 - ambiguous[:, None] - (kinds == 0).to(scores.dtype)).abs()  # the single mask, or the three
+        chosen = (kinds == (scores - 1e4 * unwanted).argmax(dim=1, keepdim=True)).to(scores.dtype)
+        tokens = tokens.index_select(1, rows.long()).index_select(2, columns.long())
+        logits = self._masks(tokens, chosen[:, None] @ self._weights(outputs))
+        return logits[:, 0], (chosen * scores).sum(dim=1)
+
     def _decode(self, image: ImageTokens, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        tokens, outputs = self._attend(image, points, labels)
+        return self._masks(tokens, self._weights(outputs)), self.iou_head(outputs[:, 0])
+
+    def _attend(self, image: ImageTokens, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return, after all attentions, P x rows x columns x 256 image tokens, and P x 5 x 256 of IoU and masks."""
         sparse = self.embed_points(points, labels)
         prompt = torch.cat([self.output_tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
         first, second = cast(Any, self.layers)
@@ -169,17 +207,22 @@ class FusedDecoder(nn.Module):
         scores = _project(k, attn.q_proj, tokens) + k @ here(self.query_positions)
         tokens = second.norm4(_to_tokens(attn, tokens, scores, x))
 
+        # What becomes of the points' own tokens is of no use.
+        x, prompt = x[:, :5], prompt[:, :5]
         x = self.final_norm(x + _from_tokens(self.final_attn, x + prompt, tokens, here(self.final_positions)))
-        return self._masks(tokens.unflatten(1, (rows, columns)), x[:, 1:5]), self.iou_head(x[:, 0])
+        return tokens.unflatten(1, (rows, columns)), x
 
-    def _masks(self, tokens: Tensor, outputs: Tensor) -> Tensor:
-        """Upscale P x rows x columns tokens twice by 2 x 2, and weigh their channels for four masks."""
+    def _weights(self, outputs: Tensor) -> Tensor:
+        """Return the weights of the upscaled channels for each of four masks, P x 4 x 32."""
+        return torch.stack([mlp(outputs[:, i + 1]) for i, mlp in enumerate(self.hypernetworks)], dim=1)
+
+    def _masks(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Upscale P x rows x columns tokens twice by 2 x 2, and weigh their channels for M masks."""
         norm = cast(Any, self.up_norm)
         rows, columns = tokens.shape[1:3]
         x = F.linear(tokens.flatten(1, 2), self.up1_weight, self.up1_bias).unflatten(-1, (4, -1))
         x = F.gelu(F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps))
         x = F.gelu(F.linear(x, self.up2_weight, self.up2_bias)).unflatten(-1, (4, -1)).flatten(1, 3)
-        weights = torch.stack([mlp(outputs[:, i]) for i, mlp in enumerate(self.hypernetworks)], dim=1)
         logits = weights @ x.mT
         # Each token's 2 x 2 pixels, and each of those's, to their place.
         logits = logits.unflatten(-1, (rows, columns, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 3, 5, 7)

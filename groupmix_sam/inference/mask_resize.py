@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Neighbours", "neighbours", "resize_blocks", "resize_on_device"]
+__all__ = ["Neighbours", "neighbours", "resize_blocks", "resize_mask", "resize_on_device"]
 
 # Pixels of a mask that are resized at a time: 256 KB of logits.
 BLOCK = 1 << 16
@@ -41,13 +41,35 @@ def resize_blocks(
     wide += columns.share[:, None] * (turned[columns.first + 1] - wide)
     wide = np.ascontiguousarray(wide.T)
     steps = np.diff(wide, axis=0)
-    height = max(1, BLOCK // len(columns.first))
+    height = max(1, BLOCK // max(1, len(columns.first)))
     for start in range(0, len(rows.first), height):
         block = slice(start, start + height)
         part = steps[rows.first[block]]
         part *= rows.share[block, None]
         part += wide[rows.first[block]]
         yield block, part
+
+
+def resize_mask(
+    low: NDArray[np.float32], rows: Neighbours, columns: Neighbours, threshold: float, out: NDArray[np.bool_]
+) -> None:
+    """Write to `out`, H x W, where h x w logits resized exceed a threshold; only around those that do is anything resized."""
+    out[...] = False
+    above = low > threshold
+    if not above.any():
+        return
+    # Nothing between two that do not exceed it does.
+    tall, wide = (_between(side, np.flatnonzero(above.any(axis=i))) for side, i in ((rows, 1), (columns, 0)))
+    part = out[tall, wide]
+    near = Neighbours(rows.first[tall], rows.share[tall]), Neighbours(columns.first[wide], columns.share[wide])
+    for block, values in resize_blocks(low, *near):
+        np.greater(values, threshold, out=part[block])
+
+
+def _between(side: Neighbours, above: NDArray[np.intp]) -> slice:
+    """Return which pixels have a neighbour from the first to the last of these in the source."""
+    start, stop = np.searchsorted(side.first, (above[0] - 1, above[-1] + 1)).tolist()
+    return slice(start, stop)
 
 
 def resize_on_device(low: Tensor, size: Sequence[int], extents: Sequence[float]) -> Tensor:

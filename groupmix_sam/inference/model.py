@@ -47,6 +47,8 @@ class InferenceModel:
         mask_threshold: Of the logits.
         dynamic_batch: Whether the encoder takes several images at once.
         model_hash: Hash of the weights, the input size and the stride, equal in every runtime.
+        single_mask: As `decoder`, for one mask; it takes also whether prompts are ambiguous, P, and the rows and columns of the
+            grid to decode, and returns P x 4 rows x 4 columns, and P. None if the model has no such part: `decoder` will do.
         crop: From rows and columns of the grid to an `image` and a `decoder` that see those alone, and leave all else out of
             their masks; None if the runtime has none.
         crop_step: What the numbers of those rows and columns are multiples of, or the grid's own.
@@ -64,6 +66,7 @@ class InferenceModel:
     mask_threshold: float
     dynamic_batch: bool
     model_hash: str
+    single_mask: Backend | None = None
     crop: Callable[[slice, slice], tuple[Backend, Backend]] | None = None
     crop_step: int = 1
 
@@ -121,6 +124,7 @@ def torch_model(
         mask_threshold=float(sam.mask_threshold),
         dynamic_batch=True,
         model_hash=model_hash(sam),
+        single_mask=TorchBackend(partial(_decode_single_mask, decoder), where),
         crop=partial(_crop, decoder, where),
     )
 
@@ -128,6 +132,10 @@ def torch_model(
 def _decode(decoder: FusedDecoder, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     *image, points, labels = inputs
     return decoder(ImageTokens(*image), points, labels)
+
+
+def _decode_single_mask(decoder: FusedDecoder, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    return decoder.single_mask(ImageTokens(*inputs[:4]), *inputs[4:])
 
 
 def _crop(decoder: FusedDecoder, device: torch.device, rows: slice, columns: slice) -> tuple[Backend, Backend]:

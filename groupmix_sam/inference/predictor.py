@@ -25,7 +25,7 @@ from ..prompts import decoder_prompts, is_ambiguous
 from ..sam import build_sam_groupmix
 from ..weights import is_exported
 from .exported_folder import folder_model
-from .mask_resize import neighbours, resize_blocks, resize_on_device
+from .mask_resize import neighbours, resize_blocks, resize_mask, resize_on_device
 from .model import InferenceModel, torch_model
 
 __all__ = ["Predictor"]
@@ -257,7 +257,8 @@ class Predictor:
         index: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Do what `predict_prompts` does, and leave the tensors on the model's device."""
-        logits, scores, _ = self._predict_all(index, point_coords, point_labels, boxes, mask_input)
+        points, labels = self._prompts(index, point_coords, point_labels, boxes, mask_input)
+        logits, scores = self._decode(index, mask_input, points, labels)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         logits, scores = logits[:, chosen], scores[:, chosen]
         return self._to_image(logits, index, return_logits), scores, logits
@@ -273,7 +274,8 @@ class Predictor:
         index: int = 0,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the scores and the low-resolution logits of `predict_prompts`, without masks in the image's size."""
-        logits, scores, _ = self._predict_all(index, point_coords, point_labels, boxes, mask_input)
+        points, labels = self._prompts(index, point_coords, point_labels, boxes, mask_input)
+        logits, scores = self._decode(index, mask_input, points, labels)
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         return scores[:, chosen].numpy(force=True), logits[:, chosen].numpy(force=True)
 
@@ -290,11 +292,21 @@ class Predictor:
         For one point it is the best of three by predicted IoU, and else the single one. Arguments are those of
         `predict_prompts`.
         """
-        logits, scores, labels = self._predict_all(index, point_coords, point_labels, boxes)
-        three = torch.from_numpy(is_ambiguous((labels >= 0).sum(axis=1), boxes is not None)).to(scores.device)
-        chosen = torch.where(three, 1 + scores[:, 1:].argmax(dim=1), 0)[:, None]
-        logits = logits.take_along_dim(chosen[..., None, None], dim=1)[:, 0]
-        return self._to_image(logits, index).numpy(force=True), scores.take_along_dim(chosen, dim=1)[:, 0].numpy(force=True)
+        points, labels = self._prompts(index, point_coords, point_labels, boxes)
+        three = is_ambiguous((labels >= 0).sum(axis=1), boxes is not None)
+        if self.model.single_mask is None:
+            logits, scores = self._decode(index, None, points, labels)
+            chosen = torch.where(torch.from_numpy(three).to(scores.device), 1 + scores[:, 1:].argmax(dim=1), 0)[:, None]
+            logits = logits.take_along_dim(chosen[..., None, None], dim=1)[:, 0]
+            scores = scores.take_along_dim(chosen, dim=1)[:, 0]
+        else:
+            cells = [torch.arange(count, dtype=torch.float32) for count in self._cells(index)]
+            single = self.model.single_mask
+            prompts = _tensor(points), _tensor(labels), _tensor(three)
+            chunks = zip(*(value.split(self._parts(points)) for value in prompts), strict=True)
+            logits, scores = _join([single(*self._image_tokens(index), *chunk, *cells) for chunk in chunks])
+            logits = self._whole(logits[:, None])[:, 0]
+        return self._to_image(logits, index).numpy(force=True), scores.numpy(force=True)
 
     def get_image_embedding(self, index: int = 0) -> NDArray[np.float32]:
         """Return an image's embedding, 1 x 256 x G x G."""
@@ -394,41 +406,56 @@ class Predictor:
         height, width = self._input_size(self._sizes[index])
         return height // self.model.embed_stride, width // self.model.embed_stride
 
-    def _predict_all(
+    def _cells(self, index: int) -> list[int]:
+        """Return of how many rows and columns of the grid an image's masks are made; the others are of padding alone."""
+        size = self._sizes[index]
+        sides = zip(size, self._extents(size), self._grid(index), strict=True)
+        return [min(encoded, _upscaled(side, extent, 4 * self._side)) for side, extent, encoded in sides]
+
+    def _extents(self, size: tuple[int, int]) -> list[float]:
+        """Return the rows and columns of logits that an image fills."""
+        return [4 * side / self.model.embed_stride for side in resized_size(size, self.image_size)]
+
+    def _image_tokens(self, index: int) -> list[Tensor]:
+        """Return what all prompts on an image share; it is kept for the image that was asked about last."""
+        if index not in self._tokens:
+            rows, columns = self._grid(index)
+            tokens = self.model.image(self._features[index][:, :, :rows, :columns].contiguous())
+            self._tokens = {index: tokens}  # 12 MB each
+        return self._tokens[index]
+
+    def _parts(self, points: NDArray[np.float32]) -> list[int]:
+        """Return how many prompts are decoded at a time."""
+        return _powers_of_two(len(points), self.model.prompts_at_once())
+
+    def _prompts(
         self,
         index: int,
         point_coords: NDArray[Any] | None,
         point_labels: NDArray[Any] | None,
         boxes: NDArray[Any] | None,
         mask_input: NDArray[Any] | None = None,
-    ) -> tuple[Tensor, Tensor, NDArray[np.float32]]:
-        """Return all four masks' logits and scores for each prompt, and the labels as the decoder takes them."""
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return points and labels as the decoder takes them."""
         if not self._features:
             raise NoImageError("an image must be set with set_image() before masks are predicted.")
         self._check_index(index)
         size = self._sizes[index]
         if mask_input is not None and np.size(mask_input) and point_coords is point_labels is boxes is None:
             points = np.zeros((*np.shape(mask_input)[:1], 0, 2), dtype=np.float32)  # a mask alone says what is meant
-            labels = points[..., 0]
-        else:
-            points, labels = decoder_prompts(point_coords, point_labels, boxes, size, resized_size(size, self.image_size))
-        logits, scores = self._decode(index, mask_input, points, labels)
-        return logits, scores, labels
+            return points, points[..., 0]
+        return decoder_prompts(point_coords, point_labels, boxes, size, resized_size(size, self.image_size))
 
     def _decode(
         self, index: int, mask_input: NDArray[Any] | None, points: NDArray[np.float32], labels: NDArray[np.float32]
     ) -> list[Tensor]:
         """Return all four masks' logits and scores for each prompt."""
         decoder, image = self.model.decoder, self.model.image
-        rows, columns = self._grid(index)
-        features = self._features[index][:, :, :rows, :columns].contiguous()
         prompts = _tensor(points), _tensor(labels)
         if mask_input is None:
-            if index not in self._tokens:
-                self._tokens[index] = image(features)
-            sizes = _powers_of_two(len(points), self.model.prompts_at_once())
-            chunks = zip(*(value.split(sizes) for value in prompts), strict=True)
-            return self._whole(*_join([decoder(*self._tokens[index], *chunk) for chunk in chunks]))
+            chunks = zip(*(value.split(self._parts(points)) for value in prompts), strict=True)
+            logits, scores = _join([decoder(*self._image_tokens(index), *chunk) for chunk in chunks])
+            return [self._whole(logits), scores]
         masks = _tensor(mask_input)
         shape = (len(points), 1, 4 * self._side, 4 * self._side)
         if masks.shape != shape:
@@ -436,24 +463,25 @@ class Predictor:
                 f"the masks have shape {tuple(masks.shape)}: give {shape}, one for each prompt, which are the logits of an "
                 "earlier prediction."
             )
+        rows, columns = self._grid(index)
+        features = self._features[index][:, :, :rows, :columns].contiguous()
         masks = masks[:, :, : 4 * rows, : 4 * columns].contiguous()
         outputs = []
         for mask, *prompt in zip(*(value.split(1) for value in (masks, *prompts)), strict=True):
             (dense,) = self.model.masks(mask)
             outputs.append(decoder(*image(features + dense), *prompt))  # each mask makes another image of it
-        return self._whole(*_join(outputs))
+        logits, scores = _join(outputs)
+        return [self._whole(logits), scores]
 
-    def _whole(self, logits: Tensor, scores: Tensor) -> list[Tensor]:
-        """Bring P x 4 x 4R x 4C logits to 4G x 4G, continuing those at the edge, so that nothing is cut off in resizing."""
+    def _whole(self, logits: Tensor) -> Tensor:
+        """Bring P x M x 4R x 4C logits to 4G x 4G, continuing those at the edge, so that nothing is cut off in resizing."""
         below, beside = (4 * self._side - side for side in logits.shape[2:])
-        if below or beside:
-            logits = F.pad(logits, (0, beside, 0, below), mode="replicate")
-        return [logits, scores]
+        return F.pad(logits, (0, beside, 0, below), mode="replicate") if below or beside else logits
 
     def _to_image(self, logits: Tensor, index: int, return_logits: bool = False) -> Tensor:
         """Resize P x ... x 4G x 4G logits to the image, P x ... x H x W of bool or as they are, leaving out the padding."""
         size = self._sizes[index]
-        extents = [4 * side / self.model.embed_stride for side in resized_size(size, self.image_size)]
+        extents = self._extents(size)
         dtype = torch.float32 if return_logits else torch.bool
         out = torch.empty((*logits.shape[:-2], *size), dtype=dtype, device=logits.device)
         flat = logits.flatten(0, -3)
@@ -464,12 +492,17 @@ class Predictor:
             return out
         rows, columns = map(neighbours, size, flat.shape[1:], extents)
         for low, whole in zip(flat.numpy(), out.view(-1, *size).numpy(), strict=True):
+            if not return_logits:
+                resize_mask(low, rows, columns, self.mask_threshold, whole)
+                continue
             for block, part in resize_blocks(low, rows, columns):
-                if return_logits:
-                    whole[block] = part
-                else:
-                    np.greater(part, self.mask_threshold, out=whole[block])
+                whole[block] = part
         return out
+
+
+def _upscaled(side: int, extent: float, source: int) -> int:
+    """Return how many cells, of four logits each, have logits by which `extent` of `source` are resized to `side`."""
+    return -(-(int(neighbours(side, source, extent).first[-1]) + 2) // 4)
 
 
 def _powers_of_two(total: int, most: int) -> list[int]:

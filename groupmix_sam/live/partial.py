@@ -219,7 +219,7 @@ class PartialPredictor:
         if _area(window) > WORTH * grid[0] * grid[1]:
             return self._predictor
         image, decoder = model.crop(*window)
-        part = Predictor(replace(model, image=image, decoder=decoder))
+        part = Predictor(replace(model, image=image, decoder=decoder, single_mask=None))
         part.set_embedding(self._features, self._size)
         return part
 

@@ -76,6 +76,21 @@ def test_a_window_of_the_grid(sam, decoder):
     same(part(image, boxes.view(1, 2, 2), torch.tensor([[2.0, 3]])), expected)
 
 
+def test_a_single_mask_of_a_part(sam, decoder):
+    """Of the stock decoder's four, for ambiguous prompts the best of three; of its logits, the rows and columns asked for."""
+    torch.manual_seed(0)
+    prompts = 2 * CHUNK + 1
+    x, points = features(), 256 * torch.rand(prompts, 1, 2)
+    labels, ambiguous = torch.ones(prompts, 1), (torch.arange(prompts) % 2).float()
+    expected, scores = stock(sam, x, points=(points, labels))
+    chosen = torch.where(ambiguous > 0, 1 + scores[:, 1:].argmax(dim=1), 0)
+    assert len(chosen.unique()) > 1
+    padded = torch.cat([points, torch.zeros(prompts, 1, 2)], dim=1), torch.cat([labels, -labels], dim=1)
+    got = decoder.single_mask(decoder.image(x), *padded, ambiguous, torch.arange(9.0), torch.arange(2.0, 14.0))
+    every = torch.arange(prompts)
+    same(got, (expected[every, chosen, :36, 8:56], scores[every, chosen]))
+
+
 @torch.inference_mode()
 def test_shipped_weights_at_another_size():
     sam = build_sam_groupmix(image_size=512)

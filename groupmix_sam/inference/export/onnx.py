@@ -1,8 +1,9 @@
-"""A Sam as four ONNX graphs that every runtime takes: encoder, image, masks and decoder.
+"""A Sam as five ONNX graphs that every runtime takes: encoder, image, masks, decoder and single_mask.
 
 The encoder maps images to features, `image` features to what the decoder needs of them, `masks` an earlier prediction's
-logits to what is added to the features, and the decoder prompts to logits and scores. No input is a shape, the number of
-prompts and of points is free, and resizing to the image is the host's.
+logits to what is added to the features, and the decoder prompts to logits and scores. `single_mask` is a decoder for one mask
+of those rows and columns that are asked for. No input is a shape, the number of prompts and of points is free, and resizing to
+the image is the host's.
 """
 
 import math
@@ -77,6 +78,27 @@ class _Prompts(nn.Module):
         return logits, scores
 
 
+class _SingleMask(nn.Module):
+    def __init__(self, decoder: FusedDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self,
+        tokens: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        queries: Tensor,
+        points: Tensor,
+        labels: Tensor,
+        ambiguous: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        image = ImageTokens(tokens, keys, values, queries)
+        return self.decoder.single_mask(image, points, labels, ambiguous, rows, columns)
+
+
 def write_graphs(
     sam: Sam,
     folder: Path,
@@ -84,7 +106,7 @@ def write_graphs(
     dynamic_batch: bool = False,
     input_size: tuple[int, int] | None = None,
 ) -> None:
-    """Write `encoder.onnx`, `image.onnx`, `masks.onnx` and `decoder.onnx` to a folder.
+    """Write `encoder.onnx`, `image.onnx`, `masks.onnx`, `decoder.onnx` and `single_mask.onnx` to a folder.
 
     Args:
         sam: A model built by `build_sam_groupmix`, on the CPU; the graphs are for its image size.
@@ -109,6 +131,7 @@ def write_graphs(
     with torch.no_grad():
         tokens = decoder.image(features)
     prompted = {0: torch.export.Dim("prompts"), 1: torch.export.Dim("points")}
+    cropped = [{0: torch.export.Dim(side)} for side in ("rows", "columns")]
     batched = {0: torch.export.Dim("batch")} if dynamic_batch else {}
     # Free sizes are traced with 2 or more, as 1 would be taken for a constant.
     images = torch.zeros(2 if dynamic_batch else 1, 3, height, width)
@@ -122,6 +145,14 @@ def write_graphs(
             (*tokens, torch.zeros(2, 3, 2), torch.ones(2, 3)),
             ({}, {}, {}, {}, prompted, prompted),
             [*TOKENS, "points", "labels"],
+            ["logits", "scores"],
+        ),
+        (
+            "single_mask",
+            _SingleMask(decoder),
+            (*tokens, torch.zeros(2, 3, 2), torch.ones(2, 3), torch.ones(2), *(torch.arange(n).float() for n in (4, 5))),
+            ({}, {}, {}, {}, prompted, prompted, {0: prompted[0]}, *cropped),
+            [*TOKENS, "points", "labels", "ambiguous", "rows", "columns"],
             ["logits", "scores"],
         ),
     ):

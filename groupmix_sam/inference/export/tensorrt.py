@@ -16,7 +16,7 @@ from ..backends.tensorrt import import_tensorrt
 __all__ = ["build_plans", "lint"]
 
 # Least, usual and largest of what is free in a graph; a plan refuses more.
-FREE = {"batch": (1, 1, 8), "prompts": (1, 1, 64), "points": (1, 2, 16)}
+FREE = {"batch": (1, 1, 8), "prompts": (1, 1, 64), "points": (1, 2, 16), "rows": (1, 36, 64), "columns": (1, 64, 64)}
 
 
 def build_plans(folder: Path, timing_cache: Path | None = None) -> None:

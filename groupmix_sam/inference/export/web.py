@@ -26,6 +26,7 @@ from ...errors import GroupMixSamError, InvalidInputError, RuntimeUnavailableErr
 from ...files import sha256
 from ...images import ImageFile
 from ...weights import HALF_FROM
+from ..exported_folder import SINGLE_MASK
 from ..predictor import Predictor
 from .exporter import export
 from .onnx import write_graphs
@@ -88,6 +89,7 @@ def export_web(
                 write_graphs(sam, Path(halved))
             for path in Path(halved if graphs is None else graphs).glob("*.onnx"):
                 _halve_weights(path, Path(halved) / path.name)
+            (Path(halved) / f"{SINGLE_MASK}.onnx").unlink(missing_ok=True)  # which the page does not load
             report = export(sam, part / "model", images, precision="fp16", thresholds=thresholds, graphs=Path(halved))
         _write_index(part)
         os.replace(part, site)

@@ -89,6 +89,9 @@ def same_masks(got, expected, images, atol):
             a, b = (p.predict_prompts(points, labels, boxes_) for p in (got, expected))
             np.testing.assert_allclose(a[1], b[1], atol=10 * atol)
             np.testing.assert_allclose(a[2], b[2], atol=10 * atol * np.abs(b[2]).max())
+            (mask, score), (other, other_score) = (p.predict_single_mask(points, labels, boxes_) for p in (got, expected))
+            np.testing.assert_allclose(score, other_score, atol=10 * atol)
+            assert (mask == other).mean() > 0.99
             earlier = b[2][:, :1]
             for given in ((points, labels, boxes_), (None, None, None)):
                 a, b = (p.predict_prompts(*given, earlier) for p in (got, expected))
