@@ -1,16 +1,17 @@
 r"""What `adapt --labels` gains by the number of labelled images: cross-validation on a labelled folder.
 
     python benchmarks/adapt_labels.py ../shared/data/eval/tools --coco ../shared/data/eval/coco \\
-        --mobile-sam ../shared/weights/mobile_sam.safetensors --minutes 10
+        --mobile-sam ../shared/weights/mobile_sam.safetensors
 
 A folder has `images/` and `annotations.json`, in COCO format. Its images, in the order of their names, are cut into folds of
 neighbours. For each fold `adapt` is run with 5, 10, 20 and 40 images, evenly drawn from the others, and the fold is measured:
 by the true box, and by the innermost point with the best of three masks by predicted IoU. Figures are means over all instances
-of all folds; intervals are 95 %, by bootstrap over images. With --coco what is kept of other objects is measured too, with the
-weights of --coco-count images.
+of all folds; intervals are 95 %, by bootstrap over images. With --coco what is kept of other objects is measured too, on some
+of its images, with the weights of --coco-count images.
 
-It takes folds x counts x checkpoints x minutes: 7 hours with the defaults. What is done is kept in --work, so it can be stopped
-and started again, and --folds, --counts and --checkpoints can be fewer. Features are computed once an image.
+It takes folds x counts x checkpoints x minutes: 7 hours with the defaults, and minutes for the figures themselves. What is done
+is kept in --work, so it can be stopped at any time and started again with the same arguments. --folds, --counts, --checkpoints
+and --minutes can be fewer. Features are computed once an image.
 """
 
 import argparse
@@ -29,7 +30,9 @@ from groupmix_sam import build_sam_groupmix
 from groupmix_sam.annotations import read_annotations
 from groupmix_sam.distill import ADAPT, DecoderRecipe, Grid, adapt, find_images
 from groupmix_sam.distill.labels import Labelled, choose_labelled, encode_frames
+from groupmix_sam.distill.run import RunOptions
 from groupmix_sam.evaluate.metrics import boundary_iou, innermost_pixel
+from groupmix_sam.images import evenly_spaced
 from groupmix_sam.inference import Predictor
 from groupmix_sam.masks import box_baseline, mask_iou
 
@@ -38,9 +41,10 @@ KINDS = ("box", "point")
 Rows = dict[str, list[list[float]]]  # by what is measured: a list of its instances' values for each image
 
 
-def load_frames(folder: Path, checkpoint: str, cache: Path) -> list[Labelled]:
-    """Return a folder's images with their labels and a model's features, in the order of their names."""
-    images = find_images(folder / "images")
+def load_frames(folder: Path, checkpoint: str, cache: Path, count: int | None = None) -> list[Labelled]:
+    """Return a folder's images, or some, with their labels and a model's features, in the order of their names."""
+    images = sorted(find_images(folder / "images"), key=str)
+    images = images if count is None else evenly_spaced(images, count)
     encoder = build_sam_groupmix(checkpoint).image_encoder
     matched = read_annotations(folder / "annotations.json", images)
     labelled, left_out = choose_labelled(matched, Grid.of(encoder))
@@ -103,7 +107,7 @@ def joined(parts: Sequence[Rows]) -> Rows:
 
 def adapted(args: argparse.Namespace, checkpoint: str, fold: int, count: int, pool: Sequence[Labelled]) -> Path:
     """Return the weights that `adapt` makes of so many images of the pool."""
-    run = args.work / f"{Path(checkpoint).stem}-{fold}-{count}"
+    run = args.work / f"{Path(checkpoint).stem}-{fold}-{count}-{args.minutes:g}min"
     weights = run / "weights" / "model.safetensors"
     if not weights.is_file():
         chosen = [pool[i] for i in np.linspace(0, len(pool) - 1, count).round().astype(int)]
@@ -114,6 +118,7 @@ def adapted(args: argparse.Namespace, checkpoint: str, fold: int, count: int, po
             images,
             run,
             recipe,
+            RunOptions(resume=True, save_minutes=1),
             labels=args.labelled / "annotations.json",
             checkpoint=checkpoint,
             replay_images=args.replay_images,
@@ -128,23 +133,23 @@ def compare(args: argparse.Namespace, checkpoint: str) -> list[dict[str, Any]]:
     cache = args.work / "cache"
     entries = load_frames(args.labelled, checkpoint, cache)
     folds = [[entries[i] for i in part] for part in np.array_split(np.arange(len(entries)), FOLDS)]
-    coco = load_frames(args.coco, checkpoint, cache) if args.coco else []
+    coco = load_frames(args.coco, checkpoint, cache, args.coco_images) if args.coco else []
     mobile = load_frames(args.labelled, str(args.mobile_sam), cache) if args.mobile_sam else []
     theirs = [[mobile[i] for i in part] for part in np.array_split(np.arange(len(mobile)), FOLDS)]
     before = [kept(args.work / f"{name}-{i}.json", lambda i=i: measure(checkpoint, folds[i])) for i in args.folds]
     if mobile:
         mobiles = [kept(args.work / f"mobile-{i}.json", lambda i=i: measure(args.mobile_sam, theirs[i])) for i in args.folds]
-    coco_before = kept(args.work / f"{name}-coco.json", lambda: measure(checkpoint, coco)) if coco else None
+    coco_before = kept(args.work / f"{name}-coco{len(coco)}.json", lambda: measure(checkpoint, coco)) if coco else None
     rows = []
     for count in args.counts:
         after, coco_after = [], []
         for i in args.folds:
             pool = [entry for j, part in enumerate(folds) if j != i for entry in part]
             weights = adapted(args, checkpoint, i, count, pool)
-            path = args.work / f"{name}-{i}-{count}.json"
+            path = args.work / f"{weights.parent.name}.json"
             after.append(kept(path, lambda weights=weights, i=i: measure(weights, folds[i])))
             if coco and count == args.coco_count:
-                path = args.work / f"{name}-{i}-{count}-coco.json"
+                path = args.work / f"{weights.parent.name}-coco{len(coco)}.json"
                 coco_after.append(kept(path, lambda weights=weights: measure(weights, coco)))
         a, b = joined(before), joined(after)
         for kind in KINDS:
@@ -197,7 +202,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("labelled", type=Path, help="a folder with images/ and annotations.json")
     parser.add_argument("--coco", type=Path, help="another such folder, of other objects")
-    parser.add_argument("--coco-count", type=int, default=20)
+    parser.add_argument("--coco-count", type=int, default=20, help="labelled images of the weights that it is measured with")
+    parser.add_argument("--coco-images", type=int, default=30, help="of that folder that are measured")
     parser.add_argument("--mobile-sam", type=Path, help="mobile_sam.pt, or the same as safetensors")
     parser.add_argument("--checkpoints", nargs="+", default=["default", "fast"])
     parser.add_argument("--counts", nargs="+", type=int, default=[5, 10, 20, 40])

@@ -159,7 +159,9 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> Mask:
     if not polygons:
         raise InvalidInputError("there is no polygon: give one or more.")
     coco_mask = import_extra("pycocotools.mask", "coco")
-    rle = coco_mask.merge(coco_mask.frPyObjects([polygon.tolist() for polygon in polygons], *size))
+    # Four numbers are two points, which enclose nothing; pycocotools would take them for a box.
+    closed = [[*polygon, *polygon[:2]] if polygon.size == 4 else polygon.tolist() for polygon in polygons]
+    rle = coco_mask.merge(coco_mask.frPyObjects(closed, *size))
     return decode_rle(rle)
 
 

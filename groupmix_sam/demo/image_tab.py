@@ -9,7 +9,9 @@ import gradio as gr
 from PIL import Image
 
 from ..errors import GroupMixSamError, InvalidInputError
-from .session import REFERENCE, Demo, Session
+from .adapter import Adapter
+from .label_panel import LabelPanel
+from .session import NOTHING, Demo, Session
 
 __all__ = ["HEIGHT", "KINDS", "LEGEND", "hint_text", "image_tab", "upload_path"]
 
@@ -31,7 +33,9 @@ SAVE = """async (file) => {{
 }}"""
 
 
-def image_tab(page: gr.Blocks, demo: Demo, start: Session | None, session_seconds: float) -> None:
+def image_tab(
+    page: gr.Blocks, demo: Demo, start: Session | None, session_seconds: float, adapter: Adapter | None = None
+) -> None:
     """Add the tab to the page that is being built.
 
     Args:
@@ -39,6 +43,7 @@ def image_tab(page: gr.Blocks, demo: Demo, start: Session | None, session_second
         demo: The models.
         start: The session that visitors begin with; by default an empty one.
         session_seconds: How long a visitor's session is kept.
+        adapter: What saves masks as labels and adapts to them; by default there are no buttons for it.
     """
     session = gr.State(Session(), time_to_live=session_seconds)
     with gr.Row():
@@ -54,7 +59,6 @@ def image_tab(page: gr.Blocks, demo: Demo, start: Session | None, session_second
                     elem_id="image",
                 )
                 beside = gr.Image(
-                    label=REFERENCE,
                     format="jpeg",
                     height=f"calc({HEIGHT} - 40px)",  # without the other's row of sources
                     buttons=["fullscreen"],
@@ -66,7 +70,10 @@ def image_tab(page: gr.Blocks, demo: Demo, start: Session | None, session_second
             gr.HTML(LEGEND, padding=False, elem_id="legend")
         with gr.Column(scale=2, min_width=300):
             model = gr.Dropdown(list(demo.models), value=demo.models[0], label="Model", elem_id="model")
-            compare = gr.Checkbox(label=f"Compare with {REFERENCE}", visible=demo.has_reference, elem_id="compare")
+            several = len(demo.compared) > 1
+            compare = gr.Dropdown(
+                [NOTHING, *demo.compared], value=NOTHING[1], label="Compare with", visible=several, elem_id="compare"
+            )
             kind = gr.Radio(KINDS, value="foreground", label="A click sets", elem_id="kind")
             with gr.Row():
                 undo = gr.Button("Undo", size="sm", min_width=80, elem_id="undo")
@@ -75,43 +82,45 @@ def image_tab(page: gr.Blocks, demo: Demo, start: Session | None, session_second
             with gr.Row():
                 save_mask = gr.Button("Save mask", size="sm", min_width=80, interactive=False, elem_id="save-mask")
                 save_overlay = gr.Button("Save overlay", size="sm", min_width=80, interactive=False, elem_id="save-overlay")
+            panel = None if adapter is None else LabelPanel(adapter, session_seconds)
             times = gr.HTML(padding=False, elem_id="times")
     written = gr.Image(format="png", interactive=False, visible="hidden")
 
-    outputs = [session, image, beside, hint, masks, times, save_mask, save_overlay]
+    outputs = [session, image, beside, hint, masks, times, save_mask, save_overlay, *([] if panel is None else panel.shown)]
 
-    def update(session: Session, model: str, compare: bool, action: Callable[[], Session]) -> list[Any]:
+    def update(session: Session, model: str, compare: str, action: Callable[[], Session]) -> list[Any]:
         """Do a visitor's action and return what the page shows then; an error is shown and changes nothing."""
+        other = compare if compare not in (NOTHING[1], model) else None
         try:
-            session = demo.predict(action(), model, compare)
+            session = demo.predict(action(), model, other)
         except GroupMixSamError as e:
             gr.Warning(str(e))
-        return [session, *show(session, compare)]
+        return [session, *show(session, other), *([] if panel is None else panel.show(session))]
 
-    def on_open(file: dict[str, Any] | None, session: Session, model: str, compare: bool) -> list[Any]:
+    def on_open(file: dict[str, Any] | None, session: Session, model: str, compare: str) -> list[Any]:
         return update(session, model, compare, lambda: demo.open(upload_path(file)))
 
-    def on_click(session: Session, kind: str, model: str, compare: bool, event: gr.SelectData) -> list[Any]:
+    def on_click(session: Session, kind: str, model: str, compare: str, event: gr.SelectData) -> list[Any]:
         x, y = event.index
         return update(session, model, compare, lambda: session.click(x, y, kind))
 
-    def on_undo(session: Session, model: str, compare: bool) -> list[Any]:
+    def on_undo(session: Session, model: str, compare: str) -> list[Any]:
         return update(session, model, compare, session.undo)
 
-    def on_clear(session: Session, model: str, compare: bool) -> list[Any]:
+    def on_clear(session: Session, model: str, compare: str) -> list[Any]:
         return update(session, model, compare, session.clear)
 
-    def on_choose(session: Session, number: int, model: str, compare: bool) -> list[Any]:
+    def on_choose(session: Session, number: int, model: str, compare: str) -> list[Any]:
         return update(session, model, compare, lambda: session.choose(number))
 
-    def on_switch(session: Session, model: str, compare: bool) -> list[Any]:
+    def on_switch(session: Session, model: str, compare: str) -> list[Any]:
         return update(session, model, compare, lambda: session)
 
     def on_remove(model: str) -> list[Any]:
-        return update(Session(), model, False, Session)
+        return update(Session(), model, NOTHING[1], Session)
 
     def on_start(model: str) -> list[Any]:
-        return update(Session(), model, False, lambda: start or Session())
+        return update(Session(), model, NOTHING[1], lambda: start or Session())
 
     # One queue: visitors' images are computed one after the other.
     def listen(event: Any, action: Callable[..., list[Any]], inputs: list[Any], **options: Any) -> None:
@@ -134,9 +143,11 @@ def image_tab(page: gr.Blocks, demo: Demo, start: Session | None, session_second
     listen(undo.click, on_undo, [session, model, compare])
     listen(clear.click, on_clear, [session, model, compare])
     listen(masks.input, on_choose, [session, masks, model, compare])
-    listen(model.input, on_switch, [session, model, compare])
+    listen(model.change, on_switch, [session, model, compare])
     listen(compare.input, on_switch, [session, model, compare])
     listen(page.load, on_start, [model])
+    if panel is not None:
+        panel.connect(page, session, model, compare)
     for button, write, name in ((save_mask, mask_image, "mask.png"), (save_overlay, overlay_image, "overlay.png")):
         saved = button.click(
             write, session, written, concurrency_id="demo", api_visibility="private", show_progress_on=[button]
@@ -144,13 +155,17 @@ def image_tab(page: gr.Blocks, demo: Demo, start: Session | None, session_second
         saved.success(None, written, None, js=SAVE.format(name), api_visibility="private")
 
 
-def show(session: Session, compare: bool) -> list[Any]:
+def show(session: Session, compare: str | None = None) -> list[Any]:
     """Return the values of the components that show a session, in the order of `build`'s outputs."""
     answer = session.answer
     choices = [] if answer is None else [(f"{i + 1}: {score:.2f}", i) for i, score in enumerate(answer.scores)]
     return [
         session.draw(),
-        gr.Image(value=session.draw(REFERENCE) if compare else None, visible=compare and session.image is not None),
+        gr.Image(
+            value=session.draw(compare) if compare else None,
+            label=compare or "",
+            visible=compare is not None and session.image is not None,
+        ),
         hint_text(session, compare),
         gr.Radio(choices=choices, value=session.chosen if choices else None, visible=bool(choices)),
         times_list(session),
@@ -159,7 +174,7 @@ def show(session: Session, compare: bool) -> list[Any]:
     ]
 
 
-def hint_text(session: Session, compare: bool) -> str:
+def hint_text(session: Session, compare: str | None = None) -> str:
     """Return what the page says: the state, or what to do next."""
     if session.image is None:
         return "Start with an image: drop it, choose a file, or take one with the camera."
@@ -170,8 +185,8 @@ def hint_text(session: Session, compare: bool) -> str:
     if mask is None:
         return f"{width} x {height} pixels. Click on what you want."
     text = f"The mask covers {100 * mask.mean():.1f} % of {width} x {height} pixels."
-    iou = session.reference_iou() if compare else None
-    return text if iou is None else f"{text} IoU with {REFERENCE}'s: **{iou:.3f}**"
+    iou = session.compared_iou(compare) if compare else None
+    return text if iou is None else f"{text} IoU with the mask of {compare}: **{iou:.3f}**"
 
 
 def times_list(session: Session) -> str:

@@ -11,6 +11,7 @@ try:
 except ImportError as e:
     raise MissingExtraError.of("gradio", "demo") from e
 
+from .adapter import Adapter
 from .image_tab import image_tab
 from .video_tab import video_tab
 
@@ -41,18 +42,19 @@ CSS = """
 """
 
 
-def build(demo: Demo, start: Session | None = None) -> gr.Blocks:
+def build(demo: Demo, start: Session | None = None, adapter: Adapter | None = None) -> gr.Blocks:
     """Return the page.
 
     Args:
         demo: The models.
         start: The session that visitors begin with; by default an empty one.
+        adapter: What saves masks as labels and adapts to them; by default the page has no buttons for it.
     """
     page = gr.Blocks(title="Group-Mix SAM", analytics_enabled=False, delete_cache=(600, SESSION_SECONDS))
     with page:
         gr.Markdown(EXPLANATION)
         with gr.Tab("Image"):
-            image_tab(page, demo, start, SESSION_SECONDS)
+            image_tab(page, demo, start, SESSION_SECONDS, adapter)
         with gr.Tab("Video"):
             video_tab(demo, SESSION_SECONDS)
     page.queue(max_size=MAX_QUEUE, api_open=False)

@@ -19,7 +19,7 @@ from ..prompts import Prompt
 from ..visualize import draw_masks
 from ..weights import is_exported
 
-__all__ = ["MAX_PIXELS", "REFERENCE", "Answer", "Click", "Demo", "Session", "load_named"]
+__all__ = ["MAX_PIXELS", "NOTHING", "REFERENCE", "Answer", "Click", "Demo", "Session", "load_named"]
 
 # A session's memory and time grow with the image. This allows 6000 x 4000.
 MAX_PIXELS = 25_000_000
@@ -27,6 +27,7 @@ MAX_PIXELS = 25_000_000
 # gives right positions of clicks only where the browser does not enlarge the image.
 SHOWN_SIDE = 1024
 REFERENCE = "MobileSAM"
+NOTHING = ("nothing", "")  # to compare with: what the page shows, and its value
 MakePredictor = Callable[[], MaskPredictor]
 RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
 
@@ -144,13 +145,16 @@ class Session:
         return prompt
 
     def mask(self, model: str | None = None) -> NDArray[np.bool_] | None:
-        """Return the chosen mask, or another model's mask of the same number."""
-        answer = self.answers.get(self.model if model is None else model)
-        return None if answer is None else answer.masks[self.chosen]
+        """Return the chosen mask; or another model's: its best where the best is chosen, else the one of the same number."""
+        answer, shown = self.answers.get(self.model if model is None else model), self.answer
+        if answer is None:
+            return None
+        best = shown is not None and self.chosen == shown.scores.argmax()
+        return answer.masks[answer.scores.argmax() if best else self.chosen]
 
-    def reference_iou(self) -> float | None:
-        """Return the IoU of the chosen mask with the reference's mask of the same number."""
-        mask, other = self.mask(), self.mask(REFERENCE)
+    def compared_iou(self, model: str) -> float | None:
+        """Return the IoU of the chosen mask with another model's."""
+        mask, other = self.mask(), self.mask(model)
         return None if mask is None or other is None else mask_iou(mask, other)
 
     def draw(self, model: str | None = None, *, full: bool = False) -> Image.Image | None:
@@ -194,16 +198,28 @@ class Demo:
         models: By the name that the page shows, each a function that returns a new predictor. Predictors of one model share its
             weights; each keeps the embedding of one visitor's image.
         reference: Likewise, MobileSAM, to compare their masks with.
+
+    Attributes:
+        models: Their names.
     """
 
     def __init__(self, models: Mapping[str, MakePredictor], reference: MakePredictor | None = None) -> None:
         self.models = tuple(models)
-        self.has_reference = reference is not None
         self._make = dict(models)
         if reference is not None:
             self._make[REFERENCE] = reference
         # One thread at a time runs a model: two would take each other's cores.
         self._locks = {name: Lock() for name in self._make}
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The names that masks can be compared with."""
+        return tuple(self._make)
+
+    def add(self, name: str, make: MakePredictor) -> None:
+        """Add a model."""
+        self._make[name], self._locks[name] = make, Lock()
+        self.models = (*self.models, name)
 
     def open(self, path: Path) -> Session:
         """Return a session with an image file. Errors name the file without its folder.
@@ -217,7 +233,7 @@ class Demo:
             raise ImageReadError(f"{path.name} cannot be read ({e.strerror}): check the path and its permissions.") from e
         return Session.of(decode_image(data, path.name, max_pixels=MAX_PIXELS))
 
-    def predict(self, session: Session, model: str, compare: bool) -> Session:
+    def predict(self, session: Session, model: str, compare: str | None = None) -> Session:
         """Return the session with its image's embedding and the masks for its clicks, computed where they are missing.
 
         The mask of the highest predicted IoU is chosen.
@@ -225,15 +241,17 @@ class Demo:
         Args:
             session: The visitor's.
             model: One of `models`.
-            compare: Predict with the reference too.
+            compare: One of `compared`, to predict with it too.
         """
         if model not in self.models:
             raise UnknownNameError.near("model", model, self.models)
+        if compare is not None and compare not in self._make:
+            raise UnknownNameError.near("model", compare, self.compared)
         if session.image is None:
             return replace(session, model=model)
         embeddings, answers = dict(session.embeddings), dict(session.answers)
         prompt = session.prompt()
-        for name in (model, REFERENCE) if compare and self.has_reference else (model,):
+        for name in dict.fromkeys((model, compare or model)):
             if name not in embeddings:
                 embeddings[name] = self._embed(name, session.image)
             if prompt and name not in answers:

@@ -55,14 +55,14 @@ def video_tab(demo: Demo, session_seconds: float) -> None:
 
     def show(session: Session, clip: Clip | None, *, text: str | None = None) -> list[Any]:
         """Return the values of the outputs before an object is followed."""
-        said = text or (START if session.image is None else hint_text(session, False))
+        said = text or (START if session.image is None else hint_text(session))
         disabled = gr.Button(interactive=False)
         ready = gr.Button(interactive=session.mask() is not None)
         return [session, clip, session.draw(), said, ready, disabled, *_no_files()]
 
     def update(session: Session, clip: Clip | None, model: str, action: Callable[[], Session]) -> list[Any]:
         try:
-            session = demo.predict(action(), model, compare=False)
+            session = demo.predict(action(), model)
         except GroupMixSamError as e:
             gr.Warning(str(e))
         return show(session, clip)

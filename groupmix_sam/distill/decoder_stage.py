@@ -46,6 +46,8 @@ __all__ = ["Asker", "EncodedImage", "Prompts", "Sample", "TeacherAsker", "encode
 COLUMNS = ("step", "seconds", "images", "lr", "masks", "scores", "features", "box_iou", "point_iou")
 RESULT = "decoder.safetensors"
 ENCODER = "encoder.safetensors"
+KEPT = "last_good_check.safetensors"
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the way from the start to the last good check
 CHECK_IMAGES = 8
 CHECK_POINTS = 8  # of an image
 MASK_WEIGHT = 5.0  # of cross-entropy and dice
@@ -174,8 +176,9 @@ def train_decoder(
 ) -> dict[str, Any]:
     """Train a Sam's mask decoder on what an asker wants, and put the result into the Sam; return the record of the stage.
 
-    The result is the average of the weights: at the end, or at the last good check where the asker keeps it. Writes into
-    `folder`: `run.yaml`, `log.csv`, `checkpoint.safetensors` and `decoder.safetensors` (the result).
+    The result is the average of the weights at the end. Where the asker keeps the last good check, it is the best blend of that
+    with the weights before (WiSE-FT, arXiv 2109.01903). Writes into `folder`: `run.yaml`, `log.csv`, `checkpoint.safetensors`
+    and `decoder.safetensors` (the result).
 
     Args:
         sam: Its prompt encoder stays as it is, and so does its image encoder unless the recipe has a rate for it.
@@ -195,6 +198,7 @@ def train_decoder(
     asker.to(accelerator.device)
     description: dict[str, Any] = {"recipe": asdict(how) | {"seed": recipe.seed}, "start": digest_of(student)}
     description |= asker.describe()
+    start = {name: value.detach().clone() for name, value in student.state_dict().items()}
     record = open_run(folder, description, ("steps", "before"), resume=options.resume)
     accelerator.wait_for_everyone()  # before the first writes what the others look for
     keep_freed_memory()
@@ -227,15 +231,16 @@ def train_decoder(
             how,
             part_size,
             asker,
+            start,
         )
         if asker.keeps_best and not progress.step:
             stage.keep_start()
         train(stage, progress, stopped)
-        after = stage.finish()
+        end = stage.finish()
     sam.mask_decoder.load_state_dict(stage.decoder.mask_decoder.state_dict())
     if stage.encoder is not None:
         sam.image_encoder.load_state_dict(stage.encoder.state_dict())
-    return record | {"after": after}
+    return record | end
 
 
 class Student(nn.Module):
@@ -521,6 +526,7 @@ class DecoderStage(Stage):
         how: The recipe.
         part_size: Images that a process takes at a time.
         asker: The samples.
+        start: The student's weights before.
     """
 
     shown = {"masks": "loss", "box_iou": "IoU by box", "point_iou": "by point"}  # noqa: RUF012  a ClassVar
@@ -528,6 +534,7 @@ class DecoderStage(Stage):
     how: DecoderRecipe
     part_size: int
     asker: Asker
+    start: dict[str, Tensor]
 
     @property
     def checks(self) -> int:
@@ -571,8 +578,10 @@ class DecoderStage(Stage):
     def check(self, step: int) -> dict[str, float]:
         """Measure the average on held-out images; save it, unless it is worse than an earlier one that is kept."""
         found = self.measure(quick=True)
-        if not self.asker.keeps_best or self.asker.score(found) > self.best_before(step) - self.asker.tolerance:
-            self._save()
+        if not self.asker.keeps_best:
+            self._save_result()
+        elif self.asker.score(found) > self.best_before(step) - self.asker.tolerance:
+            self._keep()
         return found
 
     def measure(self, *, quick: bool = False) -> dict[str, float]:
@@ -589,24 +598,42 @@ class DecoderStage(Stage):
 
     def keep_start(self) -> None:
         """Count the weights that the stage begins with as its first check."""
-        self._save()
+        self._keep()
         self.log.write(0, images=0, lr=0.0, **self.measure(quick=True))
 
-    def finish(self) -> dict[str, float]:
-        """Go back to the last good check if it is kept; return what is measured of the result, which is written."""
+    def finish(self) -> dict[str, Any]:
+        """Write the result; return what is measured of it, and the share of the way from the start to the last good check."""
         self.accelerator.wait_for_everyone()
+        record: dict[str, Any] = {}
         if self.asker.keeps_best:
-            self.decoder.mask_decoder.load_state_dict(load_file(self.folder / RESULT))
-            if self.encoder is not None:
-                self.encoder.load_state_dict(load_file(self.folder / ENCODER))
+            record["share"] = self.blend(load_file(self.folder / KEPT))
         after = self.measure()
         self.log.write(self.steps, images=self.images_seen(self.steps), **after)
-        if not self.asker.keeps_best:
-            self._save()
+        self._save_result()
         self.accelerator.wait_for_everyone()
-        return after
+        return record | {"after": after}
 
-    def _save(self) -> None:
+    def blend(self, end: dict[str, Tensor]) -> float:
+        """Make the average the blend of the start and other weights that held-out images prefer; return the others' share."""
+        student = self.average.module
+
+        def take(share: float) -> float:
+            blended = {
+                name: value.lerp(end[name].to(value.device), share) if value.is_floating_point() else value
+                for name, value in self.start.items()
+            }
+            student.load_state_dict(blended)
+            return self.asker.score(self.measure(quick=True))
+
+        best = max(SHARES, key=take)
+        take(best)
+        return best
+
+    def _keep(self) -> None:
+        if self.accelerator.is_main_process:
+            save_module(self.average.module, self.folder / KEPT)
+
+    def _save_result(self) -> None:
         if self.accelerator.is_main_process:
             save_module(self.decoder.mask_decoder, self.folder / RESULT)
             if self.encoder is not None:

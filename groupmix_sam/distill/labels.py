@@ -231,8 +231,10 @@ class LabelAsker(Asker):
             raise InvalidInputError("there is no labelled image to train on, or none to measure on: label two or more.")
         self.start = FrozenDecoder(sam)
         self.labelled, self.held_out, self.replay = labelled, held_out, replay
+        # An image is drawn the more often the more labels it has, so that each counts alike.
+        self.drawn = [entry for entry in labelled for _ in range(max(1, round(len(entry.instances) / how.instances)))]
         self.how, self.seed, self.prompt_kind = how, seed, prompt_kind
-        self.count, self.corrections = len(labelled), how.corrections
+        self.count, self.corrections = len(self.drawn), how.corrections
         self.device = torch.device("cpu")
         self.checked = held_out
         if len(held_out) > CHECK_IMAGES:
@@ -259,8 +261,8 @@ class LabelAsker(Asker):
     def __call__(self, number: int) -> Sample:
         """Half of the samples are without the features of the padding."""
         rng = np.random.default_rng([self.seed, number])
-        epoch, position = divmod(number, len(self.labelled))
-        entry = self.labelled[int(draw_order(len(self.labelled), self.seed, ORDER, epoch)[position])]
+        epoch, position = divmod(number, self.count)
+        entry = self.drawn[int(draw_order(self.count, self.seed, ORDER, epoch)[position])]
         replayed, cropped = rng.random(2) < (REPLAY, 0.5)
         frame, asked = entry.frame, []
         if replayed and self.replay and rng.random() < 0.5:
@@ -299,7 +301,7 @@ class LabelAsker(Asker):
                     drawn[which].to(self.device) if name.startswith("box") else None,
                     logits[which],
                     torch.ones(int(which.sum()), 1, device=self.device),
-                    torch.full((int(which.sum()), 1), 1 / len(numbers), device=self.device),
+                    torch.full((int(which.sum()), 1), 1 / self.how.instances, device=self.device),
                     ambiguous=name == "point",
                 )
             )

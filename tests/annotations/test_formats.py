@@ -255,13 +255,14 @@ class TestCoco:
     @given(st.lists(st.lists(st.floats(-40, 90, width=32), min_size=4, max_size=16).map(even), min_size=1, max_size=3))
     @settings(deadline=None)
     def test_polygons_are_read_as_pycocotools_reads_them(self, polygons):
-        try:
-            read = coco_with(polygons)
-        except InvalidInputError:
-            assert len(polygons[0]) == 4, "a box to pycocotools, and then it wants boxes alone"
-            return
-        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, 40, 50))
+        read = coco_with(polygons)
+        closed = [[*polygon, *polygon[:2]] for polygon in polygons]  # else two points would be a box to pycocotools
+        rle = coco_mask.merge(coco_mask.frPyObjects(closed, 40, 50))
         assert np.array_equal(read.mask, by_pycocotools(rle))
+
+    def test_two_points_enclose_nothing(self):
+        assert coco_with([[5, 5, 25, 25]]).area == 0
+        assert coco_with([[5, 5, 25, 5, 25, 25, 5, 25], [30, 5, 45, 30]]).area == 400
 
     @pytest.mark.parametrize(
         ("segmentation", "message"),

@@ -23,10 +23,12 @@ from PIL import Image
 from segment_anything import SamPredictor
 
 from groupmix_sam import build_sam_groupmix
-from groupmix_sam.images import read_image
+from groupmix_sam.annotations import read_annotations
+from groupmix_sam.images import find_images, read_image
 from groupmix_sam.inference import Predictor
 from groupmix_sam.masks import decode_rle, mask_iou
 from groupmix_sam.visualize import COLORS, draw_masks
+from groupmix_sam.weights import save_weights
 
 from ..conftest import SHARED
 from ..graphs import write_folder
@@ -57,13 +59,25 @@ def exported(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def url(exported):
+def weights(sam, tmp_path_factory):
+    """The tiny Sam's weights."""
+    return save_weights(sam, tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    """The folder that the page saves labels in."""
+    return tmp_path_factory.mktemp("labels")
+
+
+@pytest.fixture(scope="module")
+def url(exported, weights, labels):
     """The page's address. Its port is not the one asked for, at which something listens."""
     reference = ("--reference", MOBILE_SAM) if MOBILE_SAM.is_file() else ()
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        models = [argument for name in ("default", exported, "fast") for argument in ("--checkpoint", name)]
-        args = command("demo", "--port", port, *models, *reference)
+        models = [argument for name in ("default", exported, "fast", weights) for argument in ("--checkpoint", name)]
+        args = command("demo", "--port", port, *models, *reference, "--labels", labels, "--minutes", 0.001)
         pipe = subprocess.PIPE
 
         def heed() -> None:
@@ -163,8 +177,9 @@ class Visitor:
         self.page.wait_for_function(script, arg=scores.tolist())
 
     def screenshot(self, name):
-        """Write what the page shows for the docs, in few colours, if they ask for it."""
+        """Write what the page shows for the docs, in few colours, if they ask for it; without what --labels adds."""
         if "GROUPMIX_SAM_SCREENSHOTS" in os.environ:
+            self.page.add_style_tag(content="#labels { display: none }")
             self.page.wait_for_timeout(1000)  # for what fades in and out
             image = Image.open(BytesIO(self.page.screenshot())).convert("RGB")
             image = image.crop((0, 0, image.width, 596))  # above the times, which mean nothing while tests run
@@ -306,18 +321,70 @@ def test_mobile_sam_is_beside(visitor, expected):
     visitor.says("Click on what you want.")
     visitor.click(*SPOON)
     visitor.says("The mask covers")
-    visitor.page.get_by_label("Compare with MobileSAM").check()
+    visitor.page.locator("#compare input").click()
+    visitor.page.get_by_role("option", name="MobileSAM", exact=True).click()
     reference = SamPredictor(build_sam_groupmix(MOBILE_SAM, encoder="sam_tiny_vit_5m"))
     reference.set_image(read_image(COFFEE))
     prompt = np.array([SPOON]), np.array([1])
     ours, scores, _ = expected.predict(*prompt)
-    theirs = reference.predict(*prompt)[0][scores.argmax()]
-    visitor.says("IoU with MobileSAM's: ")
+    theirs, _ = best(reference, point_coords=prompt[0], point_labels=prompt[1])
+    visitor.says("IoU with the mask of MobileSAM: ")
     told = float(visitor.page.locator("#hint").inner_text().split()[-1])
     assert told == pytest.approx(mask_iou(ours[scores.argmax()], theirs), abs=0.01)
     small = 0.98  # with much outline
     visitor.until(lambda: same_as_shown(theirs, visitor.shown("beside"), points=[SPOON]) >= small)
     visitor.screenshot("demo_compare")
+
+
+def test_a_model_is_adapted_to_labels_and_compared(visitor, weights, labels, tmp_path):
+    """Masks are saved as labels, `adapt` runs on them, and the next image shows the masks before and after."""
+    page = visitor.page
+    page.locator("#model input").click()
+    page.get_by_role("option", name=f"{weights}: PyTorch fp32, 256 px").click()
+    read = read_image(COFFEE)
+    Image.fromarray(read[:, ::-1]).save(tmp_path / "turned.png")
+    count, state, saved = page.locator("#label-count"), page.locator("#adapt-state"), []
+    for number, path in enumerate((COFFEE, tmp_path / "turned.png"), 1):
+        visitor.give(path)
+        visitor.says("Click on what you want.")
+        sync_api.expect(count).to_contain_text("Labels on this image: 0")
+        sync_api.expect(page.locator("#save-label")).to_be_disabled()
+        visitor.click(*SPOON)
+        visitor.says("The mask covers")
+        saved.append(visitor.saved("save-mask") == 255)
+        page.locator("#save-label").click()
+        sync_api.expect(count).to_have_text(f"Labels on this image: 1; in all {number}, on {number} images.")
+        visitor.page.locator("#image").get_by_label("Remove Image").click()
+        visitor.says("Start with an image")
+    images = sorted(find_images(labels / "images"), key=str)
+    matched = read_annotations(labels / "annotations.json", images).images
+    for image, pixels, mask in zip(images, (read, read[:, ::-1]), saved, strict=True):
+        assert np.array_equal(read_image(image.path), pixels)
+        assert np.array_equal(matched[image].instances[0].mask, mask)
+    page.locator("#adapt").click()
+    sync_api.expect(state).to_contain_text("Adapted. IoU with the labels of 1 held-out images: by box")
+    adapted = labels / "runs" / "1" / "weights"
+    sync_api.expect(page.locator("#model input")).to_have_value(f"{adapted}: PyTorch fp32, 256 px")
+    sync_api.expect(page.locator("#compare input")).to_have_value(f"{weights}: PyTorch fp32, 256 px")
+    visitor.give(COFFEE)
+    visitor.says("Click on what you want.")
+    visitor.click(*SPOON)
+    visitor.says(f"IoU with the mask of {weights}: PyTorch fp32, 256 px: ")
+    after, before = (SamPredictor(build_sam_groupmix(path)) for path in (adapted, weights))
+    found = []
+    for predictor in (after, before):
+        predictor.set_image(read)
+        found.append(best(predictor, point_coords=np.array([SPOON]), point_labels=np.array([1]))[0])
+    told = float(page.locator("#hint").inner_text().split()[-1])
+    assert told == pytest.approx(mask_iou(*found), abs=0.02)
+    assert mask_iou(visitor.saved("save-mask") == 255, found[0]) >= 0.95  # of noise, with long outlines
+    sync_api.expect(page.locator("#beside")).to_contain_text(f"{weights}: PyTorch fp32, 256 px")
+    sync_api.expect(page.locator("#beside img")).to_be_visible()
+    page.locator("#remove-labels").click()
+    sync_api.expect(count).to_have_text("Labels on this image: 0; in all 1, on 1 images.")
+    page.locator("#adapt").click()
+    toast = page.get_by_test_id("toast-body").filter(has_text="labelled images: 1. Label 2 or more")
+    sync_api.expect(toast).to_be_visible(timeout=PATIENCE)
 
 
 def test_broken_and_huge_images_are_told_of(visitor, tmp_path):

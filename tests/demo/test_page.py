@@ -21,18 +21,19 @@ def session(**changes):
     masks[1, :10] = True
     other = np.zeros_like(masks)
     other[1, :20] = True
-    answers = {"a<b": Answer(masks, np.array([0.5, 0.987, 0.1]), 0.0204), REFERENCE: Answer(other, np.zeros(3), 0.03)}
+    theirs = Answer(other, np.array([0.1, 0.9, 0.2]), 0.03)
+    answers = {"a<b": Answer(masks, np.array([0.5, 0.987, 0.1]), 0.0204), REFERENCE: theirs}
     embeddings = {"a<b": Embedding(None, 0.5), REFERENCE: Embedding(None, 1.25)}
     values = {"clicks": (Click(1, 1),), "embeddings": embeddings, "answers": answers, "model": "a<b", "chosen": 1}
     return Session(image, image, **{**values, **changes})
 
 
 def test_what_there_is_and_what_to_do_is_said():
-    assert "Start with an image" in image_tab.hint_text(Session(), False)
-    assert image_tab.hint_text(session(clicks=(), answers={}), False) == "60 x 40 pixels. Click on what you want."
-    assert "Corner at 3, 4:" in image_tab.hint_text(session(clicks=(Click(3, 4, "corner"),), answers={}), False)
-    assert image_tab.hint_text(session(), False) == "The mask covers 25.0 % of 60 x 40 pixels."
-    assert image_tab.hint_text(session(), True).endswith("IoU with MobileSAM's: **0.500**")
+    assert "Start with an image" in image_tab.hint_text(Session())
+    assert image_tab.hint_text(session(clicks=(), answers={})) == "60 x 40 pixels. Click on what you want."
+    assert "Corner at 3, 4:" in image_tab.hint_text(session(clicks=(Click(3, 4, "corner"),), answers={}))
+    assert image_tab.hint_text(session()) == "The mask covers 25.0 % of 60 x 40 pixels."
+    assert image_tab.hint_text(session(), REFERENCE).endswith("IoU with the mask of MobileSAM: **0.500**")
 
 
 def test_times_are_in_milliseconds():
@@ -43,12 +44,12 @@ def test_times_are_in_milliseconds():
 
 
 def test_scores_and_buttons_come_with_the_masks():
-    *_, masks, _, save_mask, save_overlay = image_tab.show(session(), False)
+    *_, masks, _, save_mask, save_overlay = image_tab.show(session())
     assert masks.choices == [("1: 0.50", 0), ("2: 0.99", 1), ("3: 0.10", 2)]
     assert masks.value == 1
     assert save_mask.interactive
     assert save_overlay.interactive
-    *_, masks, _, save_mask, _ = image_tab.show(session(answers={}), False)
+    *_, masks, _, save_mask, _ = image_tab.show(session(answers={}))
     assert masks.choices == []
     assert not save_mask.interactive
 
@@ -81,7 +82,7 @@ def test_there_may_be_no_free_port(monkeypatch):
 def test_another_host_is_warned_of(sam, tmp_path, monkeypatch):
     served = []
     monkeypatch.setattr(page, "serve", lambda *args: served.append(args))
-    monkeypatch.setattr(page, "build", lambda demo, start: SimpleNamespace(block_thread=lambda: None))
+    monkeypatch.setattr(page, "build", lambda demo, start, adapter: SimpleNamespace(block_thread=lambda: None))
     weights = str(save_weights(sam, tmp_path / "tiny.safetensors"))
     args = ["demo", "--checkpoint", weights, "--encoder", "gmf_sam_test", "--image-size", "256"]
     done = CliRunner().invoke(app, [*args, "--host", "0.0.0.0"], catch_exceptions=False)

@@ -99,34 +99,49 @@ def test_images_of_every_size_are_shown_alike(size):
 
 
 def test_the_best_mask_is_chosen_and_another_may_be(demo, stubs, small):
-    session = demo.predict(at(small, 1, 2), "ours", compare=False)
+    session = demo.predict(at(small, 1, 2), "ours")
     coords, labels, box = stubs[0].asked[0]
     assert (coords.tolist(), labels.tolist(), box) == ([[1, 2]], [1], None)
     assert np.array_equal(session.mask(), rows(0, 1))
     assert np.array_equal(session.choose(2).mask(), rows(0, 1, 2))
-    assert np.array_equal(demo.predict(session.choose(2), "ours", compare=True).mask(), rows(0, 1, 2))
-    assert session.reference_iou() is None
+    assert np.array_equal(demo.predict(session.choose(2), "ours", REFERENCE).mask(), rows(0, 1, 2))
+    assert session.compared_iou(REFERENCE) is None
     assert session.clear().mask() is None
 
 
-def test_the_iou_is_that_of_the_masks_of_the_same_number(demo, small):
-    session = demo.predict(at(small, 1, 2), "ours", compare=True)
-    assert session.reference_iou() == pytest.approx(1 / 3)  # rows 0 and 1, rows 1 and 2
-    assert session.choose(0).reference_iou() == 0
-    assert session.choose(2).reference_iou() == pytest.approx(1 / 3)  # rows 0, 1 and 2, row 1
+def test_the_best_is_compared_with_the_best_and_another_with_that_of_the_same_number(demo, stubs, small):
+    stubs[1].scores[:] = [0.2, 0.9, 0.3]
+    session = demo.predict(at(small, 1, 2), "ours", REFERENCE)
+    assert session.compared_iou(REFERENCE) == pytest.approx(1 / 3)  # rows 0 and 1, rows 1 and 2
+    assert session.choose(0).compared_iou(REFERENCE) == 0
+    assert session.choose(2).compared_iou(REFERENCE) == pytest.approx(1 / 3)  # rows 0, 1 and 2, row 1
     assert np.array_equal(session.mask(REFERENCE), rows(1, 2))
+    stubs[1].scores[:] = [0.2, 0.1, 0.3]
+    session = demo.predict(at(small, 1, 2), "ours", REFERENCE)
+    assert np.array_equal(session.mask(REFERENCE), rows(1))
+    assert session.compared_iou(REFERENCE) == pytest.approx(1 / 2)  # rows 0 and 1, row 1
+
+
+def test_a_model_may_join(demo, stubs, small):
+    demo.add("late", lambda: stubs[1])
+    assert demo.models == ("ours", "again", "late")
+    assert demo.compared == ("ours", "again", REFERENCE, "late")
+    session = demo.predict(at(small, 1, 2), "late", "ours")
+    assert np.array_equal(session.mask(), rows(3))
+    assert np.array_equal(session.mask("ours"), rows(0, 1))
 
 
 def test_a_model_sees_a_image_once(demo, stubs, small):
-    session = demo.predict(small, "ours", compare=False)
+    session = demo.predict(small, "ours")
     for x in range(3):
-        session = demo.predict(at(session, x, 0), "ours", compare=True)
+        session = demo.predict(at(session, x, 0), "ours", REFERENCE)
     assert [len(stub.embedded) for stub in stubs] == [1, 1]
-    session = demo.predict(session, "again", compare=False)
+    session = demo.predict(session, "again")
     assert set(session.embeddings) == {"ours", "again", REFERENCE}
-    assert demo.predict(Session(), "ours", compare=True).embeddings == {}
-    without = Demo({"ours": lambda: stubs[0]})
-    assert set(without.predict(small, "ours", compare=True).embeddings) == {"ours"}
+    assert demo.predict(Session(), "ours", REFERENCE).embeddings == {}
+    assert set(demo.predict(small, "ours", "ours").embeddings) == {"ours"}
+    with pytest.raises(UnknownNameError, match="did you mean again"):
+        demo.predict(small, "ours", "agian")
 
 
 def test_what_is_drawn_is_the_mask_and_the_prompt_at_both_sizes(small):
@@ -154,7 +169,7 @@ def test_what_cannot_be_is_refused(demo, small, tmp_path):
     with pytest.raises(InvalidInputError, match="not finite"):
         small.click(float("nan"), 1, "foreground")
     with pytest.raises(UnknownNameError, match="did you mean ours"):
-        demo.predict(small, "our", compare=False)
+        demo.predict(small, "our")
     with pytest.raises(ImageReadError, match=r"^none\.jpg cannot be read \(No such file or directory\): check the path"):
         demo.open(tmp_path / "none.jpg")
     (tmp_path / "cut.jpg").write_bytes(COFFEE.read_bytes()[:9000])
@@ -172,7 +187,7 @@ def test_visitors_at_once_get_what_sam_predictor_says_of_their_own_image(sam):
     def visit(image):
         session, scores = Session.of(image), []
         for x in range(10, 60, 10):
-            session = demo.predict(at(session.clear(), x, 30), "tiny", compare=False)
+            session = demo.predict(at(session.clear(), x, 30), "tiny")
             scores.append(session.answer.scores)
         return scores, session.answer.masks
 

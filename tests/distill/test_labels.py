@@ -237,6 +237,16 @@ def test_prompts_are_of_the_kinds_that_are_asked_for(labelled):
     assert seen["both"] == seen["box"] | seen["point"]
 
 
+def test_each_label_counts_alike(labelled):
+    """Of eight instances, four are asked for at a time, in two draws an epoch; two have the same weight in one."""
+    full = labelled[0]._replace(instances=labelled[0].instances * 4)
+    asker = LabelAsker(tiny(), [full, labelled[1]], labelled[2:3], [], DecoderRecipe(instances=4), 0)
+    assert asker.count == 3
+    asked = [sum(len(p.weights) for p in prompts) for prompts in (asker._ask(e, np.random.default_rng(0)) for e in asker.drawn)]
+    assert asked == [4, 4, 2]
+    assert {float(w) for e in asker.drawn for p in asker._ask(e, np.random.default_rng(0)) for w in p.weights} == {0.25}
+
+
 def test_replay_leaves_labels_alone(labelled, monkeypatch):
     """On labelled frames the starting model is asked where nothing is labelled, for masks that hold little of it."""
     asker = LabelAsker(tiny(), labelled[1:], labelled[:1], [], DecoderRecipe(points=8, instances=2), 0)
@@ -256,7 +266,7 @@ def test_replay_leaves_labels_alone(labelled, monkeypatch):
     assert counts[0] > 0
     assert counts == sorted(counts, reverse=True)
     anywhere = asker._replay(frame, None, np.random.default_rng(0))
-    assert len(anywhere[0].points) == 8
+    assert 1 <= len(anywhere[0].points) <= 8
 
 
 def test_pull_goes_back_to_the_start():
@@ -275,7 +285,7 @@ def test_the_last_good_check_is_the_result(labelled, tmp_path, monkeypatch):
     """What is worse by more than noise, 0.05 of four masks, is dropped; where all was, the start is the result."""
     sam = tiny(3)
     start = {name: value.clone() for name, value in sam.mask_decoder.state_dict().items()}
-    how = DecoderRecipe(epochs=1, instances=1, points=1, corrections=0.0, ema_decay=0.0, lr=1e-3)
+    how = DecoderRecipe(epochs=1, instances=2, points=1, corrections=0.0, ema_decay=0.0, lr=1e-3)
     recipe = Recipe(epochs=0, ridge_start=False, decoder=how)
     for worst, name in ((0.9, "start"), (0.0, "later")):
         asker = LabelAsker(sam, labelled[2:], labelled[:2], [], how, 0)
@@ -295,6 +305,22 @@ def test_the_last_good_check_is_the_result(labelled, tmp_path, monkeypatch):
         assert all(torch.equal(found[key], value) for key, value in start.items()) == (name == "start")
         saved = load_file(tmp_path / name / "decoder.safetensors")
         assert all(torch.equal(saved[key], value) for key, value in expected.items())
+
+
+def test_the_result_is_the_blend_with_the_start_that_is_best(labelled, tmp_path, monkeypatch):
+    how = DecoderRecipe(epochs=1, instances=2, points=1, corrections=0.0, ema_decay=0.0, lr=1e-3)
+    asker = LabelAsker(tiny(3), labelled[2:], labelled[:2], [], how, 0)
+    # Before, the start, three checks; shares of 1, 0.75, 0.5, 0.25 and 0; the best again, and after.
+    scores = iter([0.5, 0.5, 0.5, 0.5, 0.5, 0.1, 0.2, 0.3, 0.9, 0.4, 0.9, 0.8])
+    monkeypatch.setattr(asker, "measure", lambda *_, **__: dict.fromkeys(("box_iou", "point_iou"), next(scores)))
+    sam = tiny(3)
+    record = train_decoder(sam, asker, tmp_path, Recipe(epochs=0, ridge_start=False, decoder=how))
+    assert (record["share"], record["after"]["box_iou"]) == (0.25, 0.8)
+    kept = load_file(tmp_path / "last_good_check.safetensors")
+    start, saved = tiny(3).mask_decoder.state_dict(), load_file(tmp_path / "decoder.safetensors")
+    for name, found in sam.mask_decoder.state_dict().items():
+        torch.testing.assert_close(found, 0.75 * start[name] + 0.25 * kept[f"decoder.mask_decoder.{name}"])
+        assert torch.equal(saved[name], found)
 
 
 def test_the_predicted_iou_is_fitted_by_hand():
@@ -376,7 +402,7 @@ def test_the_encoder_may_learn_too(labelled, tmp_path):
 
 def test_a_stopped_run_goes_on_to_the_same_weights(line, tmp_path, monkeypatch):
     start = save_weights(tiny(), tmp_path / "start.safetensors")
-    recipe = replace(ADAPT, decoder=DecoderRecipe(epochs=1, instances=1, points=1, ema_decay=0.5))
+    recipe = replace(ADAPT, decoder=DecoderRecipe(epochs=1, instances=2, points=1, ema_decay=0.5))
     options = {"labels": line / "annotations.json", "checkpoint": start, "cache": tmp_path / "cache"}
     adapt(line, tmp_path / "whole", recipe, **options)
     counts = iter(range(100))
