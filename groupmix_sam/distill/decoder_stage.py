@@ -51,6 +51,7 @@ SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the way from the start to the last go
 CHECK_IMAGES = 8
 CHECK_POINTS = 8  # of an image
 MASK_WEIGHT = 5.0  # of cross-entropy and dice
+FEATURE_WEIGHT = 5.0  # where the encoder learns too: without it the features leave the teacher's
 CORRECTION_WEIGHT = 0.5
 SINGLE_WEIGHT = 0.5  # of the mask for one instance, where a single point asks
 PICKED_SHARE = 0.3  # of the loss of a single point's mask: of the one that is used, as it predicts the best IoU; else the best
@@ -647,7 +648,9 @@ def image_losses(model: nn.Module, asker: Asker, numbers: Sequence[int]) -> tupl
         found.append(model(asker(number), asker.corrections, number))
     terms = {name: torch.stack([losses[name] for losses in found]).mean() for name in found[0]}
     loss = MASK_WEIGHT * terms["masks"] + terms["scores"]
-    return loss + terms["features"] if "features" in terms else loss, terms
+    if "features" in terms:
+        loss = loss + FEATURE_WEIGHT * terms["features"]
+    return loss, terms
 
 
 def feature_error(features: Tensor, teacher: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ..files import write_beside
 __all__ = ["JOINT_RATE", "PRESETS", "DecoderRecipe", "Phase", "Recipe", "load_recipe", "recipe_from_dict", "save_recipe"]
 
 
-JOINT_RATE = 1.0  # the encoder's learning rate, as a share of the decoder's, where both learn the teacher's masks
+JOINT_RATE = 0.3  # the encoder's learning rate, as a share of the decoder's, where both learn the teacher's masks
 
 
 @dataclass(frozen=True)
