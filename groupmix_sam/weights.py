@@ -48,8 +48,8 @@ MOBILE_SAM_PT = (40_728_226, "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108
 SHIPPED = {"default": DEFAULT_ENCODER, "fast": "gmf_sam_2282_512"}
 # Their sha256, so that a damaged installation is an error at once.
 PRETRAINED = {
-    DEFAULT_ENCODER: "18817f86c1e93e69f7eec30c6119489253dc9d06f46c6693cd6663a0c8decb90",
-    "gmf_sam_2282_512": "bf72146fad02c1c79607437af6575022da0f81b552cac1ee4f61597da53a336e",
+    DEFAULT_ENCODER: "7608db8a20c68b1393b046407c0d2e27a18e8c789f67ba493df2a44db42dd3c0",
+    "gmf_sam_2282_512": "79c0def126b3c937af5d3219b9e644a3fe45c673f557ceb43f7bb466f165d2e1",
 }
 FORMAT_VERSION = "1"
 # Smaller tensors stay in fp32 when weights are halved: norms, variances and the prompt encoder's positions need the digits.
