@@ -55,7 +55,7 @@ POINT = {"point_coords": np.array([[60, 45]]), "point_labels": np.array([1])}
 
 
 def test_copies_of_an_image_and_its_prompts(sam, gpu):
-    """The image goes up once, then nothing but points; what comes back are masks, scores and logits."""
+    """The image goes up once, then points, and for one mask its cells; what comes back are masks, scores and logits."""
     predictor = Predictor(sam, device="meta")
     with gpu:
         predictor.set_image(draw())
@@ -68,7 +68,7 @@ def test_copies_of_an_image_and_its_prompts(sam, gpu):
         assert gpu.taken() == ([(1, 1, 64, 64), (1, 0, 2), (1, 0)], [(1, 3, 90, 120), (1, 3), (1, 3, 64, 64)])
         boxes = np.array([[20, 10, 100, 80], [5, 5, 60, 60]])
         masks, scores = predictor.predict_single_mask(boxes=boxes)
-        assert gpu.taken() == ([(2, 2, 2), (2, 2), (2,)], [(2, 90, 120), (2,)])
+        assert gpu.taken() == ([(2, 2, 2), (2, 2), (2,), (13,), (16,)], [(2, 90, 120), (2,)])
         predictor.get_image_embedding()
         assert gpu.taken() == ([], [(1, 256, 16, 16)])
 
