@@ -129,9 +129,9 @@ def made(cup: Image, alpha: NDArray[np.float32], event: str, count: int) -> Iter
     still = cv2.resize(read_image(PHOTO)[WIDE], (1280, 720), interpolation=cv2.INTER_CUBIC)
     noise = np.random.default_rng(0).normal(0, NOISE, (7, *still.shape)).astype(np.float32)
     height, width = alpha.shape
-    speed = 15 if event == "hidden" else 30
+    speed, top = 15 if event == "hidden" else 30, still.shape[0] - height - 30
     for i in range(count):
-        x, y = (60, 510) if event == "nothing moves" else (60 + speed * i, 510 + round(20 * np.sin(i / 8)))
+        x, y = (60, top) if event == "nothing moves" else (60 + speed * i, top + round(20 * np.sin(i / 8)))
         frame, truth = still.astype(np.float32), np.zeros(still.shape[:2], bool)
         frame[y : y + height, x : x + width] += alpha[..., None] * (cup - frame[y : y + height, x : x + width])
         truth[y : y + height, x : x + width] = alpha > 0.5

@@ -250,13 +250,13 @@ def live_targets(live: Live) -> str:
     moved, around = "what moved", "around the object"
 
     def cells(model: str) -> list[str]:
-        row, still, moving = timed[model], made[model, "nothing moves"], made[model, "everything moves"]
+        row, still, moving = timed[model], made.get((model, "nothing moves")), made.get((model, "everything moves"))
         return [
             *(rate(row["rate"][mode]) for mode in ("all", moved, around)),
             *(f"{row['share'][mode]:.2f}" for mode in (moved, around)),
             *(", ".join(f"{iou:.3f}" for iou in row["iou"][mode]) for mode in (moved, around)),
-            rate(still["rate"][moved]),
-            *(figure(moving["ratio"][mode], 2) for mode in (moved, around)),
+            rate(still["rate"][moved]) if still else "",
+            *(figure(moving["ratio"][mode], 2) if moving else "" for mode in (moved, around)),
         ]
 
     names = (
