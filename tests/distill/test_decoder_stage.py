@@ -37,6 +37,7 @@ from groupmix_sam.distill.decoder_stage import (
 from groupmix_sam.errors import InvalidInputError
 
 from ..processes import python, start, together
+from ..release import ALL
 from .conftest import PlainTeacher, rows_of, step_of
 
 SIZE = 256
@@ -143,6 +144,8 @@ def test_masks_approach_the_teachers(sam, encoded, shapes, tmp_path):
             assert torch.equal(value, sam.state_dict()[name]), name
 
 
+@pytest.mark.release
+@pytest.mark.skipif(not ALL, reason="it takes 20 s: make test-all runs it")
 def test_both_halves_approach_the_teachers(sam, encoded, tmp_path):
     """An encoder whose neck was disturbed: its features come back to the teacher's, and so do the masks."""
     student = deepcopy(sam)
