@@ -1,7 +1,6 @@
-r"""What `adapt --labels` gains by the number of labelled images: cross-validation on a labelled folder.
+"""What `adapt --labels` gains by the number of labelled images: cross-validation on a labelled folder.
 
-    python benchmarks/adapt_labels.py ../shared/data/eval/tools --coco ../shared/data/eval/coco \\
-        --mobile-sam ../shared/weights/mobile_sam.safetensors
+    python benchmarks/adapt_labels.py my_parts/ --coco coco/ --mobile-sam mobile_sam.pt
 
 A folder has `images/` and `annotations.json`, in COCO format. Its images, in the order of their names, are cut into folds of
 neighbours. For each fold `adapt` is run with 5, 10, 20 and 40 images, evenly drawn from the others, and the fold is measured:
@@ -18,13 +17,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from machine import describe
+from machine import header
 
 from groupmix_sam import build_sam_groupmix
 from groupmix_sam.annotations import read_annotations
@@ -217,9 +214,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     rows = [row for checkpoint in args.checkpoints for row in compare(args, checkpoint)]
     result = {
-        "date": date.today().isoformat(),
-        "command": f"python benchmarks/adapt_labels.py {args.labelled.name} --minutes {args.minutes:g}",
-        "machine": {"processor": describe(), "threads": torch.get_num_threads()},
+        **header(f"python benchmarks/adapt_labels.py {args.labelled.name} --minutes {args.minutes:g}"),
         "protocol": (
             f"{len(args.folds)} of {FOLDS} folds of neighbouring images, {args.minutes:g} minutes of training each. mIoU is "
             "over instances, by the true box, and by the innermost point with the best of three masks by predicted IoU. "

@@ -371,7 +371,7 @@ def live_table(name: str) -> str:
     """Return a table of following objects, of which an hour of frames takes longest and may be left out."""
     write, needed = LIVE[name]
     live = load("live")
-    return write(live) if needed <= live.keys() else "Not measured.\n"
+    return write(live) if needed <= live.keys() else NOT_MEASURED
 
 
 TABLES: dict[str, Callable[[], str]] = {

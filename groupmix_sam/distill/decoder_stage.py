@@ -72,6 +72,11 @@ class EncodedImage:
     image: CachedImage
     features: Path
 
+    @property
+    def name(self) -> str:
+        """Return what tells it from others, and from itself with other weights."""
+        return self.features.name
+
     def read(self, device: torch.device) -> "View":
         """Return what the decoders see."""
         rows, columns = self.image.grid()
@@ -86,6 +91,11 @@ class InputImage:
 
     image: CachedImage
     image_size: int
+
+    @property
+    def name(self) -> str:
+        """Return what tells it from others."""
+        return self.image.maps.name
 
     def read(self, device: torch.device) -> "View":
         """Return what the encoder sees, 1 x 3 x S x S, and the teacher's features."""
@@ -389,7 +399,7 @@ class TeacherAsker(Asker):
             "teacher": digest_of(self.teacher),
             "images": len(self.images),
             "held_out": len(self.held_out),
-            "images_sha256": digest_of([file_of(entry).name for entry in [*self.images, *self.held_out]]),
+            "images_sha256": digest_of([entry.name for entry in [*self.images, *self.held_out]]),
         }
 
     def __call__(self, number: int) -> Sample:
@@ -405,11 +415,6 @@ class TeacherAsker(Asker):
 
     def measure(self, decoder: Decoder, encoder: nn.Module | None = None, *, quick: bool = False) -> dict[str, float]:
         return measure(decoder, self.teacher, self.held_out[: CHECK_IMAGES if quick else None], self.device, encoder)
-
-
-def file_of(image: EncodedImage | InputImage) -> Path:
-    """Return the file that tells an image of a stage from others."""
-    return image.features if isinstance(image, EncodedImage) else image.image.maps
 
 
 @torch.no_grad()

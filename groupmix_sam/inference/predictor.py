@@ -257,10 +257,7 @@ class Predictor:
         index: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Do what `predict_prompts` does, and leave the tensors on the model's device."""
-        points, labels = self._prompts(index, point_coords, point_labels, boxes, mask_input)
-        logits, scores = self._decode(index, mask_input, points, labels)
-        chosen = slice(1, None) if multimask_output else slice(0, 1)
-        logits, scores = logits[:, chosen], scores[:, chosen]
+        logits, scores = self._predict(index, point_coords, point_labels, boxes, mask_input, multimask_output)
         return self._to_image(logits, index, return_logits), scores, logits
 
     def predict_logits(
@@ -274,10 +271,8 @@ class Predictor:
         index: int = 0,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the scores and the low-resolution logits of `predict_prompts`, without masks in the image's size."""
-        points, labels = self._prompts(index, point_coords, point_labels, boxes, mask_input)
-        logits, scores = self._decode(index, mask_input, points, labels)
-        chosen = slice(1, None) if multimask_output else slice(0, 1)
-        return scores[:, chosen].numpy(force=True), logits[:, chosen].numpy(force=True)
+        logits, scores = self._predict(index, point_coords, point_labels, boxes, mask_input, multimask_output)
+        return scores.numpy(force=True), logits.numpy(force=True)
 
     def predict_single_mask(
         self,
@@ -445,6 +440,21 @@ class Predictor:
             points = np.zeros((*np.shape(mask_input)[:1], 0, 2), dtype=np.float32)  # a mask alone says what is meant
             return points, points[..., 0]
         return decoder_prompts(point_coords, point_labels, boxes, size, resized_size(size, self.image_size))
+
+    def _predict(
+        self,
+        index: int,
+        point_coords: NDArray[Any] | None,
+        point_labels: NDArray[Any] | None,
+        boxes: NDArray[Any] | None,
+        mask_input: NDArray[Any] | None,
+        multimask_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits and scores of three masks for each prompt, or of one."""
+        points, labels = self._prompts(index, point_coords, point_labels, boxes, mask_input)
+        chosen = slice(1, None) if multimask_output else slice(0, 1)
+        logits, scores = self._decode(index, mask_input, points, labels)
+        return logits[:, chosen], scores[:, chosen]
 
     def _decode(
         self, index: int, mask_input: NDArray[Any] | None, points: NDArray[np.float32], labels: NDArray[np.float32]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import InvalidInputError
 from ..images import as_rgb
-from ..inference.mask_resize import Neighbours, neighbours, resize_blocks
+from ..inference.mask_resize import neighbours, resize_mask
 from ..masks import tight_box
 from .partial import PartialPredictor
 
@@ -533,21 +533,12 @@ class Tracker:
         return found.likeness > (FOUND if memory.lost else LOST) * memory.likeness
 
     def _enlarge_to_frame(self, logits: Floats) -> Bools:
-        """Return where logits, resized to the frame, are positive: nowhere but next to those that are."""
+        """Return where logits, resized to the frame, are positive."""
         assert self._frame is not None
         size = self._frame.shape[:2]
-        mask = np.zeros(size, bool)
-        window: list[slice] = []
-        sides: list[Neighbours] = []
-        for axis, (n, source) in enumerate(zip(size, logits.shape, strict=True)):
-            inside = np.flatnonzero((logits > 0).any(1 - axis))
-            side = neighbours(n, source, 4 * n / self._grid.cell)
-            near = np.flatnonzero((side.first >= inside[0] - 1) & (side.first <= inside[-1]))
-            window.append(slice(near[0], near[-1] + 1))
-            sides.append(Neighbours(side.first[near], side.share[near]))
-        part = mask[window[0], window[1]]
-        for block, values in resize_blocks(logits, *sides):
-            np.greater(values, 0, out=part[block])
+        rows, columns = (neighbours(n, s, 4 * n / self._grid.cell) for n, s in zip(size, logits.shape, strict=True))
+        mask = np.empty(size, bool)
+        resize_mask(logits, rows, columns, 0.0, mask)
         return mask
 
 

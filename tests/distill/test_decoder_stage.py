@@ -450,6 +450,8 @@ def test_both_halves_that_are_killed_go_on_to_the_same_weights(small, tmp_path):
     for name, part in (("decoder", student.mask_decoder), ("encoder", student.image_encoder)):
         found = load_file(folder / f"{name}.safetensors")
         assert all(torch.equal(found[key], value) for key, value in part.state_dict().items()), name
+    assert not torch.equal(student.image_encoder.neck.proj.weight, tiny(1).image_encoder.neck.proj.weight)
+    assert [row for row in rows_of(folder) if row["features"]] != []
 
 
 def test_two_processes_learn_what_one_learns(small, tmp_path):

@@ -29,9 +29,12 @@ from groupmix_sam.distill import (
     Recipe,
     RunOptions,
     adapt,
+    cache_features,
     distill,
     find_images,
     load_recipe,
+    load_teacher,
+    r2_score,
 )
 from groupmix_sam.distill.adaptation import format_interval, hold_out_blocks, summary
 from groupmix_sam.distill.pipeline import cache_held_out, hold_out, without_copies
@@ -223,6 +226,29 @@ def test_command_for_the_decoder_alone(mobile_sam, photos, tmp_path):
     assert [path.name for path in (out / "cache").glob("student-*")] != []
 
 
+def test_command_for_both_halves(mobile_sam, photos, tmp_path):
+    """The encoder learns with the decoder, and R2 is that of what is written."""
+    start = build_sam_groupmix(None, encoder="gmf_sam_test", image_size=SIZE)
+    init, out = save_weights(start, tmp_path / "start.safetensors"), tmp_path / "run"
+    run(
+        "distill", photos, "--teacher", mobile_sam, "--output", out, "--init-checkpoint", init, "--minutes", "0",
+        "--decoder-minutes", "0.0001", "--encoder-too",
+    )  # fmt: skip
+    sam = build_sam_groupmix(out / "weights")
+    for name, part in (("encoder", sam.image_encoder), ("decoder", sam.mask_decoder)):
+        assert same(part.state_dict(), load_file(out / "decoder" / f"{name}.safetensors"))
+    assert not same(sam.image_encoder.state_dict(), start.image_encoder.state_dict())
+    assert list((out / "cache").glob("student-*")) == [], "no features are kept of an encoder that changes"
+    with safe_open(out / "weights" / "model.safetensors", framework="pt") as f:
+        training = json.loads(f.metadata()["training"])
+    measured, _ = hold_out(find_images(photos))
+    held_out, _ = cache_features(measured, load_teacher(mobile_sam)[0], out / "cache", Grid(SIZE))
+    with torch.no_grad():
+        before, after = (r2_score(model.image_encoder.eval(), held_out, Grid(SIZE)) for model in (start, sam))
+    assert training["r2"] == pytest.approx(after, abs=1e-4)
+    assert training["r2"] != pytest.approx(before, abs=1e-4)
+
+
 def test_epochs_take_the_place_of_a_recipes_minutes(monkeypatch, photos, mobile_sam, tmp_path):
     """As in the recipe.yaml of a run by --minutes."""
     asked = []
@@ -264,6 +290,7 @@ def test_command_refuses_before_the_teacher_is_asked(photos, mobile_sam, tmp_pat
         (["--minutes", "1", "--epochs", "1"], "give one"),
         (["--minutes", "0"], "minutes is 0"),
         (["--decoder-minutes", "0"], r"decoder\.minutes is 0"),
+        (["--encoder-too"], "give --decoder-minutes"),
         (["--decoder-minutes", "1", "--no-cache"], "the decoder is trained on cached features"),
         (["--recipe", "papers"], "did you mean paper"),
         (["--recipe", "continue"], "give --init-checkpoint"),

@@ -220,6 +220,10 @@ def test_many_prompts_as_one_by_one(predictor, with_masks):
         np.testing.assert_allclose(logits[i], low, atol=1e-3)
         np.testing.assert_allclose(scores[i], score, atol=1e-4)
         assert (masks[i] == one).mean() > 0.999
+    for several in (True, False):
+        options = {"boxes": boxes, "mask_input": earlier if with_masks else None, "multimask_output": several}
+        for found, expected in zip(predictor.predict_logits(**options), predictor.predict_prompts(**options)[1:], strict=True):
+            assert np.array_equal(found, expected)
 
 
 def test_memory_of_many_prompts(predictor):

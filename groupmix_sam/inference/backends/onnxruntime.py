@@ -1,6 +1,7 @@
 """ONNX Runtime as a backend."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ class OnnxBackend:
         threads: int | None = None,
         window: tuple[int, int] | None = None,
     ) -> None:
-        self._options = path, providers, device_id, threads
-        self._windows: dict[tuple[int, int], OnnxBackend] = {}
+        given = path, providers, device_id, threads
+        self._load_window = lru_cache(MOST_WINDOWS)(lambda size: OnnxBackend(*given, window=size))
         ort = import_extra("onnxruntime", "onnx")
         known = ort.get_available_providers()
         missing = [name for name in providers if name not in known]
@@ -80,14 +81,7 @@ class OnnxBackend:
 
     def for_window(self, height: int, width: int) -> "OnnxBackend":
         """Return the encoder for windows of that size, multiples of 16; it is loaded when it is first asked for."""
-        size = height, width
-        window = self._windows.pop(size, None)
-        if window is None:
-            if len(self._windows) >= MOST_WINDOWS:
-                del self._windows[next(iter(self._windows))]
-            window = OnnxBackend(*self._options, window=size)
-        self._windows[size] = window  # the last one used comes last
-        return window
+        return self._load_window((height, width))
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         # Kept until the run is over: a binding knows addresses alone.

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,6 +21,8 @@ __all__ = ["CHANNELS", "OpenvinoBackend", "openvino_core"]
 MOST_SHAPES = 32
 # Sides of the decoder's tensors, its channels for the most part, which `for_part` takes for no number of cells.
 CHANNELS = (4, 8, 16, 32, 64, 128, 256)
+# What the cells' positions add, with the axis of the cells, which is split in rows and columns.
+Positions = list[tuple[int, Tensor]]
 # Parts of the grid that a decoder is kept compiled for, some 50 MB each.
 MOST_PARTS = 8
 
@@ -49,9 +51,9 @@ class OpenvinoBackend:
         threads: int | None = None,
         change: Callable[[Any], Any] | None = None,
     ) -> None:
-        self._options = path, device, precision, threads
-        self._windows: dict[tuple[int, int], OpenvinoBackend] = {}
-        self._parts: dict[tuple[int, int], tuple[OpenvinoBackend, list[tuple[int, Tensor]]]] = {}
+        given = path, device, precision, threads
+        self._load_window = lru_cache(MOST_WINDOWS)(lambda size: OpenvinoBackend(*given, change=partial(_resized, size=size)))
+        self._load_part = lru_cache(MOST_PARTS)(partial(_load_part, *given))
         self.device = torch.device("cpu")
         self._lock = Lock()
         core = openvino_core()
@@ -77,14 +79,7 @@ class OpenvinoBackend:
 
     def for_window(self, height: int, width: int) -> "OpenvinoBackend":
         """Return the encoder for windows of that size, multiples of 16; it is compiled when it is first asked for."""
-        size = height, width
-        window = self._windows.pop(size, None)
-        if window is None:
-            if len(self._windows) >= MOST_WINDOWS:
-                del self._windows[next(iter(self._windows))]
-            window = OpenvinoBackend(*self._options, change=partial(_resized, size=size))
-        self._windows[size] = window  # the last one used comes last
-        return window
+        return self._load_window((height, width))
 
     def for_part(self, rows: slice, columns: slice) -> Callable[..., list[Tensor]]:
         """Return `image` or `decoder` for these rows and columns of the grid alone.
@@ -92,13 +87,7 @@ class OpenvinoBackend:
         It is compiled for each number of rows and columns, and the last few are kept.
         """
         size = rows.stop - rows.start, columns.stop - columns.start
-        kept = self._parts.pop(size, None)
-        if kept is None:
-            if len(self._parts) >= MOST_PARTS:
-                del self._parts[next(iter(self._parts))]
-            positions: list[tuple[int, Tensor]] = []
-            kept = OpenvinoBackend(*self._options, change=partial(_cropped, size=size, positions=positions)), positions
-        self._parts[size] = part, positions = kept
+        part, positions = self._load_part(size)
         here = [
             whole.narrow(axis, rows.start, size[0]).narrow(axis + 1, columns.start, size[1]).flatten(axis, axis + 1)
             for axis, whole in positions
@@ -165,12 +154,20 @@ def _resized(model: Any, size: tuple[int, int]) -> Any:
     return model
 
 
+def _load_part(
+    path: Path, device: str, precision: str, threads: int | None, size: tuple[int, int]
+) -> tuple[OpenvinoBackend, Positions]:
+    """Return `image` or `decoder` for so many rows and columns of the grid, and what its further inputs are cut from."""
+    positions: Positions = []
+    return OpenvinoBackend(path, device, precision, threads, partial(_cropped, size=size, positions=positions)), positions
+
+
 def _replace(node: Any, other: Any) -> None:
     for target in node.output(0).get_target_inputs():
         target.replace_source_output(other.output(0))
 
 
-def _cropped(model: Any, size: tuple[int, int], positions: list[tuple[int, Tensor]]) -> Any:
+def _cropped(model: Any, size: tuple[int, int], positions: Positions) -> Any:
     """Return `image` or `decoder` for a part of the grid, of which its export made constants.
 
     What the cells' positions add, constants of all cells, become further inputs.
@@ -178,7 +175,7 @@ def _cropped(model: Any, size: tuple[int, int], positions: list[tuple[int, Tenso
     Args:
         model: The whole grid's.
         size: Rows and columns of the part.
-        positions: Where to put those constants, with the axis of the cells, which is split in rows and columns.
+        positions: Where to put those constants.
     """
     opset, ov = import_extra("openvino.opset13", "openvino"), import_extra("openvino", "openvino")
     old = model.get_parameters()
