@@ -82,7 +82,7 @@ class Clip:
         tracker, frames = Tracker(partial or predictor), Frames(str(self.path))
         self.stopped = False
         shares, seconds, shown = 0.0, deque[float](maxlen=RATE_FRAMES), 0.0
-        latest: Result | None = None
+        waiting: Result | None = None  # the latest frame, if it was not shown
         with MaskFile(folder / "masks.jsonl") as masks, Overlay(folder / "overlay.mp4", frames.rate) as overlay:
             with demo.lock(session.model):
                 tracker.start(session.image, masks=[mask])
@@ -99,13 +99,13 @@ class Clip:
                 overlay.write(result)
                 seconds.append(result.seconds)
                 shares += 1.0 if partial is None else partial.share
-                latest = result
+                waiting = result
                 if time.monotonic() - shown > SHOW_EVERY:
-                    shown = time.monotonic()
+                    shown, waiting = time.monotonic(), None
                     yield _step(result, seconds, shares)
             frames.close()
-        if latest is not None:
-            yield _step(latest, seconds, shares)
+        if waiting is not None:
+            yield _step(waiting, seconds, shares)
 
 
 def _step(result: Result, seconds: deque[float], shares: float) -> Step:

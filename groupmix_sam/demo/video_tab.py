@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from ..errors import GroupMixSamError, InvalidInputError
 from .clip import Clip, Step
@@ -90,7 +91,7 @@ def video_tab(demo: Demo, session_seconds: float) -> None:
 
     def on_follow(session: Session, clip: Clip | None, fixed: bool) -> Iterator[list[Any]]:
         mask = session.mask()
-        latest: Step | None = None
+        before: Step | None = None
         with TemporaryDirectory() as folder:
             try:
                 if clip is None or mask is None:
@@ -98,15 +99,19 @@ def video_tab(demo: Demo, session_seconds: float) -> None:
                         "there is no mask, or the session has expired: give the clip again and click on it."
                     )
                 running = gr.Button(interactive=False), gr.Button(interactive=True)
-                for latest in clip.follow(demo, session, mask, fixed, Path(folder)):
-                    yield [session, clip, *latest, *running, *_no_files()]
+                for step in clip.follow(demo, session, mask, fixed, Path(folder)):
+                    # An image that it has shown gradio writes anew, and cuts short what a browser is reading.
+                    same = before is not None and np.array_equal(before.image, step.image)
+                    yield [session, clip, gr.skip() if same else step.image, step.text, *running, *_no_files()]
+                    before = step
             except GroupMixSamError as e:
                 gr.Warning(str(e))
-            if latest is None:
+            if before is None:
                 yield show(session, clip)
                 return
             written = [gr.DownloadButton(value=path, interactive=True) for path in sorted(Path(folder).iterdir())]
-            yield [session, clip, *latest, gr.Button(interactive=True), gr.Button(interactive=False), *written]
+            ended = gr.Button(interactive=True), gr.Button(interactive=False)
+            yield [session, clip, gr.skip(), gr.skip(), *ended, *written]
 
     def on_stop(clip: Clip | None) -> None:
         if clip is not None:
