@@ -18,7 +18,6 @@ from groupmix_sam.distill import JOINT_RATE, PRESETS, DecoderRecipe, Recipe, Run
 from groupmix_sam.evaluate import LabelledDataset, Result, compare, evaluate, load_model, preset
 
 CONTINUE = PRESETS["continue"]
-DECODER_ALONE = replace(CONTINUE, minutes=0)
 
 
 def stages(minutes: float) -> dict[str, list[Recipe]]:
@@ -29,7 +28,7 @@ def stages(minutes: float) -> dict[str, list[Recipe]]:
         "features, decoder": [replace(CONTINUE, minutes=minutes / 2, decoder=DecoderRecipe(minutes=minutes / 2))],
         "features, decoder, both": [
             replace(CONTINUE, minutes=minutes / 3, decoder=DecoderRecipe(minutes=minutes / 3)),
-            replace(DECODER_ALONE, decoder=joint),
+            replace(CONTINUE, minutes=0, decoder=joint),
         ],
     }
 

@@ -187,9 +187,9 @@ def train_decoder(
 ) -> dict[str, Any]:
     """Train a Sam's mask decoder on what an asker wants, and put the result into the Sam; return the record of the stage.
 
-    The result is the average of the weights at the end. Where the asker keeps the last good check, it is the best blend of that
-    with the weights before (WiSE-FT, arXiv 2109.01903). Writes into `folder`: `run.yaml`, `log.csv`, `checkpoint.safetensors`
-    and `decoder.safetensors` (the result).
+    The result is a blend of the weights' average with those before: the recipe's, or, where the asker keeps the last good
+    check, the best one of that (WiSE-FT, arXiv 2109.01903). Writes into `folder`: `run.yaml`, `log.csv`,
+    `checkpoint.safetensors` and `decoder.safetensors` (the result).
 
     Args:
         sam: Its prompt encoder stays as it is, and so does its image encoder unless the recipe has a rate for it.
@@ -608,32 +608,28 @@ class DecoderStage(Stage):
         self.log.write(0, images=0, lr=0.0, **self.measure(quick=True))
 
     def finish(self) -> dict[str, Any]:
-        """Write the result; return what is measured of it, and the share of the way from the start to the last good check."""
+        """Make the average the result and write it; return what is measured of it, and its share of what was learnt."""
         self.accelerator.wait_for_everyone()
-        record: dict[str, Any] = {}
+        share = self.how.blend
         if self.asker.keeps_best:
-            record["share"] = self.blend(load_file(self.folder / KEPT))
-        after = self.measure()
+            end = load_file(self.folder / KEPT)
+            share = max(SHARES, key=lambda share: self.asker.score(self.blend(end, share).measure(quick=True)))
+        else:
+            end = {name: value.clone() for name, value in self.average.module.state_dict().items()}
+        after = self.blend(end, share).measure()
         self.log.write(self.steps, images=self.images_seen(self.steps), **after)
         self._save_result()
         self.accelerator.wait_for_everyone()
-        return record | {"after": after}
+        return {"blend": share, "after": after}
 
-    def blend(self, end: dict[str, Tensor]) -> float:
-        """Make the average the blend of the start and other weights that held-out images prefer; return the others' share."""
-        student = self.average.module
-
-        def take(share: float) -> float:
-            blended = {
-                name: value.lerp(end[name].to(value.device), share) if value.is_floating_point() else value
-                for name, value in self.start.items()
-            }
-            student.load_state_dict(blended)
-            return self.asker.score(self.measure(quick=True))
-
-        best = max(SHARES, key=take)
-        take(best)
-        return best
+    def blend(self, end: dict[str, Tensor], share: float) -> "DecoderStage":
+        """Make the average the blend of the weights that the stage began with and others, and return the stage."""
+        blended = {
+            name: value.lerp(end[name].to(value.device), share) if value.is_floating_point() else value
+            for name, value in self.start.items()
+        }
+        self.average.module.load_state_dict(blended)
+        return self
 
     def _keep(self) -> None:
         if self.accelerator.is_main_process:

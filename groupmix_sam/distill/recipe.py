@@ -55,7 +55,9 @@ class DecoderRecipe:
         weight_decay: Of matrices and kernels.
         pull: Of all weights towards those that the stage began with, in the same units as `weight_decay`.
         clip_norm: Largest norm of the gradient; 0 for any.
-        ema_decay: Of the average of the weights, which is what the stage returns; 0 for no average.
+        ema_decay: Of the average of the weights; 0 for no average.
+        blend: Share of that average in the result. The rest is the weights that the stage began with (WiSE-FT, arXiv
+            2109.01903). Labels that are held out choose it themselves.
     """
 
     epochs: float = 6.0
@@ -72,12 +74,16 @@ class DecoderRecipe:
     pull: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.99
+    # Half and half is better with labels than either (docs/research/2026-11-28-decoder-of-instances.md).
+    blend: float = 0.5
 
     def __post_init__(self) -> None:
         _numbers(self, "decoder.", positive=("epochs", "minutes", "lr"), shares=("warmup", "ema_decay"))
         _numbers(self, "decoder.", least_0=("encoder_rate", "lowest_lr", "weight_decay", "pull", "clip_norm"))
-        if not _is_number(self.corrections) or not 0 <= self.corrections <= 1:
-            raise InvalidInputError(f"decoder.corrections is {self.corrections!r}: give a number from 0 to 1.")
+        for name in ("corrections", "blend"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise InvalidInputError(f"decoder.{name} is {value!r}: give a number from 0 to 1.")
         for name in ("batch_size", "points", "instances"):
             if not _is_count(getattr(self, name)):
                 raise InvalidInputError(f"decoder.{name} is {getattr(self, name)!r}: give 1 or more.")

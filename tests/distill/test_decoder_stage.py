@@ -144,6 +144,18 @@ def test_masks_approach_the_teachers(sam, encoded, shapes, tmp_path):
             assert torch.equal(value, sam.state_dict()[name]), name
 
 
+def test_the_result_is_a_blend_with_the_weights_before(sam, encoded, tmp_path):
+    found = {}
+    for blend in (1.0, 0.25):
+        student = deepcopy(sam)
+        recipe = Recipe(decoder=DecoderRecipe(epochs=1, lr=1e-3, ema_decay=0.0, blend=blend))
+        assert train(student, FrozenDecoder(sam), encoded, encoded[:1], tmp_path / str(blend), recipe)["blend"] == blend
+        found[blend] = student.mask_decoder.state_dict()
+    for name, before in sam.mask_decoder.state_dict().items():
+        torch.testing.assert_close(found[0.25][name], 0.75 * before + 0.25 * found[1.0][name])
+    assert not torch.equal(found[1.0]["iou_token.weight"], sam.mask_decoder.state_dict()["iou_token.weight"])
+
+
 @pytest.mark.release
 @pytest.mark.skipif(not ALL, reason="it takes 20 s: make test-all runs it")
 def test_both_halves_approach_the_teachers(sam, encoded, tmp_path):
@@ -160,7 +172,7 @@ def test_both_halves_approach_the_teachers(sam, encoded, tmp_path):
             features = [student.image_encoder.eval()(view.student)[..., :12, :16] for view in views]
         return np.mean([(f - view.teacher).square().mean() for f, view in zip(features, views, strict=True)])
 
-    recipe = Recipe(decoder=DecoderRecipe(epochs=10, lr=1e-4, ema_decay=0.5, encoder_rate=0.3))
+    recipe = Recipe(decoder=DecoderRecipe(epochs=10, lr=1e-4, ema_decay=0.5, encoder_rate=0.3, blend=1.0))
     asker = TeacherAsker(FrozenDecoder(sam), inputs, inputs, recipe.decoder, 0)
 
     def masks_loss():
