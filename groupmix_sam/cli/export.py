@@ -29,7 +29,7 @@ def export(
     ] = None,
     count: Annotated[int, typer.Option(help="Images to compare masks on; int8 calibrates on four times as many more.")] = 8,
     min_mean_iou: Annotated[float, typer.Option(help="Lowest mean IoU with PyTorch's masks that is accepted.")] = 0.97,
-    min_iou: Annotated[float, typer.Option(help="Lowest IoU of any mask that is accepted.")] = 0.8,
+    min_iou: Annotated[float, typer.Option(help="Lowest IoU that is accepted, of all masks but one in fifty.")] = 0.8,
     pred_iou_thresh: Annotated[float, typer.Option(help="Masks with a lower predicted IoU are not compared.")] = 0.5,
     threads: Threads = None,
     timing_cache: Annotated[Path | None, typer.Option(help="TensorRT's timing cache, for quicker builds.")] = None,

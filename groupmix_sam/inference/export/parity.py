@@ -13,8 +13,16 @@ from ..predictor import Predictor
 __all__ = ["DEFAULTS", "Thresholds", "check_parity", "measure_parity"]
 
 
+# Masks in a hundred that may be worse than the lowest accepted: in INT8 a single bad one is a matter of chance, and more masks
+# have a lower lowest (docs/research/2026-11-25-int8.md).
+SPARED = 0.02
+
+
 class Thresholds(NamedTuple):
-    """What the masks' IoU must reach, on average and for each mask that the PyTorch model scores `pred_iou_thresh` or more."""
+    """What the masks' IoU must reach on average, and for all but one in fifty.
+
+    Masks count that the PyTorch model scores `pred_iou_thresh` or more.
+    """
 
     min_mean_iou: float = 0.97
     min_iou: float = 0.8
@@ -30,7 +38,7 @@ def measure_parity(
     images: Iterable[NDArray[np.uint8]],
     pred_iou_thresh: float = DEFAULTS.pred_iou_thresh,
 ) -> dict[str, Any]:
-    """Return how close two models' masks are: the mean IoU, the lowest, and the IoU of each mask.
+    """Return how close two models' masks are: the mean IoU, the lowest, the lowest but for one mask in fifty, and each mask's.
 
     Each image gets nine boxes of half its sides and sixteen points, evenly spread. A box gives the single mask. A point
     gives the one of three that the exact model scores highest. Masks under 1/1000 of the image in both models do not count,
@@ -72,14 +80,22 @@ def measure_parity(
             f"no mask has a predicted IoU of {pred_iou_thresh:g}: give images with objects in them, or a lower pred_iou_thresh."
         )
     ious = [record["iou"] for record in records]
-    return {"images": count, "masks": len(ious), "mean_iou": float(np.mean(ious)), "min_iou": min(ious), "each": records}
+    return {
+        "images": count,
+        "masks": len(ious),
+        "mean_iou": float(np.mean(ious)),
+        "min_iou": min(ious),
+        "low_iou": float(np.quantile(ious, SPARED, method="lower")),
+        "each": records,
+    }
 
 
 def check_parity(report: dict[str, Any], thresholds: Thresholds) -> None:
     """Raise ParityError if a report of `measure_parity` misses the thresholds."""
-    if not report["mean_iou"] >= thresholds.min_mean_iou or not report["min_iou"] >= thresholds.min_iou:
+    if not report["mean_iou"] >= thresholds.min_mean_iou or not report["low_iou"] >= thresholds.min_iou:
         raise ParityError(
             f"the exported model's masks differ too much from PyTorch's: over {report['masks']} masks the mean IoU is "
-            f"{report['mean_iou']:.4f} (required: {thresholds.min_mean_iou}) and the lowest {report['min_iou']:.4f} (required: "
-            f"{thresholds.min_iou}). Nothing was written. Use a higher precision, more images of your own, or lower thresholds."
+            f"{report['mean_iou']:.4f} (required: {thresholds.min_mean_iou}), and one in fifty has {report['low_iou']:.4f} or "
+            f"less (required: {thresholds.min_iou}). Nothing was written. Use a higher precision, more images of your own, or "
+            "lower thresholds."
         )

@@ -43,7 +43,7 @@ from groupmix_sam.inference.export.convolutions import as_convolutions
 from groupmix_sam.inference.export.exporter import export
 from groupmix_sam.inference.export.onnx import OPSET, _gelu, holds_in_int8, quantize
 from groupmix_sam.inference.export.openvino import _stays_exact, convert
-from groupmix_sam.inference.export.parity import Thresholds, measure_parity
+from groupmix_sam.inference.export.parity import Thresholds, check_parity, measure_parity
 from groupmix_sam.inference.export.tensorrt import lint
 from groupmix_sam.inference.exported_folder import crop_parts
 from groupmix_sam.inference.fused_encoder import fuse_encoder
@@ -463,6 +463,39 @@ def test_masks_that_do_not_hold_are_not_written(sam, quick, tmp_path):
     finally:
         wrong.data.copy_(original)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("masks", "wrong", "low"), [(50, 1, 0.25), (51, 1, 1.0), (51, 2, 0.25), (100, 1, 1.0), (101, 3, 0.25)])
+def test_one_wrong_mask_in_fifty_is_spared(masks, wrong, low):
+    """The single wrong one of fifty is the lowest; of 51 it is spared, and a second is not."""
+
+    class Answers:
+        """Gives the same squares for each image, and a quarter of them where it is wrong."""
+
+        def __init__(self, wrong):
+            self.left, self.wrong = masks, wrong
+
+        def set_image(self, image):
+            pass
+
+        def predict_prompts(self, points=None, labels=None, boxes=None, multimask_output=True):
+            count = len(boxes if points is None else points)
+            found, scores = np.zeros((count, 1, 8, 8), bool), np.full((count, 1), -1.0)
+            for i in range(min(count, self.left)):
+                scores[i] = 1
+                found[i, 0, :4, : 1 if self.left <= self.wrong else 4] = True
+                self.left -= 1
+            return found, scores, None
+
+    images = [np.zeros((8, 8, 3), np.uint8)] * 5  # of 25 prompts each
+    report = measure_parity(Answers(0), Answers(wrong), images, 0.5)
+    assert (report["masks"], report["min_iou"], report["low_iou"]) == (masks, 0.25, low)
+    report["mean_iou"] = 1.0
+    if low < 1:
+        with pytest.raises(ParityError, match=r"one in fifty has 0\.2500 or less"):
+            check_parity(report, Thresholds())
+    else:
+        check_parity(report, Thresholds())
 
 
 @pytest.mark.parametrize(("precision", "judged"), [("fp32", 3), ("int8", 2)])
