@@ -41,7 +41,7 @@ def export(
 
     groupmix-sam export openvino exported/ --images my_photos/
     groupmix-sam export openvino exported_720p/ --images frames/ --checkpoint fast --frame-size 1280x720
-    groupmix-sam export onnx exported_int8/ --images my_photos/ --precision int8 --image-size 512
+    groupmix-sam export onnx exported_int8/ --images my_photos/ --precision int8 --checkpoint fast
     groupmix-sam export web site/ --images my_photos/
     """
     from ..devices import use_threads
