@@ -3,7 +3,7 @@
 #     docker build -t groupmix-sam .
 #     docker run --rm -p 127.0.0.1:8000:8000 -e GROUPMIX_SAM_TOKEN groupmix-sam
 #
-# It was written where no image can be built or run: tests/serve checks its commands alone.
+# It was never built or run: tests/serve checks its commands alone.
 
 FROM python:3.12-slim AS build
 RUN python -m venv /opt/venv
