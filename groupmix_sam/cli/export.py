@@ -12,8 +12,11 @@ from .options import Encoder, ImageSize, Threads
 def export(
     runtime: Annotated[str, typer.Argument(help="onnx, openvino, tensorrt or web.")],
     folder: Annotated[Path, typer.Argument(help="A new folder. It is written only if the masks match PyTorch's.")],
-    images: Annotated[Path, typer.Option(help="A folder of your own images, to compare masks on and to calibrate int8.")],
-    precision: Annotated[str, typer.Option(help="fp32; fp16; int8; for openvino bf16.")] = "fp32",
+    images: Annotated[
+        Path,
+        typer.Option(help="A folder of your own images, to compare masks on and to calibrate int8, which takes 10 or more."),
+    ],
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8; for openvino also bf16.")] = "fp32",
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -25,9 +28,9 @@ def export(
     image_size: ImageSize = None,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Let the encoder take image batches.")] = False,
     frame_size: Annotated[
-        str | None, typer.Option(help="WIDTHxHEIGHT of a camera's frames: only they are encoded, and no padding.")
+        str | None, typer.Option(help="WIDTHxHEIGHT of a camera's frames, such as 1280x720: leave out the padding.")
     ] = None,
-    count: Annotated[int, typer.Option(help="Images to compare masks on; int8 calibrates on four times as many more.")] = 8,
+    count: Annotated[int, typer.Option(help="Images to compare masks on; int8 calibrates on four times as many others.")] = 8,
     min_mean_iou: Annotated[float, typer.Option(help="Lowest mean IoU with PyTorch's masks that is accepted.")] = 0.97,
     min_iou: Annotated[float, typer.Option(help="Lowest IoU that is accepted, of all masks but one in fifty.")] = 0.8,
     pred_iou_thresh: Annotated[float, typer.Option(help="Masks with a lower predicted IoU are not compared.")] = 0.5,
@@ -46,6 +49,7 @@ def export(
     """
     from ..devices import use_threads
     from ..images import evenly_spaced, find_images
+    from ..inference.export.exporter import MIN_CALIBRATION
     from ..inference.export.exporter import export as write
     from ..inference.export.parity import Thresholds
     from ..preprocess import check_aspect
@@ -76,6 +80,11 @@ def export(
     # Every fifth is held out from the calibration, to compare masks on.
     compared = usable[::5] if precision == "int8" else usable
     calibration = [source for i, source in enumerate(usable) if i % 5] if precision == "int8" else []
+    if precision == "int8" and len(calibration) < MIN_CALIBRATION:
+        raise InvalidInputError(
+            f"int8 needs {MIN_CALIBRATION * 5 // 4} images or more, and has {len(usable)}: add images to {images}, "
+            "and give --count 2 or more."
+        )
     thresholds = Thresholds(min_mean_iou, min_iou, pred_iou_thresh)
     if web:
         from ..inference.export.web import export_web

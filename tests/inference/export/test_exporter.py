@@ -516,6 +516,18 @@ def test_command(sam, quick, tmp_path, monkeypatch, precision, judged):
     assert ("narrow.png" in done.output or "too narrow" in done.output) == (precision == "int8")
 
 
+def test_command_with_too_few_images_for_int8(sam, tmp_path, monkeypatch):
+    """Of nine images two are compared and seven would calibrate; ten are enough, and the error says so."""
+    monkeypatch.setattr("groupmix_sam.sam.build_sam_groupmix", lambda *args, **kwargs: sam)
+    for i in range(9):
+        Image.fromarray(draw(90 + i, 120)).save(tmp_path / f"{i}.png")
+    done = CliRunner().invoke(
+        app, ["export", "openvino", str(tmp_path / "a"), "--images", str(tmp_path), "--precision", "int8"]
+    )
+    assert isinstance(done.exception, InvalidInputError)
+    assert "int8 needs 10 images or more, and has 9" in str(done.exception)
+
+
 def test_images_are_read_one_at_a_time(sam, quick, tmp_path, monkeypatch):
     """Those that are compared and those that int8 calibrates on: no more than two of them are held."""
     for i in range(12):
