@@ -260,7 +260,7 @@ def group_prompts(entries: Any, path: str) -> dict[str, list[Prompt]]:
 def _rows(entries: Any, path: str) -> Iterator[tuple[str, Prompt]]:
     """Yield each row's image and prompt."""
     if not isinstance(entries, list) or not entries:
-        raise InvalidInputError(f"{path} has no prompts: give a row for each, such as image,x,y, see the docs of read_prompts.")
+        raise InvalidInputError(f"{path} has no prompts: give one a row, with image and x,y or left,top,right,bottom.")
     for number, entry in enumerate(entries, 1):
         if isinstance(entry, dict):
             check_columns(f"prompt {number} of {path} has keys", [key for key in entry if key is not None], (*COLUMNS, *LISTS))
@@ -290,7 +290,7 @@ def _for_every_image(content: dict[str, Any], path: str) -> list[dict[str, Any]]
     check_columns(f"{path} has keys", content, list(keys))
     columns = {keys[name]: values for name, values in content.items() if values is not None}
     if not {"box", "points"} & columns.keys():
-        raise InvalidInputError(f'{path} has neither "boxes" nor "points": write {{"boxes": [[x0, y0, x1, y1]]}}.')
+        raise InvalidInputError(f'{path} has neither "boxes" nor "points": write {{"boxes": [[left, top, right, bottom]]}}.')
     try:
         rows = list(zip(*columns.values(), strict=True))
     except (TypeError, ValueError) as e:

@@ -33,7 +33,7 @@ from . import (
 
 __all__ = ["app", "main"]
 
-HELP = """Segment Anything on the industrial PC: masks of what a point or a box shows.
+HELP = """Segment Anything on a CPU: turn points and boxes into masks.
 
 groupmix-sam segment photo.jpg --point 365,290
 groupmix-sam demo photo.jpg
@@ -42,9 +42,9 @@ groupmix-sam export openvino exported/ --images my_frames/ --checkpoint runs/lin
 groupmix-sam segment photos/ --prompts prompts.csv --format labelme --checkpoint exported/
 
 Weights come with the package. Each command has examples of its own: groupmix-sam segment --help.
-Progress goes to the terminal alone, results to stdout, what went wrong to stderr.
+Results go to stdout, errors and warnings to stderr. Progress bars are shown only in a terminal.
 """
-EPILOG = "Exit codes: 0 done; 1 an error, printed on one line, or images that were skipped; 2 wrong usage."
+EPILOG = "Exit codes: 0 done; 1 an error, printed on one line, or skipped images; 2 wrong usage."
 
 
 class Command(TyperCommand):

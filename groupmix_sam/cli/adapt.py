@@ -18,8 +18,10 @@ def adapt(
         str | None, typer.Option(help="For unlabelled frames: mobile_sam.pt, sam_vit_*.pth, an ONNX file or a TensorRT engine.")
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the weights, the logs and the checkpoint.")] = Path("runs/adapt"),
-    minutes: Annotated[float, typer.Option(help="Training time: of the decoder on labels, of the encoder on frames.")] = 20.0,
-    prompt_kind: Annotated[str, typer.Option(help="What labels train for: 'box', 'point' or 'both'.")] = "both",
+    minutes: Annotated[
+        float, typer.Option(help="Training time of each stage: of the encoder with a teacher, of the decoder with labels.")
+    ] = 20.0,
+    prompt_kind: Annotated[str, typer.Option(help="Prompts to train for with labels: 'box', 'point' or 'both'.")] = "both",
     encoder_too: Annotated[
         bool, typer.Option("--encoder-too", help="Train the encoder on the labels as well, at a low rate: slower.")
     ] = False,

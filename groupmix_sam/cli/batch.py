@@ -17,13 +17,15 @@ def batch(
     ] = None,
     checkpoint: Annotated[
         str,
-        typer.Option(help="Weights, or a folder that `groupmix-sam export` wrote. Each worker must find it there."),
+        typer.Option(help="Weights, or an exported folder, which each worker must find under this name."),
     ] = "default",
     encoder: Encoder = None,
     image_size: ImageSize = None,
     points_per_side: Annotated[int, typer.Option(help="Without prompts: points per side of the grid.")] = 32,
     pred_iou_thresh: Annotated[float, typer.Option(help="Without prompts: drop masks with a lower predicted IoU.")] = 0.88,
-    stability_score_thresh: Annotated[float, typer.Option(help="Without prompts: drop less stable masks.")] = 0.95,
+    stability_score_thresh: Annotated[
+        float, typer.Option(help="Without prompts: drop masks that change more when the mask threshold moves.")
+    ] = 0.95,
     batch_size: Annotated[
         int, typer.Option(help="Images per output file. A killed run repeats at most this many per worker.")
     ] = 16,
@@ -32,7 +34,7 @@ def batch(
     ] = None,
     device: Device = "auto",
     threads: Annotated[int, typer.Option(help="CPUs per worker.")] = 1,
-    gpus_per_worker: Annotated[float, typer.Option(help="GPUs per worker; 0.5 puts two workers on one.")] = 0,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs per worker. 0.5 puts two workers on one GPU.")] = 0,
 ) -> None:
     """Segment millions of images, on this machine or a Ray cluster, and write the masks as run lengths in Parquet files.
 

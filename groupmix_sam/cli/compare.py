@@ -11,7 +11,7 @@ from .options import Device, Threads, weights_device
 
 def compare(
     sources: Annotated[
-        list[str], typer.Argument(help="Results of `evaluate`, JSON; or weights of models, the first as the truth.")
+        list[str], typer.Argument(help="JSON results of `evaluate`; or weights of models, of which the first is the truth.")
     ],
     images: Annotated[Path | None, typer.Option(help="Folder of the images. Default: that of the results.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="For models: CSV or JSON with prompts, as for evaluate.")] = None,

@@ -14,7 +14,7 @@ def demo(
     image: Annotated[Path | None, typer.Argument(help="Image that the page opens with.")] = None,
     checkpoint: Annotated[
         list[str] | None,
-        typer.Option(help="Weights such as 'default', or a folder that `groupmix-sam export` wrote. Repeat it for several."),
+        typer.Option(help="Weights such as 'default', or an exported folder. Repeat it for several."),
     ] = None,
     reference: Annotated[Path | None, typer.Option(help="MobileSAM's mobile_sam.pt, to compare masks with.")] = None,
     host: Annotated[
@@ -22,7 +22,7 @@ def demo(
     ] = LOCAL[0],
     port: Annotated[int, typer.Option(help="Port to listen at; the next free one if it is taken.", min=1, max=65535)] = 7860,
     labels: Annotated[
-        Path | None, typer.Option(help="Folder for masks that the page saves as labels, to adapt weights to them.")
+        Path | None, typer.Option(help="Folder for masks that the page saves as labels. The page adapts weights to them.")
     ] = None,
     minutes: Annotated[float, typer.Option(help="Training time of 'Adapt now'.")] = 10.0,
     encoder: Encoder = None,

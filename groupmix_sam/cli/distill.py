@@ -11,7 +11,9 @@ from .options import ImageSize, Threads
 Teacher = Annotated[
     str, typer.Option(help="MobileSAM's mobile_sam.pt, segment-anything's sam_vit_*.pth, an ONNX file or a TensorRT engine.")
 ]
-Provider = Annotated[list[str] | None, typer.Option(help="ONNX Runtime's execution provider for an ONNX teacher; repeatable.")]
+Provider = Annotated[
+    list[str] | None, typer.Option(help="ONNX Runtime's execution provider for an ONNX teacher. Repeat it for several.")
+]
 Cache = Annotated[Path | None, typer.Option(help="Folder for features that are computed once. Default: in --output.")]
 SaveMinutes = Annotated[float, typer.Option(help="Minutes between checkpoints.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume the run in --output.")]
@@ -28,14 +30,16 @@ def distill(
         ),
     ] = "default",
     minutes: Annotated[
-        float | None, typer.Option(help="Training time of the encoder, excluding the teacher pass; 0 trains none.")
+        float | None, typer.Option(help="Training time of the encoder, excluding the teacher pass. 0: it is not trained.")
     ] = None,
     decoder_minutes: Annotated[
         float | None, typer.Option(help="Training time of the mask decoder, on the teacher's masks. Default: not trained.")
     ] = None,
     encoder_too: Annotated[
         bool,
-        typer.Option("--encoder-too", help="Train the encoder in --decoder-minutes too, on masks and features."),
+        typer.Option(
+            "--encoder-too", help="With --decoder-minutes: train the encoder with the decoder, on masks and features."
+        ),
     ] = False,
     epochs: Annotated[float | None, typer.Option(help="Passes over the images. Default: the recipe's.")] = None,
     encoder: Annotated[

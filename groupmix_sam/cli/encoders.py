@@ -11,20 +11,21 @@ from .options import Threads
 def encoders(
     data: Annotated[Path, typer.Argument(help="A folder with train/CLASS/ and val/CLASS/, or CLASS/ alone, of images.")],
     encoder: Annotated[
-        list[str] | None, typer.Option(help="One of the table's or of timm's, may be given again; by default the twelve.")
+        list[str] | None,
+        typer.Option(help="An encoder of the table, or of timm. Repeat it for several. Default: the table's twelve."),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="How often each image is seen.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Passes over the images.")] = 30,
     image_size: Annotated[int, typer.Option(help="Side in pixels: 224, or a multiple of 64.")] = 224,
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
-    lr: Annotated[float, typer.Option(help="The learning rate at its highest.")] = 5e-4,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 32,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-4,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that read images.")] = 2,
     threads: Threads = None,
     output: Annotated[Path, typer.Option(help="Folder to write the log, the table and the plot to.")] = Path("runs/encoders"),
 ) -> None:
-    """Train and test image encoders as classifiers, all alike, and set them beside the paper's Table 1.
+    """Train image encoders as classifiers, all with one recipe, and compare them with the paper's Table 1.
 
-    A run that was cut off goes on with the encoders that are left.
+    The same command resumes a stopped run with the next encoder.
 
         groupmix-sam encoders CLASSES --encoder groupmixformer_mobile
     """
@@ -40,4 +41,4 @@ def encoders(
     write_beside(output / "table.md", lambda part: part.write_text(text, encoding="utf-8"))
     plot(log, output / "curves.png")
     typer.echo(table(encoder_table(log)))
-    typer.echo(f"wrote log.csv, table.md and curves.png into {output}; the paper's figures are of its own, private images")
+    typer.echo(f"wrote log.csv, table.md and curves.png into {output}; the paper's figures are from its own, private images")

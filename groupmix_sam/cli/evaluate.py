@@ -29,33 +29,34 @@ def evaluate(
     preset: Annotated[str, typer.Option(help="'sam', or 'nanosam' for the protocol of NanoSAM and the paper.")] = "sam",
     prompt_kind: Annotated[
         list[str] | None,
-        typer.Option(help="box, point, random-point or clicks-N. Repeat it for several. Replaces the preset's."),
+        typer.Option(help="box, point, random-point or clicks-N. Repeat it for several. Default: the preset's."),
     ] = None,
     mask_selection: Annotated[
-        str | None, typer.Option(help="Mask that is evaluated: single, best-of-3, best-of-4, oracle or stability.")
+        str | None,
+        typer.Option(help="Mask that is evaluated: single, best-of-3, best-of-4, oracle or stability. Default: the preset's."),
     ] = None,
     crowds: Annotated[bool | None, typer.Option(help="Evaluate annotations of crowds too.")] = None,
     min_mask_area: Annotated[int | None, typer.Option(help="Leave out annotations with fewer pixels.")] = None,
-    resize: Annotated[str | None, typer.Option(help="Resize images and masks as sam or as nanosam does.")] = None,
+    resize: Annotated[
+        str | None, typer.Option(help="How images and masks are resized: sam or nanosam. Default: the preset's.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random points.")] = 0,
     reference: Annotated[
         str | None, typer.Option(help="Weights of the model to compare with; with labels also its result, JSON.")
     ] = None,
     detections: Annotated[
-        Path | None, typer.Option(help="Boxes of a detector, in COCO's results format: print the AP of their masks.")
+        Path | None, typer.Option(help="A detector's boxes, in COCO's results format: print the AP of their masks.")
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Without labels: CSV (image,x,y or image,left,top,right,bottom) or JSON with prompts.")
     ] = None,
-    points_per_side: Annotated[
-        int | None, typer.Option(help="Without labels: prompt with a grid of so many points per side.")
-    ] = None,
+    points_per_side: Annotated[int | None, typer.Option(help="Without labels: points per side of a grid of prompts.")] = None,
     confidence: Annotated[
-        float, typer.Option(help="Keep points of the grid whose mask has this predicted IoU with the reference.")
+        float, typer.Option(help="Keep points of the grid for which the reference predicts at least this IoU.")
     ] = 0.88,
-    limit: Annotated[int | None, typer.Option(help="Evaluate only the first images.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Evaluate only this many images.")] = None,
     ignore_exif: Annotated[
-        bool, typer.Option("--ignore-exif", help="Labels are of the stored pixels: do not turn images upright by EXIF.")
+        bool, typer.Option("--ignore-exif", help="Labels were made on the stored pixels: do not turn images upright by EXIF.")
     ] = False,
     output: Annotated[Path | None, typer.Option(help="JSON file for the result. Default: a name in runs/evaluate.")] = None,
     compare: Annotated[

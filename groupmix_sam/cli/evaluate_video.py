@@ -12,10 +12,10 @@ from .options import Device, Encoder, ImageSize, Model, Threads
 def evaluate_video(
     data: Annotated[Path, typer.Argument(help="A folder like DAVIS: JPEGImages/480p and Annotations/480p.")],
     track: Annotated[
-        list[str] | None, typer.Option(help="tracker, nanosam or last-box; may be given again. By default all three.")
+        list[str] | None, typer.Option(help="tracker, nanosam or last-box. Repeat it for several. Default: all three.")
     ] = None,
-    start: Annotated[str, typer.Option(help="What tells the first frame's objects: mask, box or point.")] = "mask",
-    sequence: Annotated[list[str] | None, typer.Option(help="Only this sequence; may be given again.")] = None,
+    start: Annotated[str, typer.Option(help="How objects are prompted in the first frame: mask, box or point.")] = "mask",
+    sequence: Annotated[list[str] | None, typer.Option(help="Only this sequence. Repeat it for several.")] = None,
     render: Annotated[Path | None, typer.Option(help="Write a video of each sequence into this folder.")] = None,
     checkpoint: Model = "default",
     encoder: Encoder = None,
@@ -23,7 +23,7 @@ def evaluate_video(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Measure how well objects are followed through videos with labels: DAVIS's semi-supervised J and F.
+    """Measure how well objects are followed in labelled videos, by DAVIS's semi-supervised J and F.
 
     groupmix-sam evaluate-video DAVIS --track tracker --start box --render videos/
     """

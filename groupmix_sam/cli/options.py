@@ -19,11 +19,11 @@ ImageSize = Annotated[int | None, typer.Option(help="Side in pixels that images 
 Device = Annotated[
     str,
     typer.Option(
-        help="auto, cpu, cuda, cuda:1 or mps. Of an exported folder: cpu, OpenVINO's GPU, or ONNX Runtime's cuda or a provider."
+        help="auto, cpu, cuda, cuda:1 or mps. For an exported folder: cpu, GPU (OpenVINO), cuda or a provider (ONNX Runtime)."
     ),
 ]
 Threads = Annotated[
-    int | None, typer.Option(help="Threads on a CPU. Default: OMP_NUM_THREADS, else the CPUs that a container allows.", min=1)
+    int | None, typer.Option(help="Threads on a CPU. Default: OMP_NUM_THREADS, else the CPUs that this process may use.", min=1)
 ]
 
 

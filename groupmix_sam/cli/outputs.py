@@ -26,8 +26,8 @@ Formats = Annotated[
 Output = Annotated[
     Path | None, typer.Option(help="A file, a folder, or - for stdout. By default files go to the working directory.")
 ]
-Category = Annotated[str, typer.Option(help="Category of the instances in annotation files.")]
-Tolerance = Annotated[float, typer.Option(help="Pixels that polygons may deviate from the outline: more gives fewer points.")]
+Category = Annotated[str, typer.Option(help="Category of instances whose prompt names none.")]
+Tolerance = Annotated[float, typer.Option(help="Polygon simplification tolerance in pixels: more gives fewer points.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON per image.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace annotation files, including your corrections.")]
 

@@ -9,18 +9,19 @@ from .options import Device, Encoder, ImageSize, Model, Threads
 
 
 def serve(
-    root: Annotated[Path | None, typer.Option(help="Folder whose image files clients may name; none by default.")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="The only folder whose image files clients may name. Default: none.")
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at. Any but this machine's own needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)] = 8000,
     token: Annotated[
         str | None,
         typer.Option(
             envvar="GROUPMIX_SAM_TOKEN",
-            help="What clients must send as 'Authorization: Bearer TOKEN'. An option shows in the list of processes, the "
-            "variable does not.",
+            help="Token that clients must send as 'Authorization: Bearer TOKEN'. Other users see an option, not the variable.",
         ),
     ] = None,
-    images: Annotated[int, typer.Option(help="Images to keep, 15 MB each; the one used longest ago goes first.")] = 32,
+    images: Annotated[int, typer.Option(help="Images to keep, 15 MB each; the least recently used goes first.")] = 32,
     queue: Annotated[int, typer.Option(help="Requests that may wait; further ones get 503.")] = 16,
     max_megabytes: Annotated[float, typer.Option(help="Largest image file.")] = 40,
     rate: Annotated[float, typer.Option(help="Requests per second from one address; further ones get 429.")] = 100,

@@ -11,30 +11,38 @@ from .options import Device, Encoder, ImageSize, Model, Threads, numbers
 
 def stream(
     source: Annotated[str, typer.Argument(help="A camera's index or device, a URL such as rtsp://..., or a video file.")],
-    box: Annotated[list[str] | None, typer.Option(help="left,top,right,bottom in pixels; once for each instance.")] = None,
-    point: Annotated[list[str] | None, typer.Option(help="x,y in pixels; once for each instance.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="The same as JSON: boxes, or points with labels.")] = None,
-    track: Annotated[bool, typer.Option("--track", help="Follow what the prompts mean in the first frame.")] = False,
-    fixed_camera: Annotated[
-        bool, typer.Option("--fixed-camera", help="Encode only what moves; the camera stands still. Not in TensorRT.")
+    box: Annotated[
+        list[str] | None, typer.Option(help="left,top,right,bottom in pixels. Repeat it for several instances.")
+    ] = None,
+    point: Annotated[list[str] | None, typer.Option(help="x,y in pixels. Repeat it for several instances.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="The same in a JSON file: boxes, or points with labels.")] = None,
+    track: Annotated[
+        bool, typer.Option("--track", help="Follow the objects that the prompts mean in the first frame.")
     ] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="Encode only around what is followed, with --track.")] = False,
-    masks: Annotated[Path | None, typer.Option(help="Add masks to this file, a line of JSON a frame, as run lengths.")] = None,
+    fixed_camera: Annotated[
+        bool, typer.Option("--fixed-camera", help="For a camera that stands still: encode only what moves. Not in TensorRT.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="With --track: encode only around the followed objects.")] = False,
+    masks: Annotated[
+        Path | None, typer.Option(help="Append masks to this file: one line of JSON per frame, as run lengths.")
+    ] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write a video with the masks drawn, .mp4 or .avi.")] = None,
-    coco: Annotated[Path | None, typer.Option(help="Write COCO annotations for videos to this file when it ends.")] = None,
+    coco: Annotated[
+        Path | None, typer.Option(help="Write COCO annotations for videos to this file when the stream ends.")
+    ] = None,
     crops: Annotated[Path | None, typer.Option(help="Write each object cut out of each frame into this folder.")] = None,
     drift: Annotated[
         Path | None,
-        typer.Option(help="Weights folder of `adapt`: say when frames no longer look like those of the adaptation."),
+        typer.Option(help="Folder of weights from `adapt`: report when frames no longer look like those adapted to."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Stop after so many frames.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Stop after this many frames.", min=1)] = None,
     checkpoint: Model = "default",
     encoder: Encoder = None,
     image_size: ImageSize = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Segment what a camera or a video shows, the newest frame first, until it ends, Ctrl-C or SIGTERM.
+    """Segment the frames of a camera or a video, until it ends or is stopped by Ctrl-C or SIGTERM.
 
     groupmix-sam stream 0 --box 170,16,420,312 --masks masks.jsonl
     groupmix-sam stream video.mp4 --track --box 170,16,420,312 --overlay seen.mp4
