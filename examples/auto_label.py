@@ -5,9 +5,9 @@
     python examples/auto_label.py frames/ --points-per-side 24 --output labelled
 
 Everything that is found in an image becomes an instance of one category. The output folder has the images, a LabelMe file
-beside each, and annotations.json in COCO's format. labelme and X-AnyLabeling open the folder: delete what is not yours,
-rename what is, mend outlines. `groupmix_sam.annotations.from_labelme` reads the corrected files back, and `to_coco` makes of
-them what `groupmix-sam evaluate` and most trainers take.
+beside each, and annotations.json in COCO's format. labelme and X-AnyLabeling open the folder: delete what you
+do not need, rename the rest, correct outlines. `groupmix_sam.annotations.from_labelme` reads the corrected files back, and
+`to_coco` makes a COCO file of them, which `groupmix-sam evaluate` and most trainers take.
 
 Needs OpenCV: pip install 'groupmix-sam[stream]'
 """
@@ -32,7 +32,7 @@ VIDEOS = {".avi", ".mkv", ".mov", ".mp4", ".webm"}
 
 
 def images_of(source: Path, every: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield names and images, RGB: of a video every so many frames. One that cannot be read is named and left out."""
+    """Yield names and images, RGB: of a video one frame in `every`. One that cannot be read is named and left out."""
     if source.suffix.lower() in VIDEOS:
         for frame in Frames(str(source)):
             if frame.number % every == 0:
@@ -56,12 +56,14 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="a video, an image or a folder of images")
     parser.add_argument("--output", type=Path, default=Path("labelled"), help="folder to write to")
     parser.add_argument("--category", default="object", help="the name of what is found")
-    parser.add_argument("--every", type=int, default=30, help="of a video, take every so many frames")
-    parser.add_argument("--points-per-side", type=int, default=12, help="points a side that are asked with")
+    parser.add_argument("--every", type=int, default=30, help="of a video, take one frame in this many")
+    parser.add_argument("--points-per-side", type=int, default=12, help="points per side of the prompt grid")
     # Lower than SAM's own 0.88 and 0.95: it is quicker to delete than to draw.
-    parser.add_argument("--pred-iou-thresh", type=float, default=0.8, help="leave out masks of which the model is less sure")
-    parser.add_argument("--stability-score-thresh", type=float, default=0.85, help="leave out masks that change more")
-    parser.add_argument("--min-mask-area", type=int, default=200, help="leave out masks of fewer pixels")
+    parser.add_argument("--pred-iou-thresh", type=float, default=0.8, help="drop masks with a lower predicted IoU")
+    parser.add_argument(
+        "--stability-score-thresh", type=float, default=0.85, help="drop masks that change more when the mask threshold moves"
+    )
+    parser.add_argument("--min-mask-area", type=int, default=200, help="drop masks with fewer pixels")
     parser.add_argument("--checkpoint", default="default", help="weights, or a folder that `groupmix-sam export` wrote")
     parser.add_argument("--image-size", type=int, help="of weights: side in pixels that images are resized to")
     options = parser.parse_args()
