@@ -89,7 +89,7 @@ def build_sam_groupmix(
 
 def _checked(weights: WeightsFile | None) -> WeightsFile | None:
     if weights is not None and not isinstance(weights, WeightsFile):
-        raise InvalidInputError(f"checkpoint is {weights!r}: give 'default', a path, 'hf-hub:org/repo[@revision]' or None.")
+        raise InvalidInputError(f"checkpoint is {weights!r}: give 'default', 'fast', a path, 'hf-hub:org/repo' or None.")
     return weights
 
 

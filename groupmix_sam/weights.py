@@ -139,7 +139,7 @@ def load_prompt_and_decoder(sam: Sam, state_dict: dict[str, Tensor]) -> None:
 def find_weights(checkpoint: str | PathLike[str], encoder: str | None = None) -> Path:
     """Return the file that `checkpoint` stands for, downloaded if need be; `encoder` says whose default."""
     if not isinstance(checkpoint, (str, PathLike)):
-        raise InvalidInputError(f"checkpoint is {checkpoint!r}: give 'default', a path, 'hf-hub:org/repo[@revision]' or None.")
+        raise InvalidInputError(f"checkpoint is {checkpoint!r}: give 'default', 'fast', a path, 'hf-hub:org/repo' or None.")
     if checkpoint in SHIPPED:
         name = SHIPPED[str(checkpoint)] if encoder is None or checkpoint != "default" else encoder
         path = Path(pretrained_file(name))
@@ -159,7 +159,9 @@ def find_weights(checkpoint: str | PathLike[str], encoder: str | None = None) ->
     except OSError:  # a name that no file can have
         found = False
     if not found:
-        raise WeightsNotFoundError(f"there is no weights file {path}: check the path, or use 'default' or 'hf-hub:org/repo'.")
+        raise WeightsNotFoundError(
+            f"there is no weights file {path}: check the path, or use 'default', 'fast' or 'hf-hub:org/repo'."
+        )
     return path
 
 

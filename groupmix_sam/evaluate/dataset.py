@@ -116,7 +116,7 @@ class LabelledDataset:
                 shown = " x ".join(map(str, reversed(declared))) if isinstance(declared, list) else declared
                 raise InvalidInputError(
                     f"{image} has {size[1]} x {size[0]} pixels, its masks {shown}: "
-                    "if EXIF data turn it, and the labels are of the stored pixels, set ignore_exif."
+                    "if EXIF data turn it, and the labels are of the stored pixels, give --ignore-exif (ignore_exif=True)."
                 )
             try:
                 mask = decode_segmentation(segmentation, size)
@@ -146,8 +146,8 @@ def read_labelled(path: Path, ignore_exif: bool = False) -> NDArray[np.uint8]:
     """Read an image with labels; warn if EXIF data turn it and keep its size, so that misplaced labels go unnoticed."""
     if not ignore_exif and exif_orientation(path) in (2, 3, 4):
         logger.warning(
-            "%s is turned upright by its EXIF data: set ignore_exif if its labels are of the stored pixels, or the figures are "
-            "wrong",
+            "%s is turned upright by its EXIF data. If its labels are of the stored pixels, the figures are wrong: give "
+            "--ignore-exif (ignore_exif=True)",
             path,
         )
     return read_image(path, upright=not ignore_exif)
