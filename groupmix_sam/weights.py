@@ -44,6 +44,7 @@ __all__ = [
 
 # MobileSAM's own file, by its size: a fine-tuned one of the same name is not refused.
 MOBILE_SAM_PT = (40_728_226, "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f")
+MOBILE_SAM_URL = "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt"
 # The weights in this package, by the name that loads them.
 SHIPPED = {"default": DEFAULT_ENCODER, "fast": "gmf_sam_2282_512"}
 # Their sha256, so that a damaged installation is an error at once.
@@ -159,9 +160,12 @@ def find_weights(checkpoint: str | PathLike[str], encoder: str | None = None) ->
     except OSError:  # a name that no file can have
         found = False
     if not found:
-        raise WeightsNotFoundError(
-            f"there is no weights file {path}: check the path, or use 'default', 'fast' or 'hf-hub:org/repo'."
+        fetch = (
+            f"download it from {MOBILE_SAM_URL}"
+            if path.name == "mobile_sam.pt"
+            else "use 'default', 'fast' or 'hf-hub:org/repo'"
         )
+        raise WeightsNotFoundError(f"there is no weights file {path}: check the path, or {fetch}.")
     return path
 
 

@@ -169,6 +169,10 @@ class TestBadFiles:
         with pytest.raises(WeightsNotFoundError, match=r"model\.safetensors"):
             build_sam_groupmix(tmp_path, **TINY)
 
+    def test_no_teacher_yet(self, tmp_path):
+        with pytest.raises(WeightsNotFoundError, match=r"download it from https://\S+/mobile_sam\.pt"):
+            build_sam_groupmix(tmp_path / "mobile_sam.pt", **TINY)
+
     def test_no_default_for_this_encoder(self):
         with pytest.raises(WeightsNotFoundError, match=r"no weights for 'gmf_sam_33124' ship .*None for an untrained"):
             build_sam_groupmix(encoder="gmf_sam_33124")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ImageReadError, InvalidInputError
+from ..errors import ImageReadError, InvalidInputError, UnknownNameError
 from .options import Encoder, ImageSize, Threads
 
 
@@ -49,7 +49,7 @@ def export(
     """
     from ..devices import use_threads
     from ..images import evenly_spaced, find_images
-    from ..inference.export.exporter import MIN_CALIBRATION
+    from ..inference.export.exporter import MIN_CALIBRATION, PRECISIONS
     from ..inference.export.exporter import export as write
     from ..inference.export.parity import Thresholds
     from ..preprocess import check_aspect
@@ -57,6 +57,8 @@ def export(
 
     if count < 1:
         raise InvalidInputError(f"count is {count}: give 1 or more.")
+    if runtime not in (*PRECISIONS, "web"):
+        raise UnknownNameError.near("runtime", runtime, (*PRECISIONS, "web"))
     web = runtime == "web"
     if web and (precision != "fp32" or dynamic_batch or frame_size is not None or timing_cache is not None):
         raise InvalidInputError(

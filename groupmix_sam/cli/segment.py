@@ -75,7 +75,7 @@ def _prompts(point: list[str], background: list[str], box: list[str]) -> list["P
     labels = [1] * len(point) + [0] * len(background)
     boxes: list[list[float] | None] = [numbers(text, 4, "left,top,right,bottom") for text in box]
     if not points and not boxes:
-        raise InvalidInputError("nothing says what to segment: give --point x,y or --box left,top,right,bottom.")
+        raise InvalidInputError("nothing says what to segment: give --point x,y, --box left,top,right,bottom or --prompts.")
     if points and len(boxes) > 1:
         raise InvalidInputError(f"the points may belong to any of {len(boxes)} boxes: give one box, or a file with --prompts.")
     return [Prompt(points, labels, corners) for corners in boxes or [None]]

@@ -32,6 +32,7 @@ from groupmix_sam.errors import (
     ParityError,
     RuntimeUnavailableError,
     SaveError,
+    UnknownNameError,
     WeightsError,
 )
 from groupmix_sam.evaluate import load_model
@@ -526,6 +527,12 @@ def test_command_with_too_few_images_for_int8(sam, tmp_path, monkeypatch):
     )
     assert isinstance(done.exception, InvalidInputError)
     assert "int8 needs 10 images or more, and has 9" in str(done.exception)
+
+
+def test_command_with_an_unknown_runtime(tmp_path):
+    done = CliRunner().invoke(app, ["export", "openvinoo", str(tmp_path / "a"), "--images", str(tmp_path)])
+    assert isinstance(done.exception, UnknownNameError)
+    assert str(done.exception) == "there is no runtime 'openvinoo': did you mean openvino?"
 
 
 def test_images_are_read_one_at_a_time(sam, quick, tmp_path, monkeypatch):
