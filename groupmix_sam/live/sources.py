@@ -17,6 +17,10 @@ __all__ = ["Frame", "Frames"]
 
 # Frames per second of an overlay where nothing says how many there are.
 DEFAULT_RATE = 10.0
+# A file of more is one that a browser recorded, WebM for the most part: it says 1000, the ticks of its clock in a second.
+MOST_RATE = 240.0
+# Frames per second of an overlay of such a file, of which cameras record no more.
+RECORDED_RATE = 30.0
 # Damaged frames in a row behind which others are looked for: OpenCV says of them what it says at the end.
 REFUSED = 100
 # Of OpenCV's backends those that take URLs.
@@ -39,7 +43,8 @@ class Frames:
     """The frames of a video, all of them, or of a camera, the newest only; a URL is a video if it has a number of frames.
 
     A video that ends early, or has frames that cannot be decoded, raises an error after the last one that can. Their numbers
-    are left out, where the frames' times are even and tell of them, as in MP4, MKV and WebM.
+    are left out, where the frames' times are even and tell of them, as in MP4, MKV and WebM. A browser's recording does not say
+    how many frames it has: one that is cut short ends without an error.
 
     A camera that drops out is opened again until `patience` is over. So is one that does not answer: its thread is left
     behind, and a fresh one opens it anew after a third of `patience`. One frame is held at a time: those that arrive while one
@@ -90,10 +95,15 @@ class Frames:
 
     @property
     def rate(self) -> float:
-        """Frames per second to show them at: a video's own; 10 if unknown, or of a camera, whose frames are skipped."""
+        """Frames per second to show them at: a video's own, or 30 of a browser's recording, which says none.
+
+        10 if unknown, or of a camera, whose frames are skipped.
+        """
         if self.live:
             return DEFAULT_RATE
         rate = round(float(self._opened().get(self._cv2.CAP_PROP_FPS)), 2)  # as finely as every codec takes it
+        if MOST_RATE < rate < math.inf:
+            return RECORDED_RATE
         return rate if 0 < rate < math.inf else DEFAULT_RATE
 
     def close(self) -> None:
@@ -130,8 +140,10 @@ class Frames:
             if not capture.isOpened():
                 raise ImageReadError(f"{self.source} cannot be opened as a video: check the path, or convert it to MP4.")
             exact_rate, total = (float(capture.get(key)) for key in (self._cv2.CAP_PROP_FPS, self._cv2.CAP_PROP_FRAME_COUNT))
-            total = total if math.isfinite(total) else 0.0
-            number, read, last, even = -1, 0, -math.inf, True
+            # The number of frames that OpenCV works out from a clock's ticks is one of ticks.
+            even = not exact_rate > MOST_RATE
+            total = total if math.isfinite(total) and even else 0.0
+            number, read, last = -1, 0, -math.inf
             while not self._ended:
                 found, image = _read_next(capture, int(min(total - number - 1, REFUSED)))
                 if not found:

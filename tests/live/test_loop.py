@@ -506,6 +506,20 @@ def test_times_of_a_video_of_variable_rate(tmp_path):
     np.testing.assert_allclose([frame.time for frame in frames], [0, 0.1, 0.4, 0.45], atol=0.011)
 
 
+def test_a_recording_of_a_browser():
+    """Chromium's WebM says 1000 frames/s and as many frames as milliseconds, here 157; each frame has its own time."""
+    times = [0.0, 5.0, 87.0, 157.0]
+
+    class Recording(Camera):
+        def get(self, key):
+            now = times[min(max(self.count, 1), len(times)) - 1]
+            return {cv2.CAP_PROP_FPS: 1000.0, cv2.CAP_PROP_FRAME_COUNT: 157.0, cv2.CAP_PROP_POS_MSEC: now}[key]
+
+    frames = Frames("a.webm", open_capture=lambda source: Recording([50, 100, 150, 200]))
+    assert frames.rate == 30
+    assert [(frame.number, 1000 * frame.time) for frame in frames] == list(enumerate(times))
+
+
 def test_times_of_a_camera():
     before = time.time()
     frame = next(iter(Frames("0", open_capture=lambda source: Camera(itertools.repeat(7)))))
