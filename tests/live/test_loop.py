@@ -459,12 +459,28 @@ def gray_levels(path):
 
 
 def test_an_overlay_keeps_times(tmp_path):
-    """At 10 frames a second: a frame that is shown for 0.3 s is there three times, one that was gone for an hour 20 times."""
+    """At 10 frames a second: a frame that is shown for 0.3 s is there three times, one that was gone for an hour 20 times.
+
+    After that, and after a clock was set back, frames are shown as long as before.
+    """
     with Overlay(tmp_path / "a.avi", 10) as out:
-        for level, moment in ((50, 7.0), (100, 7.1), (150, 7.4), (200, 7.42), (250, 3607.0)):
+        for level, moment in ((50, 7.0), (100, 7.1), (150, 7.4), (200, 7.42), (250, 3607.0), (200, 3607.1), (150, 3607.3)):
+            out.write(result(0, level)._replace(time=moment))
+        for level, moment in ((100, 7.0), (50, 7.2)):
             out.write(result(0, level)._replace(time=moment))
     levels, _ = gray_levels(tmp_path / "a.avi")
-    assert np.allclose(levels, [50, 100, 150, 150, 150, 200, *[250] * 20], atol=3)
+    assert np.allclose(levels, [50, 100, 150, 150, 150, 200, *[250] * 20, 200, 150, 150, 100, 50, 50], atol=3)
+
+
+def test_an_overlay_of_a_fast_camera_is_no_slow_motion(tmp_path):
+    """Ten seconds of a hundred frames a second, ten of which fit into a second of the video: it may be a second longer."""
+    with Overlay(tmp_path / "a.avi", 10) as out:
+        for i in range(1000):
+            out.write(result(i, 50 + i // 10, (16, 16))._replace(time=7 + i / 100))
+    levels, _ = gray_levels(tmp_path / "a.avi")
+    assert len(levels) == pytest.approx(110, abs=2)
+    assert levels == sorted(levels)
+    assert levels[-1] == pytest.approx(149, abs=3)
 
 
 def test_an_overlay_of_frames_that_change_their_size(tmp_path):
