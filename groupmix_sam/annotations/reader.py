@@ -143,7 +143,10 @@ def _read_yolo(source: Path, files: Sequence[Path], images: Sequence[ImageFile])
     texts = (path.absolute() for path in files if path.suffix.lower() == ".txt" and path.name != CLASSES)
     find = _Finder(((path, path) for path in texts), lambda path: path.stem)
     known = next((path for path in (source / CLASSES, source.parent / CLASSES) if path.is_file()), None)
-    lines = known.read_text(encoding="utf-8-sig").rstrip().splitlines() if known else []
+    lines: list[str] = []
+    if known is not None:
+        with _naming(known):
+            lines = known.read_text(encoding="utf-8-sig").rstrip().splitlines()
     names = [line.strip() for line in lines] or [str(i) for i in range(MAX_CLASSES)]
     taken = False
     for image in images:

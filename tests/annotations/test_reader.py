@@ -136,3 +136,6 @@ def test_classes_without_names_are_numbers(line, tmp_path):
     (annotated,) = read_annotations(labels, find_images(line)).images.values()
     assert [instance.category for instance in annotated.instances] == ["washer"]
     assert annotated.path == Path(next(i for i in find_images(line) if i.path.name == "2.png").path)
+    (labels / "classes.txt").write_bytes("nut\nSchlüssel\n".encode("latin-1"))
+    with pytest.raises(InvalidInputError, match=r"classes\.txt: .*utf-8"):
+        read_annotations(labels, find_images(line))
