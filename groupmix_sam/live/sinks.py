@@ -172,8 +172,7 @@ class Crops:
         """Add a frame."""
         for number, mask in _tracks_of(result).items():
             window = mask_window(mask)
-            if window is None:
-                continue
+            assert window is not None
             make_folder(self.folder / str(number))
             crop = Image.fromarray(np.dstack([result.frame[window][:, :, ::-1], 255 * mask[window].astype(np.uint8)]))
             path = self.folder / str(number) / f"{result.number:06d}.png"
@@ -283,10 +282,10 @@ def _end_with_a_line(file: BinaryIO) -> None:
 
 
 def _tracks_of(result: Result) -> dict[int, Mask]:
-    """Return the masks that are seen, by the object's id, or the number of the prompt."""
+    """Return the masks in which something is seen, by the object's id, or the number of the prompt."""
     if result.objects is None:
-        return dict(enumerate(result.masks))
-    return {item.id: item.mask for item in result.objects if item.mask is not None}
+        return {number: mask for number, mask in enumerate(result.masks) if mask.any()}
+    return {item.id: item.mask for item in result.objects if item.mask is not None and item.mask.any()}
 
 
 def _object_record(item: TrackedObject) -> dict[str, Any]:

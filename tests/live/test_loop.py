@@ -790,10 +790,12 @@ def test_coco_for_videos(tmp_path):
     assert second["areas"] == [None, 1200, 1200]
     assert second["segmentations"][0] is None
     assert np.array_equal(coco_mask.decode(second["segmentations"][1]), MASK)
-    # Of prompts in every frame, each is a track; nothing is written of no frame.
+    # Of prompts in every frame, each is a track, which is not seen where its mask is empty; nothing is written of no frame.
     with CocoVideo(path) as out:
         out.write(result(0)._replace(masks=MASK[None]))
-    assert len(json.loads(path.read_text())["annotations"]) == 1
+        out.write(result(1)._replace(masks=np.zeros_like(MASK)[None]))
+    (annotation,) = json.loads(path.read_text())["annotations"]
+    assert (annotation["areas"], annotation["segmentations"][1]) == ([1200, None], None)
     with CocoVideo(tmp_path / "none.json"):
         pass
     assert not (tmp_path / "none.json").exists()
