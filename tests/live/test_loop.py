@@ -107,6 +107,16 @@ def test_prompts_from_a_function(sam, video):
     assert [r.number for r in stream(Predictor(sam), Frames(str(video)), only_even)] == [0, 2, 4, 6]
 
 
+def test_a_detector_that_finds_nothing(sam, video, tmp_path):
+    """Its frames come without masks, and those behind them as ever."""
+    with MaskFile(tmp_path / "m.jsonl") as masks, Overlay(tmp_path / "a.avi") as overlay:
+        for found in stream(Predictor(sam), Frames(str(video)), lambda number, _: BOX if number > 4 else []):
+            masks.write(found)
+            overlay.write(found)
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [(len(line["masks"]), len(line["scores"])) for line in lines] == [(0, 0)] * 5 + [(2, 2)] * 2
+
+
 @pytest.mark.parametrize(
     "prompt",
     [Prompt([[60, 45]], [1]), Prompt([[60, 45], [9, 9]], [1, 0]), Prompt(box=[20, 10, 100, 80])],
