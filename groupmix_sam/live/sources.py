@@ -166,8 +166,9 @@ class Frames:
             return
         if read == 0:
             raise ImageReadError(f"{self.source} has no frame that OpenCV can read: convert it to MP4.")
-        # Of some formats the number of frames is worked out from the duration, and may be one too many.
-        if number >= read or total > read + 1:
+        # Of some formats the number of frames is worked out from the duration, and may be one too many. Others have it: a frame
+        # that a phone did not record is not among them, though the times leave room for it.
+        if total > read + (number < read):
             count = max(int(total), number + 1)
             raise ImageReadError(
                 f"{count - read} of {count} frames of {self.source} are missing, it is truncated or damaged: copy or record it "

@@ -532,6 +532,19 @@ def test_times_of_a_video_of_variable_rate(tmp_path):
     np.testing.assert_allclose([frame.time for frame in frames], [0, 0.1, 0.4, 0.45], atol=0.011)
 
 
+def test_a_frame_that_was_never_recorded():
+    """As a phone's MP4 has it, which counts its frames: none is missing, though the times leave room for one more."""
+    times = [0.0, 100.0, 200.0, 400.0, 500.0]
+
+    class Phone(Camera):
+        def get(self, key):
+            now = times[min(max(self.count, 1), len(times)) - 1]
+            return {cv2.CAP_PROP_FPS: 10.0, cv2.CAP_PROP_FRAME_COUNT: 5.0, cv2.CAP_PROP_POS_MSEC: now}[key]
+
+    frames = list(Frames("a.mp4", open_capture=lambda source: Phone(range(5))))
+    assert [(frame.number, 1000 * frame.time) for frame in frames] == list(zip((0, 1, 2, 4, 5), times, strict=True))
+
+
 def test_a_recording_of_a_browser():
     """Chromium's WebM says 1000 frames/s and as many frames as milliseconds, here 157; each frame has its own time."""
     times = [0.0, 5.0, 87.0, 157.0]
