@@ -114,7 +114,7 @@ def _read_all(source: Path, images: Sequence[ImageFile], without_mask: list[str]
     if source.is_file():
         files = [source]
     elif source.is_dir():
-        files = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".json", ".txt") and path.is_file())
+        files = sorted(path for path in source.rglob("*") if _is_annotation(path.relative_to(source)) and path.is_file())
     else:
         raise InvalidInputError(f"there are no annotations {source}: give a COCO file, or a folder of LabelMe or YOLO files.")
     found = False
@@ -137,6 +137,11 @@ def _read_all(source: Path, images: Sequence[ImageFile], without_mask: list[str]
     if found:
         return
     yield from _read_yolo(source, files, images)
+
+
+def _is_annotation(path: PurePath) -> bool:
+    """Return whether a path below a folder may be an annotation file's: hidden ones, as Jupyter's copies, are not."""
+    return path.suffix.lower() in (".json", ".txt") and not any(part.startswith(".") for part in path.parts)
 
 
 def _read_yolo(source: Path, files: Sequence[Path], images: Sequence[ImageFile]) -> Iterator[tuple[Path, AnnotatedImage]]:
