@@ -184,10 +184,11 @@ class Overlay:
 
     A frame is repeated until the next one is due, and left out where more come than the video has frames, as of a fast camera.
     One of another size than the first is fitted into that. The video is written beside its name and takes it when closed, also
-    after an error. Where no frame was written, a file of that name stays as it was.
+    after an error. Where no frame was written, or the disk was full, a file of that name stays as it was.
 
     Raises:
         InvalidInputError: there is no such folder, or OpenCV cannot write such a file.
+        SaveError: when closed: the disk was full.
     """
 
     def __init__(self, path: str | PathLike[str], frames_per_second: float = DEFAULT_RATE) -> None:
@@ -210,10 +211,14 @@ class Overlay:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._writer is not None:
             self._writer.release()
-        if self._count:
+        # OpenCV raises no error where a disk is full: what says how many frames there are is written last, and is not there.
+        whole = self._count > 0 and self._cv2.VideoCapture(str(self._part)).get(self._cv2.CAP_PROP_FRAME_COUNT) > 0
+        if whole:
             os.replace(self._part, self.path)
         else:
             self._part.unlink(missing_ok=True)
+        if self._count and not whole and error is None:
+            raise SaveError(f"{self.path} could not be written: free some space, or leave the overlay out.")
 
     def write(self, result: Result) -> None:
         """Add a frame."""
