@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageReadError, import_extra
+from ..images import as_rgb
 
 __all__ = ["Frame", "Frames"]
 
@@ -53,7 +54,7 @@ class Frames:
     Args:
         source: A camera's index as "0" or its device as "/dev/video0", a URL such as "rtsp://..." or "https://...", a GStreamer
             pipeline, whose elements are joined by " ! " and which an OpenCV with GStreamer opens, or a file, by path or
-            "file://...".
+            "file://...". Gray frames and those of 16 bits are converted.
         patience: Seconds without a frame after which a camera is given up.
         open_capture: What opens a source; OpenCV's VideoCapture.
 
@@ -158,7 +159,7 @@ class Frames:
                 # Formats without times say 0 for every frame, and then the rate has to tell.
                 seconds = told if told > last and math.isfinite(told) else number / rate
                 last = seconds = max(seconds, last)
-                yield Frame(number, seconds, image)
+                yield Frame(number, seconds, _as_bgr(image))
                 read += 1
         finally:
             capture.release()
@@ -253,6 +254,11 @@ def _is_camera(source: str) -> bool | None:
     return unplugged or path.is_char_device()
 
 
+def _as_bgr(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return a frame as H x W x 3, BGR; those of GStreamer may be gray, of 16 bits, or have a fourth channel."""
+    return image if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 else as_rgb(image)
+
+
 def _read_next(capture: Any, refused: int) -> Any:
     """Return what `capture.read` does, of a frame behind at most so many damaged ones."""
     found, image = capture.read()
@@ -298,6 +304,6 @@ class _Reader:
                 found, image = capture.read()
                 if not found:
                     return
-                frames.store(self, image)
+                frames.store(self, _as_bgr(image))
         finally:
             capture.release()

@@ -565,6 +565,25 @@ def test_times_of_a_camera():
     assert before <= frame.time <= time.time()
 
 
+def test_gray_frames():
+    """As GStreamer gives those of a gray camera, H x W, of 8 or 16 bits; the last one has a fourth channel."""
+    gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    colours = np.dstack([gray, gray + 20, gray + 40])
+
+    def capture_of(images):
+        return SimpleNamespace(isOpened=lambda: True, read=lambda: next(images), get=lambda key: 0.0, release=lambda: None)
+
+    images = [gray, 257 * gray.astype(np.uint16), np.dstack([colours, gray])]
+    video = capture_of(iter([*((True, image) for image in images), (False, None)]))
+    expected = [np.dstack([gray] * 3), np.dstack([gray] * 3), colours]
+    for frame, wanted in zip(Frames("a.avi", open_capture=lambda source: video), expected, strict=True):
+        assert frame.image.dtype == np.uint8
+        assert np.array_equal(frame.image, wanted)
+    camera = capture_of(itertools.repeat((True, gray)))
+    frame = next(iter(Frames("v4l2src ! appsink", open_capture=lambda source: camera)))
+    assert np.array_equal(frame.image, np.dstack([gray] * 3))
+
+
 def test_a_camera_that_does_not_answer_is_opened_anew():
     """The first read never returns; the second capture gives frames, and what the first gives in the end is too late."""
     answer, opened = threading.Event(), []
