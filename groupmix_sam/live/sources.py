@@ -18,9 +18,9 @@ __all__ = ["Frame", "Frames"]
 
 # Frames per second of an overlay where nothing says how many there are.
 DEFAULT_RATE = 10.0
-# A file of more is one that a browser recorded, WebM for the most part: it says 1000, the ticks of its clock in a second.
+# A file that says more was recorded by a browser, WebM for the most part: 1000 are the ticks of its clock in a second.
 MOST_RATE = 240.0
-# Frames per second of an overlay of such a file, of which cameras record no more.
+# Frames per second of an overlay of such a file.
 RECORDED_RATE = 30.0
 # Damaged frames in a row behind which others are looked for: OpenCV says of them what it says at the end.
 REFUSED = 100
