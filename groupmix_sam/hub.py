@@ -116,10 +116,17 @@ def _with_retries(fetch: Callable[[], Path]) -> Path:
 
 
 def upload(folder: str | Path, repo: str, *, private: bool, message: str) -> str:
-    """Upload a folder to a Hub repository "org/repo", made if need be; return the commit's address."""
+    """Upload a folder to a Hub repository "org/repo", made if need be; return the commit's address.
+
+    Raises:
+        InvalidInputError: that is no name, or it is to be private, is there already and is public.
+        WeightsError: the Hub cannot be reached, or refuses.
+    """
     api = HfApi()
     try:
-        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_repo(repo, private=private or None, exist_ok=True)  # None leaves it to the organization
+        if private and not api.repo_info(repo).private:  # the Hub changes nothing of a repository that is there
+            raise InvalidInputError(f"{repo} is there and public: make it private on its settings page, or give another name.")
         return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message).commit_url)
     except HFValidationError as e:
         raise InvalidInputError(f"{repo!r} is no repository name: give 'org/repo'.") from e

@@ -187,8 +187,10 @@ def stack_prompts(
     Raises:
         InvalidInputError: there is no prompt, or only some have a box.
     """
+    if not prompts:
+        raise InvalidInputError("nothing says what to segment: give a prompt.")
     boxes = [prompt.box for prompt in prompts if prompt.box is not None]
-    if not prompts or len(boxes) not in (0, len(prompts)):
+    if len(boxes) not in (0, len(prompts)):
         raise InvalidInputError(f"{len(boxes)} of {len(prompts)} prompts have a box: give a box to all of them or to none.")
     most = max(len(prompt.points) for prompt in prompts)
     coords = np.array([prompt.points + [[0.0, 0.0]] * (most - len(prompt.points)) for prompt in prompts], dtype=np.float64)

@@ -14,7 +14,8 @@ class Hub(ThreadingHTTPServer):
     """Serves `files` of one repository, "org/repo", and fails as it is told to.
 
     `statuses` answers the next HEADs and GETs of a file; `cut` ends bodies early; `etag` names a false hash;
-    `uploads` are the files of commits.
+    `uploads` are the files of commits; `private` says whether the repository is, None that it is still to be made;
+    `created` are the requests to make it.
     """
 
     daemon_threads = True
@@ -27,6 +28,8 @@ class Hub(ThreadingHTTPServer):
         self.etag: str | None = None
         self.requests: list[str] = []
         self.uploads: dict[str, bytes] = {}
+        self.private: bool | None = None
+        self.created: list[bytes] = []
 
     def asked_for_files(self) -> int:
         """Return the number of requests about the repository; newer clients also ask for instances of their own."""
@@ -51,6 +54,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"POST {self.path}")
         data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path == "/api/repos/create":
+            self.server.created.append(data)
+            if self.server.private is None:
+                wanted = json.loads(data)
+                self.server.private = wanted.get("private") is True or wanted.get("visibility") == "private"
             self._json({"url": f"{self.server.url}/org/repo"})
         elif "/preupload/" in self.path:
             files = json.loads(data)["files"]
@@ -72,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {self.path}")
         path = self.path.split("?")[0].strip("/")
         if path.startswith("api/models/org/repo"):
-            return self._json({"id": "org/repo", "sha": COMMIT, "siblings": []})
+            return self._json({"id": "org/repo", "sha": COMMIT, "siblings": [], "private": self.server.private})
         if not path.startswith("org/repo/resolve/"):
             # The Hub answers 401 to those who are not logged in, for what is private and for what does not exist.
             code = "GatedRepo" if path.startswith("org/gated") else "RepoNotFound"

@@ -26,6 +26,7 @@ from groupmix_sam.batch.engine import batch
 from groupmix_sam.cli import app, main
 from groupmix_sam.demo.session import load_named
 from groupmix_sam.distill import ADAPT, RunOptions, adapt, distill, load_recipe
+from groupmix_sam.errors import InvalidInputError
 from groupmix_sam.evaluate import ReferenceDataset, load_model, preset
 from groupmix_sam.evaluate.plots import pick_images
 from groupmix_sam.evaluate.profiling import measure_costs
@@ -430,7 +431,17 @@ def test_push(tiny, monkeypatch, tmp_path):
         monkeypatch.setattr("groupmix_sam.hub.HfApi", lambda: HfApi(endpoint=hub.url, token="t"))
         done = run("push", path, "org/repo", "--private")
         assert done.stdout.startswith(f"pushed to {hub.url}/org/repo/commit/")
+        assert hub.private is True
         assert set(hub.uploads) == {"model.safetensors", "config.json", "README.md"}
+        # What is there and public stays so on the Hub, whatever is asked for.
+        sent, hub.uploads, hub.private = hub.uploads, {}, False
+        with pytest.raises(InvalidInputError, match="org/repo is there and public"):
+            run("push", path, "org/repo", "--private")
+        assert hub.uploads == {}
+        hub.private = None
+        run("push", path, "org/repo")
+        assert not json.loads(hub.created[2]).keys() & {"private", "visibility"}, "as the organization sets it"
+        hub.uploads = sent
     (tmp_path / "model.safetensors").write_bytes(hub.uploads["model.safetensors"])
     again = build_sam_groupmix(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), sam.state_dict().values(), strict=True))

@@ -100,10 +100,11 @@ def test_stacked_by_hand():
     assert stack_prompts([Prompt([[1.0, 2.0]])])[2] is None
 
 
-@pytest.mark.parametrize("prompts", [[], [Prompt([[1.0, 2.0]]), Prompt(box=[1.0, 2.0, 3.0, 4.0])]])
-def test_not_stacked(prompts):
-    with pytest.raises(InvalidInputError, match="give a box to all of them or to none"):
-        stack_prompts(prompts)
+def test_not_stacked():
+    with pytest.raises(InvalidInputError, match="1 of 2 prompts have a box: give a box to all of them or to none"):
+        stack_prompts([Prompt([[1.0, 2.0]]), Prompt(box=[1.0, 2.0, 3.0, 4.0])])
+    with pytest.raises(InvalidInputError, match="nothing says what to segment"):
+        stack_prompts([])
 
 
 json_values = st.recursive(

@@ -114,7 +114,7 @@ def _read_all(source: Path, images: Sequence[ImageFile], without_mask: list[str]
     if source.is_file():
         files = [source]
     elif source.is_dir():
-        files = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".json", ".txt") and path.is_file())
+        files = sorted(path for path in source.rglob("*") if _is_annotation(path.relative_to(source)) and path.is_file())
     else:
         raise InvalidInputError(f"there are no annotations {source}: give a COCO file, or a folder of LabelMe or YOLO files.")
     found = False
@@ -139,11 +139,19 @@ def _read_all(source: Path, images: Sequence[ImageFile], without_mask: list[str]
     yield from _read_yolo(source, files, images)
 
 
+def _is_annotation(path: PurePath) -> bool:
+    """Return whether a path below a folder may be an annotation file's: hidden ones, as Jupyter's copies, are not."""
+    return path.suffix.lower() in (".json", ".txt") and not any(part.startswith(".") for part in path.parts)
+
+
 def _read_yolo(source: Path, files: Sequence[Path], images: Sequence[ImageFile]) -> Iterator[tuple[Path, AnnotatedImage]]:
     texts = (path.absolute() for path in files if path.suffix.lower() == ".txt" and path.name != CLASSES)
     find = _Finder(((path, path) for path in texts), lambda path: path.stem)
     known = next((path for path in (source / CLASSES, source.parent / CLASSES) if path.is_file()), None)
-    lines = known.read_text(encoding="utf-8-sig").rstrip().splitlines() if known else []
+    lines: list[str] = []
+    if known is not None:
+        with _naming(known):
+            lines = known.read_text(encoding="utf-8-sig").rstrip().splitlines()
     names = [line.strip() for line in lines] or [str(i) for i in range(MAX_CLASSES)]
     taken = False
     for image in images:

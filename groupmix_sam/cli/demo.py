@@ -30,12 +30,13 @@ def demo(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Open a page to try models in a browser: click on an image, see the masks, until Ctrl-C.
+    """Open a page to try models in a browser: click on an image, see the masks, until Ctrl-C or SIGTERM.
 
     groupmix-sam demo photo.jpg
     groupmix-sam demo --checkpoint default --checkpoint runs/line/weights --reference mobile_sam.pt
     groupmix-sam demo --labels my_parts/
     """
+    import signal
     from functools import partial
 
     from ..demo.adapter import Adapter
@@ -71,8 +72,11 @@ def demo(
     if host not in LOCAL:
         typer.echo(f"warning: anyone who reaches {host} can use this page, which has neither password nor encryption", err=True)
     typer.echo(f"open http://{host}:{listen} in a browser; Ctrl-C ends it")
+    # A service that is stopped ends as by Ctrl-C, so that no adaptation and no upload is left behind.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         page.block_thread()
     finally:
+        signal.signal(signal.SIGTERM, before)
         if adapter is not None:
             adapter.stop()

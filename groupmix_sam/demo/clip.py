@@ -38,11 +38,17 @@ class Clip:
     Attributes:
         path: The file.
         stopped: Set by the visitor to end `follow`.
+        discarded: Whether the page shows something else by now, and nothing of `follow`.
+        followed: Whether `follow` is at work.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.stopped = False
+        self.stopped = self.discarded = self.followed = False
+
+    def discard(self) -> None:
+        """End `follow`, if it is at work: the page shows something else."""
+        self.stopped = self.discarded = True
 
     def first_frame(self) -> Session:
         """Return a session with the first frame. Errors name the file without its folder.
@@ -76,11 +82,18 @@ class Clip:
             InvalidInputError: the model cannot encode parts.
             ImageReadError: after the last frame, if some of the clip could not be read.
         """
+        self.stopped = self.discarded = False
+        self.followed = True
+        try:
+            yield from self._follow(demo, session, mask, fixed_camera, folder)
+        finally:
+            self.followed = False
+
+    def _follow(self, demo: Demo, session: Session, mask: Mask, fixed_camera: bool, folder: Path) -> Iterator[Step]:
         assert session.image is not None
         predictor = cast(Predictor, demo.predictor(session.model))
         partial = PartialPredictor(predictor) if fixed_camera else None
         tracker, frames = Tracker(partial or predictor), Frames(str(self.path))
-        self.stopped = False
         shares, seconds, shown = 0.0, deque[float](maxlen=RATE_FRAMES), 0.0
         waiting: Result | None = None  # the latest frame, if it was not shown
         with MaskFile(folder / "masks.jsonl") as masks, Overlay(folder / "overlay.mp4", frames.rate) as overlay:

@@ -156,7 +156,7 @@ def image_tab(
 
 
 def show(session: Session, compare: str | None = None) -> list[Any]:
-    """Return the values of the components that show a session, in the order of `build`'s outputs."""
+    """Return the values of the components that show a session, in the order of `image_tab`'s outputs."""
     answer = session.answer
     choices = [] if answer is None else [(f"{i + 1}: {score:.2f}", i) for i, score in enumerate(answer.scores)]
     return [

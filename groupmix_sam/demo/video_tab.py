@@ -68,7 +68,9 @@ def video_tab(demo: Demo, session_seconds: float) -> None:
             gr.Warning(str(e))
         return show(session, clip)
 
-    def on_open(file: dict[str, Any] | None, model: str) -> list[Any]:
+    def on_open(file: dict[str, Any] | None, before: Clip | None, model: str) -> list[Any]:
+        if before is not None:
+            before.discard()
         if file is None:
             return show(Session(), None)
         try:
@@ -79,14 +81,20 @@ def video_tab(demo: Demo, session_seconds: float) -> None:
             return show(Session(), None)
         return update(first, clip, model, lambda: first)
 
-    def on_click(session: Session, clip: Clip, kind: str, model: str, event: gr.SelectData) -> list[Any]:
+    def on_click(session: Session, clip: Clip | None, kind: str, model: str, event: gr.SelectData) -> list[Any]:
+        if clip is not None and clip.followed:  # the page shows another frame than the first
+            return [gr.skip() for _ in outputs]
         x, y = event.index
         return update(session, clip, model, lambda: session.click(x, y, kind))
 
-    def on_clear(session: Session, clip: Clip, model: str) -> list[Any]:
+    def on_clear(session: Session, clip: Clip | None, model: str) -> list[Any]:
+        if clip is not None:
+            clip.discard()
         return update(session, clip, model, session.clear)
 
-    def on_switch(session: Session, clip: Clip, model: str) -> list[Any]:
+    def on_switch(session: Session, clip: Clip | None, model: str) -> list[Any]:
+        if clip is not None:
+            clip.discard()
         return update(session, clip, model, lambda: session)
 
     def on_follow(session: Session, clip: Clip | None, fixed: bool) -> Iterator[list[Any]]:
@@ -100,18 +108,22 @@ def video_tab(demo: Demo, session_seconds: float) -> None:
                     )
                 running = gr.Button(interactive=False), gr.Button(interactive=True)
                 for step in clip.follow(demo, session, mask, fixed, Path(folder)):
+                    if clip.discarded:
+                        continue
                     # An image that it has shown gradio writes anew, and cuts short what a browser is reading.
                     same = before is not None and np.array_equal(before.image, step.image)
-                    yield [session, clip, gr.skip() if same else step.image, step.text, *running, *_no_files()]
+                    yield [gr.skip() if same else step.image, step.text, *running, *_no_files()]
                     before = step
             except GroupMixSamError as e:
                 gr.Warning(str(e))
+            if clip is not None and clip.discarded:
+                return
             if before is None:
-                yield show(session, clip)
+                yield show(session, clip)[2:]
                 return
             written = [gr.DownloadButton(value=path, interactive=True) for path in sorted(Path(folder).iterdir())]
             ended = gr.Button(interactive=True), gr.Button(interactive=False)
-            yield [session, clip, gr.skip(), gr.skip(), *ended, *written]
+            yield [gr.skip(), gr.skip(), *ended, *written]
 
     def on_stop(clip: Clip | None) -> None:
         if clip is not None:
@@ -122,20 +134,20 @@ def video_tab(demo: Demo, session_seconds: float) -> None:
         event(
             action,
             inputs,
-            outputs,
             concurrency_limit=1,
             api_visibility="private",
             show_progress="minimal",
             show_progress_on=[frame],
-            **{"concurrency_id": "demo", **options},
+            **{"outputs": outputs, "concurrency_id": "demo", **options},
         )
 
     # Unprocessed: gradio would convert the clip itself, with an ffmpeg that may not be there.
-    listen(video.change, on_open, [video, model], preprocess=False)
+    listen(video.change, on_open, [video, clip, model], preprocess=False)
     listen(frame.select, on_click, [session, clip, kind, model])
     listen(clear.click, on_clear, [session, clip, model])
     listen(model.input, on_switch, [session, clip, model])
-    listen(follow.click, on_follow, [session, clip, fixed], concurrency_id="follow")
+    # Without the states, which another clip may have by then.
+    listen(follow.click, on_follow, [session, clip, fixed], outputs=outputs[2:], concurrency_id="follow")
     stop.click(on_stop, clip, None, queue=False, api_visibility="private")
 
 

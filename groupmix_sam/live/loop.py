@@ -44,7 +44,8 @@ def stream(
         predictor: The model.
         frames: Where frames come from; closed in the end.
         prompts: The same for all frames, or a function of a frame's number and the frame that returns them, or None to leave
-            the frame out. All have a box, or none has.
+            the frame out; of none, such as of a detector that finds nothing, the frame comes without masks. All have a box, or
+            none has.
 
     Raises:
         ImageReadError: of `frames`.
@@ -56,8 +57,11 @@ def stream(
             wanted = prompts(number, frame) if callable(prompts) else prompts
             if wanted is None:
                 continue
-            predictor.set_image(frame, "BGR")
-            masks, scores = predictor.predict_single_mask(*stack_prompts(wanted))
+            if len(wanted) or not callable(prompts):
+                predictor.set_image(frame, "BGR")
+                masks, scores = predictor.predict_single_mask(*stack_prompts(wanted))
+            else:
+                masks, scores = np.zeros((0, *frame.shape[:2]), dtype=bool), np.zeros(0, dtype=np.float32)
             yield Result(number, moment, frame, masks, scores, time.perf_counter() - start)
     finally:
         frames.close()

@@ -25,8 +25,8 @@ from .tracker import TrackedObject
 
 __all__ = ["Clock", "CocoVideo", "Crops", "MaskFile", "Overlay"]
 
-# Seconds for which an overlay shows one frame at most.
-MOST_PAUSE = 2.0
+# Seconds for which an overlay shows one frame at most, and by which it may run ahead of the frames' times.
+MOST_PAUSE, MOST_LEAD = 2.0, 1.0
 # How every line of a mask file begins.
 RECORD = b'{"frame": '
 
@@ -172,8 +172,7 @@ class Crops:
         """Add a frame."""
         for number, mask in _tracks_of(result).items():
             window = mask_window(mask)
-            if window is None:
-                continue
+            assert window is not None
             make_folder(self.folder / str(number))
             crop = Image.fromarray(np.dstack([result.frame[window][:, :, ::-1], 255 * mask[window].astype(np.uint8)]))
             path = self.folder / str(number) / f"{result.number:06d}.png"
@@ -183,12 +182,13 @@ class Crops:
 class Overlay:
     """A video, MP4 or AVI, of the frames with their masks drawn over them, at the speed of their times.
 
-    A frame is repeated until the next one is due. One of another size than the first is fitted into that. The video is written
-    beside its name and takes it when closed, also after an error. Where no frame was written, a file of that name stays as it
-    was.
+    A frame is repeated until the next one is due, and left out where more come than the video has frames, as of a fast camera.
+    One of another size than the first is fitted into that. The video is written beside its name and takes it when closed, also
+    after an error. Where no frame was written, or the disk was full, a file of that name stays as it was.
 
     Raises:
         InvalidInputError: there is no such folder, or OpenCV cannot write such a file.
+        SaveError: when closed: the disk was full.
     """
 
     def __init__(self, path: str | PathLike[str], frames_per_second: float = DEFAULT_RATE) -> None:
@@ -201,7 +201,8 @@ class Overlay:
         self._rate = frames_per_second
         self._writer: Any = None
         self._size = (0, 0)
-        self._start = 0.0
+        # When the video would have begun without such pauses, the time of the last frame, and the frames written.
+        self._start = self._last = 0.0
         self._count = 0
 
     def __enter__(self) -> "Overlay":
@@ -210,27 +211,42 @@ class Overlay:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._writer is not None:
             self._writer.release()
-        if self._count:
+        # OpenCV raises no error where a disk is full: what says how many frames there are is written last, and is not there.
+        whole = self._count > 0 and self._cv2.VideoCapture(str(self._part)).get(self._cv2.CAP_PROP_FRAME_COUNT) > 0
+        if whole:
             os.replace(self._part, self.path)
         else:
             self._part.unlink(missing_ok=True)
+        if self._count and not whole and error is None:
+            raise SaveError(f"{self.path} could not be written: free some space, or leave the overlay out.")
 
     def write(self, result: Result) -> None:
         """Add a frame."""
+        due = self._due(result.time)
+        if due < -MOST_LEAD * self._rate:
+            return
         image = np.asarray(draw_masks(result.frame[:, :, ::-1], list(result.masks)))[:, :, ::-1]
         if self._writer is None:
             self._size = (image.shape[1], image.shape[0])
-            self._start = result.time
             codec = self._cv2.VideoWriter.fourcc(*self._codec)
             self._writer = self._cv2.VideoWriter(str(self._part), codec, self._rate, self._size)
             if not self._writer.isOpened():
                 raise InvalidInputError(f"OpenCV cannot write {self.path}: give a name that ends in .avi.")
         image = self._fit(image)
-        due = round((result.time - self._start) * self._rate) + 1 - self._count
-        # Every frame is in the video, and a camera that was away for long leaves a short pause.
-        for _ in range(max(1, min(due, round(MOST_PAUSE * self._rate)))):
+        for _ in range(max(1, due)):  # frames that come unevenly are all in the video
             self._writer.write(image)
             self._count += 1
+
+    def _due(self, moment: float) -> int:
+        """Return how often to write a frame of that time, for the video to be as long as the frames' times."""
+        due = round((moment - self._start) * self._rate) + 1 - self._count
+        most = max(1, round(MOST_PAUSE * self._rate))
+        # The first frame; a camera that was away for long, which leaves a short pause; a clock that was set back.
+        if not self._count or due > most or moment < self._last:
+            due = most if self._count and due > most else 1
+            self._start = moment - (self._count + due - 1) / self._rate
+        self._last = moment
+        return due
 
     def _fit(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the frame in the size of the video, whole, with black where it has another shape."""
@@ -271,10 +287,10 @@ def _end_with_a_line(file: BinaryIO) -> None:
 
 
 def _tracks_of(result: Result) -> dict[int, Mask]:
-    """Return the masks that are seen, by the object's id, or the number of the prompt."""
+    """Return the masks in which something is seen, by the object's id, or the number of the prompt."""
     if result.objects is None:
-        return dict(enumerate(result.masks))
-    return {item.id: item.mask for item in result.objects if item.mask is not None}
+        return {number: mask for number, mask in enumerate(result.masks) if mask.any()}
+    return {item.id: item.mask for item in result.objects if item.mask is not None and item.mask.any()}
 
 
 def _object_record(item: TrackedObject) -> dict[str, Any]:

@@ -12,11 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageReadError, import_extra
+from ..images import as_rgb
 
 __all__ = ["Frame", "Frames"]
 
 # Frames per second of an overlay where nothing says how many there are.
 DEFAULT_RATE = 10.0
+# A file that says more was recorded by a browser, WebM for the most part: 1000 are the ticks of its clock in a second.
+MOST_RATE = 240.0
+# Frames per second of an overlay of such a file.
+RECORDED_RATE = 30.0
 # Damaged frames in a row behind which others are looked for: OpenCV says of them what it says at the end.
 REFUSED = 100
 # Of OpenCV's backends those that take URLs.
@@ -39,7 +44,8 @@ class Frames:
     """The frames of a video, all of them, or of a camera, the newest only; a URL is a video if it has a number of frames.
 
     A video that ends early, or has frames that cannot be decoded, raises an error after the last one that can. Their numbers
-    are left out, where the frames' times are even and tell of them, as in MP4, MKV and WebM.
+    are left out, where the frames' times are even and tell of them, as in MP4, MKV and WebM. A browser's recording does not say
+    how many frames it has: one that is cut short ends without an error.
 
     A camera that drops out is opened again until `patience` is over. So is one that does not answer: its thread is left
     behind, and a fresh one opens it anew after a third of `patience`. One frame is held at a time: those that arrive while one
@@ -48,7 +54,7 @@ class Frames:
     Args:
         source: A camera's index as "0" or its device as "/dev/video0", a URL such as "rtsp://..." or "https://...", a GStreamer
             pipeline, whose elements are joined by " ! " and which an OpenCV with GStreamer opens, or a file, by path or
-            "file://...".
+            "file://...". Gray frames and those of 16 bits are converted.
         patience: Seconds without a frame after which a camera is given up.
         open_capture: What opens a source; OpenCV's VideoCapture.
 
@@ -90,10 +96,15 @@ class Frames:
 
     @property
     def rate(self) -> float:
-        """Frames per second to show them at: a video's own; 10 if unknown, or of a camera, whose frames are skipped."""
+        """Frames per second to show them at: a video's own, or 30 of a browser's recording, which says none.
+
+        10 if unknown, or of a camera, whose frames are skipped.
+        """
         if self.live:
             return DEFAULT_RATE
         rate = round(float(self._opened().get(self._cv2.CAP_PROP_FPS)), 2)  # as finely as every codec takes it
+        if MOST_RATE < rate < math.inf:
+            return RECORDED_RATE
         return rate if 0 < rate < math.inf else DEFAULT_RATE
 
     def close(self) -> None:
@@ -130,8 +141,10 @@ class Frames:
             if not capture.isOpened():
                 raise ImageReadError(f"{self.source} cannot be opened as a video: check the path, or convert it to MP4.")
             exact_rate, total = (float(capture.get(key)) for key in (self._cv2.CAP_PROP_FPS, self._cv2.CAP_PROP_FRAME_COUNT))
-            total = total if math.isfinite(total) else 0.0
-            number, read, last, even = -1, 0, -math.inf, True
+            # The number of frames that OpenCV works out from a clock's ticks is one of ticks.
+            even = not exact_rate > MOST_RATE
+            total = total if math.isfinite(total) and even else 0.0
+            number, read, last = -1, 0, -math.inf
             while not self._ended:
                 found, image = _read_next(capture, int(min(total - number - 1, REFUSED)))
                 if not found:
@@ -146,7 +159,7 @@ class Frames:
                 # Formats without times say 0 for every frame, and then the rate has to tell.
                 seconds = told if told > last and math.isfinite(told) else number / rate
                 last = seconds = max(seconds, last)
-                yield Frame(number, seconds, image)
+                yield Frame(number, seconds, _as_bgr(image))
                 read += 1
         finally:
             capture.release()
@@ -154,8 +167,9 @@ class Frames:
             return
         if read == 0:
             raise ImageReadError(f"{self.source} has no frame that OpenCV can read: convert it to MP4.")
-        # Of some formats the number of frames is worked out from the duration, and may be one too many.
-        if number >= read or total > read + 1:
+        # Of some formats the number of frames is worked out from the duration, and may be one too many. Others have it: a frame
+        # that a phone did not record is not among them, though the times leave room for it.
+        if total > read + (number < read):
             count = max(int(total), number + 1)
             raise ImageReadError(
                 f"{count - read} of {count} frames of {self.source} are missing, it is truncated or damaged: copy or record it "
@@ -240,6 +254,11 @@ def _is_camera(source: str) -> bool | None:
     return unplugged or path.is_char_device()
 
 
+def _as_bgr(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return a frame as H x W x 3, BGR; those of GStreamer may be gray, of 16 bits, or have a fourth channel."""
+    return image if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 else as_rgb(image)
+
+
 def _read_next(capture: Any, refused: int) -> Any:
     """Return what `capture.read` does, of a frame behind at most so many damaged ones."""
     found, image = capture.read()
@@ -285,6 +304,6 @@ class _Reader:
                 found, image = capture.read()
                 if not found:
                     return
-                frames.store(self, image)
+                frames.store(self, _as_bgr(image))
         finally:
             capture.release()

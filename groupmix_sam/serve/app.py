@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
-from ..errors import BusyError, GroupMixSamError, InvalidInputError, MissingExtraError, NoImageError
+from ..errors import BusyError, GroupMixSamError, ImageReadError, InvalidInputError, MissingExtraError, NoImageError
 from ..masks import TOLERANCE
 from ..prompts import Prompt
 from .engine import Engine
@@ -185,7 +185,14 @@ def build(engine: Engine, *, token: str | None = None, host: str = "127.0.0.1") 
     async def on_error(_: Request, error: GroupMixSamError) -> Response:
         if isinstance(error, BusyError):
             return refusal(503, str(error), retry_after=str(error.seconds))
-        return refusal(404 if isinstance(error, NoImageError) else 422, str(error))
+        if isinstance(error, NoImageError):
+            return refusal(404, str(error))
+        # A client cannot fix what is not about its request, such as a GPU that fails.
+        return refusal(422 if isinstance(error, (ImageReadError, InvalidInputError)) else 500, str(error))
+
+    @app.exception_handler(Exception)
+    async def on_failure(_: Request, __: Exception) -> Response:
+        return refusal(500, "the server failed: its log says why.")
 
     @app.exception_handler(HTTPException)
     async def on_http_error(_: Request, error: HTTPException) -> Response:

@@ -89,6 +89,9 @@ def test_boxes_without_masks_are_counted(line, tmp_path):
 def test_an_image_in_two_files_has_the_instances_of_both(line, tmp_path):
     labels = write(tmp_path / "labels", coco(["line/b/2.png"]), "one.json")
     write(labels, coco(["line/b/2.png"]), "two.json")
+    # Jupyter's copy of a file that is edited there would double its instances, and macOS' of what else it knows is no JSON.
+    write(labels / ".ipynb_checkpoints", coco(["line/b/2.png"]), "one-checkpoint.json")
+    (labels / "._one.json").write_bytes(b"\x00\x05\x16\x07")
     (annotated,) = read_annotations(labels, find_images(line)).images.values()
     assert len(annotated.instances) == 2
     other = coco(["line/b/2.png"])
@@ -136,3 +139,6 @@ def test_classes_without_names_are_numbers(line, tmp_path):
     (annotated,) = read_annotations(labels, find_images(line)).images.values()
     assert [instance.category for instance in annotated.instances] == ["washer"]
     assert annotated.path == Path(next(i for i in find_images(line) if i.path.name == "2.png").path)
+    (labels / "classes.txt").write_bytes("nut\nSchlüssel\n".encode("latin-1"))
+    with pytest.raises(InvalidInputError, match=r"classes\.txt: .*utf-8"):
+        read_annotations(labels, find_images(line))

@@ -1,5 +1,8 @@
+import os
+import signal
 import socket
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +13,7 @@ pytest.importorskip("gradio", reason="the page needs groupmix-sam[demo]")
 
 from groupmix_sam.cli import app
 from groupmix_sam.demo import Answer, Click, Session, image_tab, page
+from groupmix_sam.demo.adapter import Adapter
 from groupmix_sam.demo.session import REFERENCE, Embedding
 from groupmix_sam.errors import InvalidInputError, MissingExtraError
 from groupmix_sam.weights import save_weights
@@ -92,6 +96,25 @@ def test_another_host_is_warned_of(sam, tmp_path, monkeypatch):
     assert done.stderr == ""
     assert served[1][1] == "127.0.0.1"
     assert f"open http://127.0.0.1:{served[1][2]}" in done.stdout
+
+
+def test_a_page_that_is_stopped_ends_what_it_began(sam, tmp_path, monkeypatch):
+    """SIGTERM, as of systemd, is Ctrl-C, which gradio's `block_thread` takes for the end."""
+    stopped = []
+
+    def block_thread():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(page, "serve", lambda *args: None)
+    monkeypatch.setattr(page, "build", lambda demo, start, adapter: SimpleNamespace(block_thread=block_thread))
+    monkeypatch.setattr(Adapter, "stop", lambda self: stopped.append(self.running))
+    weights = str(save_weights(sam, tmp_path / "tiny.safetensors"))
+    args = ["demo", "--checkpoint", weights, "--encoder", "gmf_sam_test", "--image-size", "256"]
+    before = signal.getsignal(signal.SIGTERM)
+    done = CliRunner().invoke(app, [*args, "--labels", str(tmp_path / "labels")], catch_exceptions=False)
+    assert (done.exit_code, stopped) == (0, [False])
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch):

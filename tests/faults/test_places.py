@@ -19,7 +19,7 @@ from groupmix_sam.errors import SaveError, WeightsNotFoundError
 from groupmix_sam.evaluate import LabelledDataset, Model, Protocol, Result, evaluate
 from groupmix_sam.inference import Predictor
 from groupmix_sam.live.loop import Result as Stream
-from groupmix_sam.live.sinks import MaskFile
+from groupmix_sam.live.sinks import MaskFile, Overlay
 from groupmix_sam.weights import save_weights
 
 from ..distill.conftest import GRID, PlainTeacher, paint
@@ -94,6 +94,23 @@ def test_a_full_disk_keeps_what_a_stream_has_seen(count, tmp_path):
             file.write(result)
     first, *_ = (tmp_path / "m.jsonl").read_text().split("\n")
     assert json.loads(first)["frame"] == 0
+    count("full disk")
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi"])
+def test_a_full_disk_keeps_the_overlay_of_before(count, tmp_path, name):
+    """OpenCV writes on, and says nothing but a line on stderr a frame."""
+    path = tmp_path / name
+    noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3)).astype(np.uint8)
+    result = Stream(0, 0.0, noise, np.zeros((0, 120, 160), bool), np.zeros(0), 0.1)
+    with Overlay(path) as out:
+        out.write(result)
+    before = path.read_bytes()
+    assert len(before) > 10_000
+    with full_disk(5000), pytest.raises(SaveError, match=name), Overlay(path) as out:  # noqa: PT012
+        for _ in range(5):
+            out.write(result)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [before]
     count("full disk")
 
 

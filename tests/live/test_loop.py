@@ -107,6 +107,16 @@ def test_prompts_from_a_function(sam, video):
     assert [r.number for r in stream(Predictor(sam), Frames(str(video)), only_even)] == [0, 2, 4, 6]
 
 
+def test_a_detector_that_finds_nothing(sam, video, tmp_path):
+    """Its frames come without masks, and those behind them as ever."""
+    with MaskFile(tmp_path / "m.jsonl") as masks, Overlay(tmp_path / "a.avi") as overlay:
+        for found in stream(Predictor(sam), Frames(str(video)), lambda number, _: BOX if number > 4 else []):
+            masks.write(found)
+            overlay.write(found)
+    lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [(len(line["masks"]), len(line["scores"])) for line in lines] == [(0, 0)] * 5 + [(2, 2)] * 2
+
+
 @pytest.mark.parametrize(
     "prompt",
     [Prompt([[60, 45]], [1]), Prompt([[60, 45], [9, 9]], [1, 0]), Prompt(box=[20, 10, 100, 80])],
@@ -459,12 +469,28 @@ def gray_levels(path):
 
 
 def test_an_overlay_keeps_times(tmp_path):
-    """At 10 frames a second: a frame that is shown for 0.3 s is there three times, one that was gone for an hour 20 times."""
+    """At 10 frames a second: a frame that is shown for 0.3 s is there three times, one that was gone for an hour 20 times.
+
+    After that, and after a clock was set back, frames are shown as long as before.
+    """
     with Overlay(tmp_path / "a.avi", 10) as out:
-        for level, moment in ((50, 7.0), (100, 7.1), (150, 7.4), (200, 7.42), (250, 3607.0)):
+        for level, moment in ((50, 7.0), (100, 7.1), (150, 7.4), (200, 7.42), (250, 3607.0), (200, 3607.1), (150, 3607.3)):
+            out.write(result(0, level)._replace(time=moment))
+        for level, moment in ((100, 7.0), (50, 7.2)):
             out.write(result(0, level)._replace(time=moment))
     levels, _ = gray_levels(tmp_path / "a.avi")
-    assert np.allclose(levels, [50, 100, 150, 150, 150, 200, *[250] * 20], atol=3)
+    assert np.allclose(levels, [50, 100, 150, 150, 150, 200, *[250] * 20, 200, 150, 150, 100, 50, 50], atol=3)
+
+
+def test_an_overlay_of_a_fast_camera_is_no_slow_motion(tmp_path):
+    """Ten seconds of a hundred frames a second, ten of which fit into a second of the video: it may be a second longer."""
+    with Overlay(tmp_path / "a.avi", 10) as out:
+        for i in range(1000):
+            out.write(result(i, 50 + i // 10, (16, 16))._replace(time=7 + i / 100))
+    levels, _ = gray_levels(tmp_path / "a.avi")
+    assert len(levels) == pytest.approx(110, abs=2)
+    assert levels == sorted(levels)
+    assert levels[-1] == pytest.approx(149, abs=3)
 
 
 def test_an_overlay_of_frames_that_change_their_size(tmp_path):
@@ -506,10 +532,56 @@ def test_times_of_a_video_of_variable_rate(tmp_path):
     np.testing.assert_allclose([frame.time for frame in frames], [0, 0.1, 0.4, 0.45], atol=0.011)
 
 
+def test_a_frame_that_was_never_recorded():
+    """As a phone's MP4 has it, which counts its frames: none is missing, though the times leave room for one more."""
+    times = [0.0, 100.0, 200.0, 400.0, 500.0]
+
+    class Phone(Camera):
+        def get(self, key):
+            now = times[min(max(self.count, 1), len(times)) - 1]
+            return {cv2.CAP_PROP_FPS: 10.0, cv2.CAP_PROP_FRAME_COUNT: 5.0, cv2.CAP_PROP_POS_MSEC: now}[key]
+
+    frames = list(Frames("a.mp4", open_capture=lambda source: Phone(range(5))))
+    assert [(frame.number, 1000 * frame.time) for frame in frames] == list(zip((0, 1, 2, 4, 5), times, strict=True))
+
+
+def test_a_recording_of_a_browser():
+    """Chromium's WebM says 1000 frames/s and as many frames as milliseconds, here 157; each frame has its own time."""
+    times = [0.0, 5.0, 87.0, 157.0]
+
+    class Recording(Camera):
+        def get(self, key):
+            now = times[min(max(self.count, 1), len(times)) - 1]
+            return {cv2.CAP_PROP_FPS: 1000.0, cv2.CAP_PROP_FRAME_COUNT: 157.0, cv2.CAP_PROP_POS_MSEC: now}[key]
+
+    frames = Frames("a.webm", open_capture=lambda source: Recording([50, 100, 150, 200]))
+    assert frames.rate == 30
+    assert [(frame.number, 1000 * frame.time) for frame in frames] == list(enumerate(times))
+
+
 def test_times_of_a_camera():
     before = time.time()
     frame = next(iter(Frames("0", open_capture=lambda source: Camera(itertools.repeat(7)))))
     assert before <= frame.time <= time.time()
+
+
+def test_gray_frames():
+    """As GStreamer gives those of a gray camera, H x W, of 8 or 16 bits; the last one has a fourth channel."""
+    gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    colours = np.dstack([gray, gray + 20, gray + 40])
+
+    def capture_of(images):
+        return SimpleNamespace(isOpened=lambda: True, read=lambda: next(images), get=lambda key: 0.0, release=lambda: None)
+
+    images = [gray, 257 * gray.astype(np.uint16), np.dstack([colours, gray])]
+    video = capture_of(iter([*((True, image) for image in images), (False, None)]))
+    expected = [np.dstack([gray] * 3), np.dstack([gray] * 3), colours]
+    for frame, wanted in zip(Frames("a.avi", open_capture=lambda source: video), expected, strict=True):
+        assert frame.image.dtype == np.uint8
+        assert np.array_equal(frame.image, wanted)
+    camera = capture_of(itertools.repeat((True, gray)))
+    frame = next(iter(Frames("v4l2src ! appsink", open_capture=lambda source: camera)))
+    assert np.array_equal(frame.image, np.dstack([gray] * 3))
 
 
 def test_a_camera_that_does_not_answer_is_opened_anew():
@@ -760,10 +832,12 @@ def test_coco_for_videos(tmp_path):
     assert second["areas"] == [None, 1200, 1200]
     assert second["segmentations"][0] is None
     assert np.array_equal(coco_mask.decode(second["segmentations"][1]), MASK)
-    # Of prompts in every frame, each is a track; nothing is written of no frame.
+    # Of prompts in every frame, each is a track, which is not seen where its mask is empty; nothing is written of no frame.
     with CocoVideo(path) as out:
         out.write(result(0)._replace(masks=MASK[None]))
-    assert len(json.loads(path.read_text())["annotations"]) == 1
+        out.write(result(1)._replace(masks=np.zeros_like(MASK)[None]))
+    (annotation,) = json.loads(path.read_text())["annotations"]
+    assert (annotation["areas"], annotation["segmentations"][1]) == ([1200, None], None)
     with CocoVideo(tmp_path / "none.json"):
         pass
     assert not (tmp_path / "none.json").exists()

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from groupmix_sam.errors import InvalidInputError
+from groupmix_sam.errors import InvalidInputError, RuntimeUnavailableError
 from groupmix_sam.inference import Predictor, everything, segment
 from groupmix_sam.masks import decode_rle, fill_polygons
 from groupmix_sam.prompts import Prompt
@@ -19,7 +19,7 @@ from groupmix_sam.serve import Limits
 from groupmix_sam.serve.app import check_token, listen
 from groupmix_sam.serve.guard import RateLimiter
 
-from .conftest import png, serving
+from .conftest import Drawn, png, serving
 
 TOKEN = "0123456789abcdef"
 PROMPTS = [
@@ -276,6 +276,26 @@ def test_what_has_been_asked_is_answered_before_it_stops(slow, image):
                 time.sleep(0.01)
             threading.Timer(0.3, encoder.go_on.set).start()
         assert asked.result().status == 201
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (RuntimeUnavailableError("the GPU is gone: start it again."), "the GPU is gone: start it again."),
+        (MemoryError("17 GB"), "the server failed: its log says why."),
+    ],
+    ids=["ours", "any"],
+)
+def test_what_is_no_fault_of_the_request(predictor, image, error, detail):
+    """Whoever watches the answers must see it, and a program reads JSON."""
+
+    def fail(*_):
+        raise error
+
+    with serving(Predictor(replace(predictor.model, encoder=Drawn(fail)))) as (client, _):
+        answer = client.ask("POST", "/images", png(image))
+        assert (answer.status, answer.json()) == (500, {"detail": detail})
+        assert client.ask("GET", "/health").status == 200
 
 
 def test_metrics(predictor, image):
