@@ -12,14 +12,14 @@ from ..encoders.config import STRIDE, check_embed_stride, check_img_size
 from ..errors import InvalidInputError, WeightsError, WeightsNotFoundError
 from ..files import sha256
 from .backends import Backend, OnnxBackend, OpenvinoBackend, TensorrtBackend
-from .backends.openvino import CHANNELS
+from .backends.base import CHANNELS
 from .model import InferenceModel, in_place
 
 __all__ = ["FORMAT_VERSION", "PARTS", "SINGLE_MASK", "SUFFIXES", "crop_parts", "folder_model", "read_config"]
 
 FORMAT_VERSION = 1
-# Rows and columns of the grid that a decoder is compiled for come in steps of this, as each size is compiled anew.
-CROP_STEP = 8
+# Rows and columns of the grid that a decoder takes come in steps of this: OpenVINO keeps memory for each size that it has met.
+CROP_STEP = 4
 PARTS = ("encoder", "masks", "image", "decoder")
 SINGLE_MASK = "single_mask"  # a decoder that is faster for one mask; a folder for a web page has none
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".plan"}
@@ -69,15 +69,14 @@ def folder_model(folder: Path, device: str | None = None, threads: int | None = 
             return OpenvinoBackend(path, device.upper(), precision, threads)
         return TensorrtBackend(path)
 
-    image, decoder = load("image"), load("decoder")
+    masks, image, decoder = load("masks"), load("image"), load("decoder")
     crop = None
-    if isinstance(image, OpenvinoBackend) and isinstance(decoder, OpenvinoBackend):
-        rows, columns = (side // config["embed_stride"] for side in config["input_size"])
-        if rows * columns not in CHANNELS:
-            crop = partial(crop_parts, image, decoder, (rows, columns))
+    rows, columns = (side // config["embed_stride"] for side in config["input_size"])
+    if runtime != "tensorrt" and rows * columns not in CHANNELS:
+        crop = partial(crop_parts, masks, image, decoder, (rows, columns))
     return InferenceModel(
         encoder=load("encoder"),
-        masks=load("masks"),
+        masks=masks,
         image=image,
         decoder=decoder,
         image_size=config["image_size"],
@@ -95,10 +94,16 @@ def folder_model(folder: Path, device: str | None = None, threads: int | None = 
 
 
 def crop_parts(
-    image: OpenvinoBackend, decoder: OpenvinoBackend, grid: tuple[int, int], rows: slice, columns: slice
-) -> tuple[Backend, Backend]:
+    masks: OnnxBackend | OpenvinoBackend,
+    image: OnnxBackend | OpenvinoBackend,
+    decoder: OnnxBackend | OpenvinoBackend,
+    grid: tuple[int, int],
+    rows: slice,
+    columns: slice,
+) -> tuple[Backend, Backend, Backend]:
     """Return what sees some rows and columns of the grid alone, as `InferenceModel.crop` does."""
-    return in_place(image.for_part(rows, columns), decoder.for_part(rows, columns), image.device, grid, rows, columns)
+    parts = (part.for_part(rows, columns) for part in (masks, image, decoder))
+    return in_place(*parts, image.device, grid, rows, columns)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

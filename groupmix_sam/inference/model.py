@@ -49,8 +49,8 @@ class InferenceModel:
         model_hash: Hash of the weights, the input size and the stride, equal in every runtime.
         single_mask: As `decoder`, for one mask; it takes also whether prompts are ambiguous, P, and the rows and columns of the
             grid to decode, and returns P x 4 rows x 4 columns, and P. None if the model has no such part: `decoder` will do.
-        crop: From rows and columns of the grid to an `image` and a `decoder` that see those alone, and leave all else out of
-            their masks; None if the runtime has none.
+        crop: From rows and columns of the grid to `masks`, `image` and `decoder` that see those alone, and leave all else out
+            of the masks; None if the runtime has none.
         crop_step: What the numbers of those rows and columns are multiples of, or the grid's own.
     """
 
@@ -67,7 +67,7 @@ class InferenceModel:
     dynamic_batch: bool
     model_hash: str
     single_mask: Backend | None = None
-    crop: Callable[[slice, slice], tuple[Backend, Backend]] | None = None
+    crop: Callable[[slice, slice], tuple[Backend, Backend, Backend]] | None = None
     crop_step: int = 1
 
     @property
@@ -138,20 +138,32 @@ def _decode_single_mask(decoder: FusedDecoder, *inputs: Tensor) -> tuple[Tensor,
     return decoder.single_mask(ImageTokens(*inputs[:4]), *inputs[4:])
 
 
-def _crop(decoder: FusedDecoder, device: torch.device, rows: slice, columns: slice) -> tuple[Backend, Backend]:
+def _crop(decoder: FusedDecoder, device: torch.device, rows: slice, columns: slice) -> tuple[Backend, Backend, Backend]:
     part = decoder.crop(rows, columns)
-    return in_place(part.image, partial(_decode, part), device, decoder.grid, rows, columns)
+
+    def masks(low: Tensor) -> tuple[Tensor]:
+        return (part.embed_masks(low),)
+
+    return in_place(masks, part.image, partial(_decode, part), device, decoder.grid, rows, columns)
 
 
 def in_place(
+    masks: Callable[..., Sequence[Tensor]],
     image: Callable[..., Sequence[Tensor]],
     decoder: Callable[..., Sequence[Tensor]],
     device: torch.device,
     grid: tuple[int, int],
     rows: slice,
     columns: slice,
-) -> tuple[Backend, Backend]:
-    """Return an `image` and a `decoder` that take and give what those of the whole grid do, from those of a part of it."""
+) -> tuple[Backend, Backend, Backend]:
+    """Return `masks`, `image` and `decoder` that take and give what those of the whole grid do, from those of a part of it."""
+    four = slice(4 * rows.start, 4 * rows.stop), slice(4 * columns.start, 4 * columns.stop)
+
+    def embed(low: Tensor) -> Tensor:
+        (dense,) = masks(low[:, :, four[0], four[1]])
+        whole = dense.new_zeros(*dense.shape[:2], *(side // 4 for side in low.shape[2:]))
+        whole[:, :, rows, columns] = dense
+        return whole
 
     def cut(features: Tensor) -> Sequence[Tensor]:
         return image(features[:, :, rows, columns])
@@ -159,10 +171,10 @@ def in_place(
     def fill(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         logits, scores = decoder(*inputs)
         whole = logits.new_full((*logits.shape[:2], *(4 * side for side in grid)), OUTSIDE)
-        whole[..., 4 * rows.start : 4 * rows.stop, 4 * columns.start : 4 * columns.stop] = logits
+        whole[..., four[0], four[1]] = logits
         return whole, scores
 
-    return TorchBackend(cut, device), TorchBackend(fill, device)
+    return TorchBackend(embed, device), TorchBackend(cut, device), TorchBackend(fill, device)
 
 
 def model_hash(sam: Sam) -> str:

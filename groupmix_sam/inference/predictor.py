@@ -394,6 +394,8 @@ class Predictor:
     def _fill(self, features: Tensor) -> Tensor:
         """Bring B x 256 x R x C features to G x G, with zeros where there is only padding."""
         rows, columns = features.shape[2:]
+        if (rows, columns) == (self._side, self._side):
+            return features
         return F.pad(features, (0, self._side - columns, 0, self._side - rows))
 
     def _grid(self, index: int) -> tuple[int, int]:

@@ -32,8 +32,6 @@ Hit = tuple[Any, ...]
 
 # Pixels of the encoder's input: a block that is compared, and the step of a window's sides.
 BLOCK, STEP = 8, 64
-# Sides of the windows of an export, besides the frame's own: each pair is loaded once, which takes some seconds.
-COMPILED_SIDES = (128, 192, 256)
 # A block changed if its mean difference, in levels, exceeds the noise by this factor and by this much.
 NOISE_FACTOR, LEAST_CHANGE = 2.0, 2.0
 # What the first two frames may differ by in the mean and still be called noise.
@@ -55,7 +53,7 @@ class PartialPredictor:
 
     It takes a predictor's place in a `Tracker`. The first frame is encoded in full, padding and all, and so is one every
     `refresh` seconds. Where much of a frame has changed, as when the camera is bumped, all of it is encoded but the padding.
-    With `follow` the decoder, too, sees only what is around the object, in PyTorch.
+    With `follow` the decoder, too, sees only what is around the object.
 
     It audits itself: every so often a frame is encoded in full as well, and the masks of the last prompts are compared. If
     their mean IoU is below `min_iou`, the margin around what changed grows, and at its limit every frame is encoded in full. A
@@ -83,9 +81,7 @@ class PartialPredictor:
         self._watched: NDArray[Any] | None = None
         self._refresh = refresh
         self._min_iou = min_iou
-        self._sides = tuple(range(STEP, predictor.image_size, STEP))
-        if not isinstance(encoder, TorchBackend):
-            self._sides = COMPILED_SIDES
+        self._sides = range(STEP, predictor.image_size, STEP)
         # The resized frame as each pixel was last encoded, and the frame before, both filled up to whole blocks.
         self._encoded: Pixels | None = None
         self._before: Pixels | None = None
@@ -102,9 +98,16 @@ class PartialPredictor:
         self.share = 1.0
         self.audits: deque[float] = deque(maxlen=100)
         try:
-            self._encode(np.zeros((1, 3, COMPILED_SIDES[0], COMPILED_SIDES[0]), np.float32))
+            self._windows_encoder = predictor
+            if not isinstance(encoder, TorchBackend):
+                self._windows_encoder = Predictor(replace(predictor.model, encoder=encoder.windows))
+            self._windows_encoder.encode(np.zeros((1, 3, 2 * STEP, 2 * STEP), np.float32))
         except (AssertionError, RuntimeError) as e:  # of a TinyViT, which has attention windows of its own
             raise InvalidInputError(f"this encoder takes one size, and no window ({e}): give a GroupMixFormer's.") from e
+        if follow and predictor.model.crop is not None:
+            predictor.model.crop(
+                slice(0, 1), slice(0, 1)
+            )  # exports load now what they decode parts by, not in a stream's middle
 
     def set_image(self, image: NDArray[Any], image_format: str = "RGB") -> None:
         """Bring the embedding up to date with a frame; nothing is encoded where nothing changed.
@@ -189,17 +192,9 @@ class PartialPredictor:
         size = window[0].stop - window[0].start, window[1].stop - window[1].start
         part = pad_and_normalize(resized[window], size, model.mean, model.std)
         rows, columns = (slice(side.start // model.embed_stride, side.stop // model.embed_stride) for side in window)
-        self._features[:, :, rows, columns] = self._encode(part[None])
+        self._features[:, :, rows, columns] = self._windows_encoder.encode(part[None])
         self._encoded[window] = pixels[window]
         self.share += _area(window) / (self._input_size[0] * self._input_size[1])
-
-    def _encode(self, pixels: Floats) -> Floats:
-        """Return the features of a window of the input."""
-        encoder = self._predictor.model.encoder
-        if not isinstance(encoder, OnnxBackend | OpenvinoBackend):
-            return self._predictor.encode(pixels)
-        window = encoder.for_window(pixels.shape[2], pixels.shape[3])
-        return Predictor(replace(self._predictor.model, encoder=window)).encode(pixels)
 
     def _decoder(self, boxes: NDArray[Any] | None) -> Predictor:
         """Return what decodes prompts of these boxes: around objects that are followed it needs no more of the frame."""
@@ -218,8 +213,8 @@ class PartialPredictor:
         window = sides[0], sides[1]
         if _area(window) > WORTH * grid[0] * grid[1]:
             return self._predictor
-        image, decoder = model.crop(*window)
-        part = Predictor(replace(model, image=image, decoder=decoder, single_mask=None))
+        masks, image, decoder = model.crop(*window)
+        part = Predictor(replace(model, masks=masks, image=image, decoder=decoder, single_mask=None))
         part.set_embedding(self._features, self._size)
         return part
 

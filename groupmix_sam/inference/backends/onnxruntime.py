@@ -1,7 +1,7 @@
 """ONNX Runtime as a backend."""
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from ...encoders.config import STRIDE
 from ...errors import InvalidInputError, RuntimeUnavailableError, import_extra
-from .base import MOST_WINDOWS, input_refused
+from .base import Positions, cut_positions, input_refused
 
 __all__ = ["OnnxBackend"]
 
@@ -29,12 +30,12 @@ class OnnxBackend:
         providers: ONNX Runtime's execution providers, the best first; every one of them must load.
         device_id: Which of several GPUs.
         threads: For one operation; None leaves it to ONNX Runtime.
-        window: Of an encoder, the height and width that it takes in place of the file's own.
+        change: What makes another model of the file's.
 
     Raises:
-        MissingExtraError: there is no onnxruntime, or for a window no onnx.
+        MissingExtraError: there is no onnxruntime, or for `change` no onnx.
         RuntimeUnavailableError: a provider is not there or did not load, or the file cannot be read.
-        InvalidInputError: the encoder takes no other size.
+        InvalidInputError: of `change`.
     """
 
     def __init__(
@@ -43,10 +44,9 @@ class OnnxBackend:
         providers: Sequence[str] = ("CPUExecutionProvider",),
         device_id: int = 0,
         threads: int | None = None,
-        window: tuple[int, int] | None = None,
+        change: Callable[[Any], None] | None = None,
     ) -> None:
-        given = path, providers, device_id, threads
-        self._load_window = lru_cache(MOST_WINDOWS)(lambda size: OnnxBackend(*given, window=size))
+        self._change = partial(OnnxBackend, path, providers, device_id, threads)
         ort = import_extra("onnxruntime", "onnx")
         known = ort.get_available_providers()
         missing = [name for name in providers if name not in known]
@@ -62,7 +62,11 @@ class OnnxBackend:
         if threads is not None:
             options.intra_op_num_threads = threads
         settings = [{"device_id": str(device_id)} if device_id else {} for _ in providers]
-        source = str(path) if window is None else _resized(path, window)
+        source: str | bytes = str(path)
+        if change is not None:
+            model = import_extra("onnx", "onnx").load(path)
+            change(model)
+            source = model.SerializeToString()
         try:
             self.session = ort.InferenceSession(source, options, providers=list(providers), provider_options=settings)
         except Exception as e:  # ONNX Runtime's errors have no base of their own
@@ -79,9 +83,23 @@ class OnnxBackend:
         on_cuda = providers[0] in ON_CUDA and torch.cuda.is_available()
         self.device = torch.device("cuda", device_id) if on_cuda else torch.device("cpu")
 
-    def for_window(self, height: int, width: int) -> "OnnxBackend":
-        """Return the encoder for windows of that size, multiples of 16; it is loaded when it is first asked for."""
-        return self._load_window((height, width))
+    @cached_property
+    def windows(self) -> "OnnxBackend":
+        """The encoder for windows of all sizes, multiples of 16; it is loaded when it is first asked for."""
+        return self._change(_any_window)
+
+    def for_part(self, rows: slice, columns: slice) -> Callable[..., list[Tensor]]:
+        """Return `image`, `masks` or `decoder` for these rows and columns of the grid alone.
+
+        What takes any of them is loaded when it is first asked for.
+        """
+        part, positions = self._any_part
+        return cut_positions(part, positions, rows, columns)
+
+    @cached_property
+    def _any_part(self) -> tuple["OnnxBackend", Positions]:
+        positions: Positions = []
+        return self._change(partial(_any_part, positions=positions)), positions
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         # Kept until the run is over: a binding knows addresses alone.
@@ -103,32 +121,94 @@ class OnnxBackend:
         return [from_dlpack(value._ortvalue) for value in binding.get_outputs()]
 
 
-def _resized(path: Path, size: tuple[int, int]) -> bytes:
-    """Return an encoder that takes images of another height and width, of which its export made constants.
+def _any_window(model: Any) -> None:
+    """Make of an encoder one that takes images of any height and width, of which its export made constants.
 
     These are the shapes of reshapes between tokens as a list, B x N x C, and as a grid, B x rows x columns x C.
     """
-    onnx: Any = import_extra("onnx", "onnx")
-    model = onnx.load(path)
-    graph = model.graph
+    graph, to_array = model.graph, import_extra("onnx.numpy_helper", "onnx").to_array
     dims = graph.input[0].type.tensor_type.shape.dim
     reshapes = {node.input[1] for node in graph.node if node.op_type == "Reshape"}
-    shapes = {tensor.name: onnx.numpy_helper.to_array(tensor).copy() for tensor in graph.initializer if tensor.name in reshapes}
+    shapes = {tensor.name: to_array(tensor) for tensor in graph.initializer if tensor.name in reshapes}
     fixed = any(node.op_type == "Resize" and len(node.input) > 3 for node in graph.node)
     if len(dims) != 4 or fixed or shapes.keys() != reshapes or not {len(shape) for shape in shapes.values()} <= {3, 4}:
-        raise InvalidInputError(f"{path} takes one size, and no window: give the export of a GroupMixFormer.")
-    height, width = (dim.dim_value for dim in dims[2:])
-    for shape in shapes.values():
+        raise InvalidInputError("this encoder takes one size, and no window: give the export of a GroupMixFormer.")
+    rows, columns = (dim.dim_value // STRIDE for dim in dims[2:])
+    terms = {}
+    for name, shape in shapes.items():
+        terms[name] = [[side, 0, 0, 0] for side in shape]
         if len(shape) == 4:
-            shape[1:3] = shape[1] * size[0] // height, shape[2] * size[1] // width
+            terms[name][1:3] = [0, shape[1] // rows, 0, 0], [0, 0, shape[2] // columns, 0]
         else:
-            shape[1] = shape[1] * size[0] * size[1] // (height * width)
-    for tensor in graph.initializer:
-        if tensor.name in shapes:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(shapes[tensor.name], tensor.name))
-    dims[2].dim_value, dims[3].dim_value = size
-    for dim in graph.output[0].type.tensor_type.shape.dim[2:]:
-        dim.Clear()
-    del graph.value_info[:]
-    content: bytes = model.SerializeToString()
-    return content
+            terms[name][1] = [0, 0, 0, shape[1] // (rows * columns)]
+    _free(graph, 2, STRIDE, terms)
+
+
+def _any_part(model: Any, positions: Positions) -> None:
+    """Make of `image`, `masks` or `decoder` one for any part of the grid, of which its export made constants.
+
+    Args:
+        model: The whole grid's.
+        positions: Where to put what the cells' positions add, constants of all cells, which become further inputs.
+    """
+    onnx: Any = import_extra("onnx", "onnx")
+    graph = model.graph
+    axis = 1 if graph.input[0].name == "tokens" else 2
+    rows, columns = (dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[axis : axis + 2])
+    cells, terms = rows * columns, {}
+    of_side = {cells: [0, 0, 0, 1], 16 * cells: [0, 0, 0, 16]}
+    for tensor in list(graph.initializer):
+        data = onnx.numpy_helper.to_array(tensor)
+        if data.dtype == np.float32 and cells in data.shape:
+            place = data.shape.index(cells)
+            positions.append((place, torch.from_numpy(data.copy()).unflatten(place, (rows, columns))))
+            graph.initializer.remove(tensor)
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, data.shape))
+        elif data.dtype == np.int64 and data.ndim == 1:
+            sides = [of_side.get(side, [side, 0, 0, 0]) for side in data.tolist()]
+            if len(data) == 8 and data[2:4].tolist() == [rows, columns]:
+                sides[2:4] = [0, 1, 0, 0], [0, 0, 1, 0]
+            elif data.tolist() == [-1, 4, 4 * rows, 4 * columns]:
+                sides[2:4] = [0, 4, 0, 0], [0, 0, 4, 0]
+            if any(side[0] == 0 and any(side) for side in sides):
+                terms[tensor.name] = sides
+    _free(graph, axis, 4 if graph.input[0].name == "masks" else 1, terms)
+
+
+def _free(graph: Any, axis: int, unit: int, terms: dict[str, list[list[int]]]) -> None:
+    """Free the sizes of a graph, and compute its constant shapes from that of the first input.
+
+    Args:
+        graph: Changed in place.
+        axis: Of the first input, for rows; columns are in the next one.
+        unit: What of the first input is a row or a column.
+        terms: By the name of a constant, for each of its sides: a number, and how many to add for each row, column and cell.
+    """
+    onnx: Any = import_extra("onnx", "onnx")
+    make = onnx.helper.make_node
+
+    def constant(name: str, values: Any) -> str:
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(values, np.int64), f"free_{name}"))
+        return f"free_{name}"
+
+    nodes = [
+        make("Shape", [graph.input[0].name], ["free_pixels"], start=axis, end=axis + 2),
+        make("Div", ["free_pixels", constant("unit", unit)], ["free_sides"]),
+        make("ReduceProd", ["free_sides"], ["free_cells"]),
+        make("Concat", [constant("one", [1]), "free_sides", "free_cells"], ["free_counts"], axis=0),
+    ]
+    axes = constant("axes", [1])
+    for name, sides in terms.items():
+        nodes += [
+            make("Mul", [constant(f"terms_{name}", sides), "free_counts"], [f"free_products_{name}"]),
+            make("ReduceSum", [f"free_products_{name}", axes], [name], keepdims=0),
+        ]
+    for tensor in list(graph.initializer):
+        if tensor.name in terms:
+            graph.initializer.remove(tensor)
+    nodes += graph.node
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()

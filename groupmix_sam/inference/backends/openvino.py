@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from functools import cache, lru_cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -11,20 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...encoders.config import STRIDE
 from ...errors import InvalidInputError, RuntimeUnavailableError, import_extra
-from .base import MOST_WINDOWS, input_refused
+from .base import Positions, cut_positions, input_refused
 
-__all__ = ["CHANNELS", "OpenvinoBackend", "openvino_core"]
+__all__ = ["OpenvinoBackend", "openvino_core"]
 
 # Shapes of inputs after which a model is compiled anew, which takes a third of a second. For each shape the decoder keeps 4 MB
 # for good. Without OpenVINO's cache that is 3 MB, and release_memory() frees none of it. oneDNN's cache, of 150 MB, is bounded.
 MOST_SHAPES = 32
-# Sides of the decoder's tensors, its channels for the most part, which `for_part` takes for no number of cells.
-CHANNELS = (4, 8, 16, 32, 64, 128, 256)
-# What the cells' positions add, with the axis of the cells, which is split in rows and columns.
-Positions = list[tuple[int, Tensor]]
-# Parts of the grid that a decoder is kept compiled for, some 50 MB each.
-MOST_PARTS = 8
 
 
 class OpenvinoBackend:
@@ -49,11 +44,9 @@ class OpenvinoBackend:
         device: str = "CPU",
         precision: str = "f32",
         threads: int | None = None,
-        change: Callable[[Any], Any] | None = None,
+        change: Callable[[Any], None] | None = None,
     ) -> None:
-        given = path, device, precision, threads
-        self._load_window = lru_cache(MOST_WINDOWS)(lambda size: OpenvinoBackend(*given, change=partial(_resized, size=size)))
-        self._load_part = lru_cache(MOST_PARTS)(partial(_load_part, *given))
+        self._change = partial(OpenvinoBackend, path, device, precision, threads)
         self.device = torch.device("cpu")
         self._lock = Lock()
         core = openvino_core()
@@ -63,7 +56,10 @@ class OpenvinoBackend:
             settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         self._shapes: set[tuple[torch.Size, ...]] = set()
         try:
-            source = str(path) if change is None else change(core.read_model(str(path)))
+            source: Any = str(path)
+            if change is not None:
+                source = core.read_model(str(path))
+                change(source)
             self._compile = partial(core.compile_model, source, device, settings)
             self.model = self._compile()
         except RuntimeError as e:
@@ -77,22 +73,23 @@ class OpenvinoBackend:
                 stacklevel=2,
             )
 
-    def for_window(self, height: int, width: int) -> "OpenvinoBackend":
-        """Return the encoder for windows of that size, multiples of 16; it is compiled when it is first asked for."""
-        return self._load_window((height, width))
+    @cached_property
+    def windows(self) -> "OpenvinoBackend":
+        """The encoder for windows of all sizes, multiples of 16; it is compiled when it is first asked for."""
+        return self._change(_any_window)
 
     def for_part(self, rows: slice, columns: slice) -> Callable[..., list[Tensor]]:
-        """Return `image` or `decoder` for these rows and columns of the grid alone.
+        """Return `image`, `masks` or `decoder` for these rows and columns of the grid alone.
 
-        It is compiled for each number of rows and columns, and the last few are kept.
+        What takes any of them is compiled when it is first asked for.
         """
-        size = rows.stop - rows.start, columns.stop - columns.start
-        part, positions = self._load_part(size)
-        here = [
-            whole.narrow(axis, rows.start, size[0]).narrow(axis + 1, columns.start, size[1]).flatten(axis, axis + 1)
-            for axis, whole in positions
-        ]
-        return lambda *inputs: part(*inputs, *here)
+        part, positions = self._any_part
+        return cut_positions(part, positions, rows, columns)
+
+    @cached_property
+    def _any_part(self) -> tuple["OpenvinoBackend", Positions]:
+        positions: Positions = []
+        return self._change(partial(_any_part, positions=positions)), positions
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         arrays = [x.cpu().contiguous().numpy() for x in inputs]
@@ -123,91 +120,94 @@ def openvino_core() -> Any:
     return import_extra("openvino", "openvino").Core()
 
 
-def _resized(model: Any, size: tuple[int, int]) -> Any:
-    """Return an encoder that takes images of another height and width, of which its export made constants.
+def _any_window(model: Any) -> None:
+    """Make of an encoder one that takes an image of any height and width, of which its export made constants.
 
     These are the shapes of reshapes between tokens as a list, B x N x C, and as a grid, B x rows x columns x C.
     """
-    opset, ov = import_extra("openvino.opset13", "openvino"), import_extra("openvino", "openvino")
+    ov = import_extra("openvino", "openvino")
     pixels = model.get_parameters()[0]
     try:
         height, width = (pixels.get_partial_shape()[i].get_length() for i in (2, 3))
-        # `model.reshape` would first check the new constants with the old size.
         pixels.set_partial_shape(ov.PartialShape([1, 3, height, width]))
         model.validate_nodes_and_infer_types()
+        rows, columns, terms = height // STRIDE, width // STRIDE, {}
         for node in model.get_ops():
-            if node.get_type_name() == "Reshape":
-                before, shape = list(node.get_input_shape(0)), list(node.get_output_shape(0))
-                if (len(before), len(shape)) == (3, 4):
-                    shape[1:3] = shape[1] * size[0] // height, shape[2] * size[1] // width
-                elif (len(before), len(shape)) == (4, 3):
-                    shape[1] = -1
-                else:
-                    continue
-                node.input(1).replace_source_output(opset.constant(np.array(shape, np.int64)).output(0))
-        pixels.set_partial_shape(ov.PartialShape([1, 3, *size]))
-        model.validate_nodes_and_infer_types()
+            before, shape = (
+                ([], []) if node.get_type_name() != "Reshape" else (node.get_input_shape(0), node.get_output_shape(0))
+            )
+            if (len(before), len(shape)) == (3, 4):
+                sides = [0, shape[1] // rows, 0, 0], [0, 0, shape[2] // columns, 0]
+                terms[node.input_value(1)] = [[1, 0, 0, 0], *sides, [shape[3], 0, 0, 0]]
+            elif (len(before), len(shape)) == (4, 3):
+                terms[node.input_value(1)] = [[1, 0, 0, 0], [-1, 0, 0, 0], [shape[2], 0, 0, 0]]
+        _free(model, 2, STRIDE, terms)
+        if model.outputs[0].get_partial_shape()[2].is_static:
+            raise RuntimeError("what it gives is of one size")
     except RuntimeError as e:
         raise InvalidInputError(
             f"this encoder takes one size, and no window ({e}): give the export of a GroupMixFormer."
         ) from e
-    return model
 
 
-def _load_part(
-    path: Path, device: str, precision: str, threads: int | None, size: tuple[int, int]
-) -> tuple[OpenvinoBackend, Positions]:
-    """Return `image` or `decoder` for so many rows and columns of the grid, and what its further inputs are cut from."""
-    positions: Positions = []
-    return OpenvinoBackend(path, device, precision, threads, partial(_cropped, size=size, positions=positions)), positions
-
-
-def _replace(node: Any, other: Any) -> None:
-    for target in node.output(0).get_target_inputs():
-        target.replace_source_output(other.output(0))
-
-
-def _cropped(model: Any, size: tuple[int, int], positions: Positions) -> Any:
-    """Return `image` or `decoder` for a part of the grid, of which its export made constants.
-
-    What the cells' positions add, constants of all cells, become further inputs.
+def _any_part(model: Any, positions: Positions) -> None:
+    """Make of `image`, `masks` or `decoder` one for any part of the grid, of which its export made constants.
 
     Args:
         model: The whole grid's.
-        size: Rows and columns of the part.
-        positions: Where to put those constants.
+        positions: Where to put what the cells' positions add, constants of all cells, which become further inputs.
     """
-    opset, ov = import_extra("openvino.opset13", "openvino"), import_extra("openvino", "openvino")
-    old = model.get_parameters()
-    shape = list(old[0].get_partial_shape().to_shape())
-    rows, columns = shape[2:] if old[0].get_friendly_name() == "features" else shape[1:3]
-    cells, wanted = rows * columns, size[0] * size[1]
-    sizes = {cells: wanted, 16 * cells: 16 * wanted}
+    opset: Any = import_extra("openvino.opset13", "openvino")
+    first = model.get_parameters()[0]
+    name, shape = first.get_friendly_name(), list(first.get_partial_shape().to_shape())
+    axis = 1 if name == "tokens" else 2
+    rows, columns = shape[axis : axis + 2]
+    cells, terms = rows * columns, {}
+    of_side = {cells: [0, 0, 0, 1], 16 * cells: [0, 0, 0, 16]}
     added = []
     for node in model.get_ops():
         if node.get_type_name() != "Constant":
             continue
         shape, data = list(node.get_output_shape(0)), node.data
         if data.dtype in (np.float32, np.float16) and cells in shape:
-            axis = shape.index(cells)
-            positions.append((axis, torch.from_numpy(data.astype(np.float32)).unflatten(axis, (rows, columns))))
-            added.append(opset.parameter([sizes.get(side, side) for side in shape], np.float32))
-            _replace(node, added[-1])
+            place = shape.index(cells)
+            positions.append((place, torch.from_numpy(data.astype(np.float32)).unflatten(place, (rows, columns))))
+            added.append(opset.parameter([-1 if i == place else side for i, side in enumerate(shape)], np.float32))
+            for target in node.output(0).get_target_inputs():
+                target.replace_source_output(added[-1].output(0))
         elif data.dtype == np.int64 and len(shape) == 1:
-            values = [sizes.get(value, value) for value in data.tolist()]
-            if len(values) == 8 and values[2:4] == [rows, columns]:
-                values[2:4] = size
-            elif values == [-1, 4, 4 * rows, 4 * columns]:
-                values[2:4] = 4 * size[0], 4 * size[1]
-            if values != data.tolist():
-                _replace(node, opset.constant(np.array(values, np.int64)))
-    for parameter in old:
-        sides = [side.get_length() if side.is_static else -1 for side in parameter.get_partial_shape()]
-        sides = [sizes.get(side, side) for side in sides]
-        for axis in range(1, 3):
-            if sides[axis : axis + 2] == [rows, columns]:
-                sides[axis : axis + 2] = size
-        parameter.set_partial_shape(ov.PartialShape(sides))
+            sides = [of_side.get(side, [side, 0, 0, 0]) for side in data.tolist()]
+            if len(data) == 8 and data[2:4].tolist() == [rows, columns]:
+                sides[2:4] = [0, 1, 0, 0], [0, 0, 1, 0]
+            elif data.tolist() == [-1, 4, 4 * rows, 4 * columns]:
+                sides[2:4] = [0, 4, 0, 0], [0, 0, 4, 0]
+            if any(side[0] == 0 and any(side) for side in sides):
+                terms[node.output(0)] = sides
     model.add_parameters(added)
+    _free(model, axis, 4 if name == "masks" else 1, terms)
+
+
+def _free(model: Any, axis: int, unit: int, terms: dict[Any, list[list[int]]]) -> None:
+    """Free the sizes of a model, and compute its constant shapes from that of the first input.
+
+    Args:
+        model: Changed in place.
+        axis: Of the first input, for rows; columns are in the next one.
+        unit: What of the first input is a row or a column.
+        terms: By the output of a constant, for each of its sides: a number, and how many to add for each row, column and cell.
+    """
+    ops, ov = import_extra("openvino.opset13", "openvino"), import_extra("openvino", "openvino")
+
+    def constant(values: Any) -> Any:
+        return ops.constant(np.array(values, np.int64))
+
+    pixels = ops.gather(ops.shape_of(model.get_parameters()[0]), constant([axis, axis + 1]), constant(0))
+    sides = ops.divide(pixels, constant(unit))
+    counts = ops.concat([constant([1]), sides, ops.reduce_prod(sides, constant(0), True)], 0)
+    for output, values in terms.items():
+        shape = ops.reduce_sum(ops.multiply(constant(values), counts), constant(1))
+        for target in output.get_target_inputs():
+            target.replace_source_output(shape.output(0))
+    for parameter in model.get_parameters():
+        parameter.set_partial_shape(ov.PartialShape([-1] * len(parameter.get_partial_shape())))
     model.validate_nodes_and_infer_types()
-    return model

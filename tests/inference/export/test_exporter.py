@@ -312,20 +312,14 @@ def test_int8_for_tensorrt(sam, exported, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("backend", [OnnxBackend, OpenvinoBackend])
-def test_windows(sam, exported, backend, monkeypatch):
-    """An export of one size encodes windows as PyTorch does, and so does a `PartialPredictor`."""
+def test_windows(sam, exported, backend):
+    """An export of one size encodes windows of all sizes as PyTorch does, and so does a `PartialPredictor`."""
     encoder = backend(exported / "encoder.onnx")
-    pixels = torch.randn(1, 3, 128, 192)
-    with torch.no_grad():
-        expected = sam.image_encoder(pixels)
-    torch.testing.assert_close(encoder.for_window(128, 192)(pixels)[0], expected, rtol=0, atol=1e-3)
-    assert encoder.for_window(128, 192) is encoder.for_window(128, 192)
-    monkeypatch.setattr(sys.modules[backend.__module__], "MOST_WINDOWS", 1)
-    few = backend(exported / "encoder.onnx")
-    first = few.for_window(128, 192)
-    last = few.for_window(64, 64)
-    assert few.for_window(64, 64) is last, "the one used last is kept"
-    assert few.for_window(128, 192) is not first
+    for size in ((128, 192), (64, 80)):
+        pixels = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            expected = sam.image_encoder(pixels)
+        torch.testing.assert_close(encoder.windows(pixels)[0], expected, rtol=0, atol=1e-3)
     plain = torch_model(sam)
     predictors = [PartialPredictor(Predictor(replace(plain, encoder=runtime))) for runtime in (plain.encoder, encoder)]
     still = np.full((192, 256, 3), 90, np.uint8)
@@ -337,25 +331,30 @@ def test_windows(sam, exported, backend, monkeypatch):
         assert predictor.share == 0.25, "128 x 128 of 256 x 256"
     np.testing.assert_allclose(*(predictor.get_image_embedding() for predictor in predictors), atol=1e-3)
     with pytest.raises(InvalidInputError, match="no window"):
-        backend(exported / "decoder.onnx").for_window(128, 128)
+        backend(exported / "decoder.onnx").windows  # noqa: B018
 
 
-def test_a_part_of_the_grid_in_openvino(fast_graphs, tmp_path):
-    """The decoder for some cells gives what PyTorch's does of them, wherever they are; it is compiled for each size once."""
-    for name in ("image.onnx", "decoder.onnx"):
+@pytest.mark.parametrize("backend", [OnnxBackend, OpenvinoBackend])
+def test_a_part_of_the_grid(fast_graphs, tmp_path, backend):
+    """The decoder for some cells gives what PyTorch's does of them, wherever they are and however many."""
+    for name in ("masks.onnx", "image.onnx", "decoder.onnx"):
         shutil.copy(fast_graphs / name, tmp_path)
-    convert(tmp_path, "fp32", [])
-    image, decoder = (OpenvinoBackend(tmp_path / name) for name in ("image.xml", "decoder.xml"))
-    features = 0.1 * torch.randn(1, 256, 64, 64, generator=torch.Generator().manual_seed(0))
+    if backend is OpenvinoBackend:
+        convert(tmp_path, "fp32", [])
+    suffix = ".xml" if backend is OpenvinoBackend else ".onnx"
+    parts = [backend(tmp_path / f"{name}{suffix}") for name in ("masks", "image", "decoder")]
+    draw = torch.Generator().manual_seed(0)
+    features, low = 0.1 * torch.randn(1, 256, 64, 64, generator=draw), 5 * torch.randn(1, 1, 256, 256, generator=draw)
     prompt = torch.tensor([[[330.0, 40.0], [440.0, 90.0]]]), torch.tensor([[2.0, 3.0]])
     model = torch_model(build_sam_groupmix("fast"))
-    for part in ((slice(4, 12), slice(40, 56)), (slice(0, 8), slice(39, 55))):
+    for place in ((slice(4, 12), slice(40, 56)), (slice(0, 8), slice(39, 55)), (slice(3, 17), slice(44, 64))):
         exact, got = (
-            decode(*cut(features), *prompt) for cut, decode in (model.crop(*part), crop_parts(image, decoder, (64, 64), *part))
+            decode(*image(features + masks(low)[0]), *prompt)
+            for masks, image, decode in (model.crop(*place), crop_parts(*parts, (64, 64), *place))
         )
         torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-2)
-        assert (got[0] != OUTSIDE).float().mean() == 8 * 16 / 64**2
-    assert decoder._load_part.cache_info().misses == 1
+        rows, columns = (side.stop - side.start for side in place)
+        assert (got[0] != OUTSIDE).float().mean() == rows * columns / 64**2
 
 
 def test_what_stays_exact_in_openvino(exported):
