@@ -297,21 +297,26 @@ def rate(value: list[float]) -> str:
 
 
 def live_events(live: Live) -> str:
-    """Made videos: what is encoded, and how close masks are to full encoding."""
+    """Made videos: what is encoded, how close masks are to full encoding, and how close all are to the truth."""
+    moved, around = "what moved", "around the object"
+
+    def pair(values: list[float] | None) -> str:
+        return ", ".join(f"{iou:.3f}" for iou in values or ())
+
     rows = (
         (
             row["event"],
             row["model"],
-            *(
-                cell
-                for mode in ("what moved", "around the object")
-                for cell in (f"{row['share'][mode]:.2f}", ", ".join(f"{iou:.3f}" for iou in row["iou"][mode]))
-            ),
+            *(cell for mode in (moved, around) for cell in (f"{row['share'][mode]:.2f}", pair(row["iou"][mode]))),
+            *(pair(row.get("truth", {}).get(mode)) for mode in ("all", moved, around)),
         )
         for row in sorted(live["events"]["rows"], key=lambda row: EVENTS.index(row["event"]))
     )
-    head = ("event", "model", "share, what moved", "IoU: mean, least", "share, around the object", "IoU: mean, least")
-    return table(head, rows) + origin(live["events"])
+    iou, truth = "IoU: mean, least", "IoU with the truth,"
+    shares = (f"share, {moved}", iou, f"share, {around}", iou)
+    return table(("event", "model", *shares, f"{truth} full", f"{truth} {moved}", f"{truth} {around}"), rows) + origin(
+        live["events"]
+    )
 
 
 def live_switches(live: Live) -> str:

@@ -215,6 +215,14 @@ def test_decoding_around_what_is_followed(sam):
     assert np.abs(logits[..., :40, :40] - expected[2][..., :40, :40]).mean() < expected[2].std()
 
 
+def test_what_decodes_parts_is_loaded_at_the_start(sam):
+    """Exports load it when it is first asked for, which would hold up a stream."""
+    model, asked = torch_model(sam), []
+    for follow in (False, True):
+        PartialPredictor(Predictor(replace(model, crop=lambda *window: asked.append(window))), follow=follow)
+        assert bool(asked) == follow
+
+
 def test_decoding_in_steps(sam):
     """Of a runtime that is compiled for each size: 10 cells are needed, and 12 are decoded."""
     partial = PartialPredictor(Predictor(replace(torch_model(sam), crop_step=12)), follow=True)
