@@ -96,7 +96,7 @@ def load(checkpoint: str, threads: int) -> tuple[str, Predictor]:
     torch.set_num_threads(threads)
     if not is_exported(checkpoint):
         keep_freed_memory()  # as `stream` does
-        return f"{RUNTIMES['torch']} fp32", Predictor.from_pretrained(checkpoint)
+        return f"{RUNTIMES['torch']} fp32", Predictor.from_pretrained(checkpoint, pad=False)
     config = read_config(Path(checkpoint))
     return f"{RUNTIMES[config['runtime']]} {config['precision']}", Predictor.from_pretrained(checkpoint, threads=threads)
 

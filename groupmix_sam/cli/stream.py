@@ -76,11 +76,19 @@ def stream(
     else:
         wanted = [Prompt([numbers(text, 2, "x,y")], [1]) for text in point or []]
     frames = Frames(source)
-    if not is_exported(checkpoint):
+    exported, partial = is_exported(checkpoint), fixed_camera or follow
+    if not exported:
         keep_freed_memory()
-    predictor = Predictor.from_pretrained(checkpoint, encoder=encoder, image_size=image_size, device=device, threads=threads)
+    predictor = Predictor.from_pretrained(
+        checkpoint,
+        encoder=encoder,
+        image_size=image_size,
+        device=device,
+        pad=exported or not partial,  # a window's features are closer to those of the frame without padding
+        threads=threads,
+    )
     alarm = DriftAlarm(Drift.load(drift, predictor.model_hash), predictor) if drift is not None else None
-    model = PartialPredictor(predictor, follow=follow) if fixed_camera or follow else predictor
+    model = PartialPredictor(predictor, follow=follow) if partial else predictor
     clock, told, count = Clock(), time.monotonic(), 0
     with ExitStack() as stack:
         # A service that is stopped ends as by Ctrl-C, so that its files are kept.

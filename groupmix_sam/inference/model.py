@@ -107,7 +107,7 @@ def torch_model(
     encoder = sam.image_encoder
     size = int(encoder.img_size)
     if not pad and not isinstance(encoder, GroupMixFormer):
-        raise InvalidInputError(f"a {type(encoder).__name__} takes a square alone: leave out pad.")
+        raise InvalidInputError(f"a {type(encoder).__name__} takes a square alone: leave out pad, or give a GroupMixFormer.")
     fused = fuse_encoder(encoder) if isinstance(encoder, GroupMixFormer) else deepcopy(encoder).eval()
     decoder = FusedDecoder(sam).to(where)
     mean, std = (value.flatten().float().cpu().numpy() for value in (sam.pixel_mean, sam.pixel_std))

@@ -862,6 +862,21 @@ def test_windows_need_objects():
         CliRunner().invoke(app, ["stream", "a.avi", "--box", "0,0,9,9", "--follow"], catch_exceptions=False)
 
 
+def test_windows_are_of_frames_without_padding(monkeypatch):
+    asked = []
+
+    def load(*args, **options):
+        asked.append(options["pad"])
+        raise InvalidInputError("enough")
+
+    monkeypatch.setattr("groupmix_sam.live.sources.Frames", lambda source: None)
+    monkeypatch.setattr(Predictor, "from_pretrained", load)
+    for mode in ([], ["--fixed-camera"], ["--track", "--follow"]):
+        with pytest.raises(InvalidInputError, match="enough"):
+            CliRunner().invoke(app, ["stream", "a.avi", "--box", "0,0,9,9", *mode], catch_exceptions=False)
+    assert asked == [True, False, False]
+
+
 def test_all_outputs_of_a_tracked_video(tmp_path, monkeypatch):
     """`stream --track` on a drawn video: the files agree with each other."""
     monkeypatch.setattr(Predictor, "from_pretrained", lambda *args, **options: ColourPredictor())
