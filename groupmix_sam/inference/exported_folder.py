@@ -1,6 +1,7 @@
 """The folder that `groupmix-sam export` writes: its format, its checks, its models."""
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ __all__ = ["FORMAT_VERSION", "PARTS", "SINGLE_MASK", "SUFFIXES", "crop_parts", "
 
 FORMAT_VERSION = 1
 # Rows and columns of the grid that a decoder takes come in steps of this: OpenVINO keeps memory for each size that it has met.
-CROP_STEP = 4
+CROP_STEP = 8
 PARTS = ("encoder", "masks", "image", "decoder")
 SINGLE_MASK = "single_mask"  # a decoder that is faster for one mask; a folder for a web page has none
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "tensorrt": ".plan"}
@@ -69,11 +70,12 @@ def folder_model(folder: Path, device: str | None = None, threads: int | None = 
             return OpenvinoBackend(path, device.upper(), precision, threads)
         return TensorrtBackend(path)
 
-    masks, image, decoder = load("masks"), load("image"), load("decoder")
+    masks, image, decoder = parts = load("masks"), load("image"), load("decoder")
     crop = None
     rows, columns = (side // config["embed_stride"] for side in config["input_size"])
-    if runtime != "tensorrt" and rows * columns not in CHANNELS:
-        crop = partial(crop_parts, masks, image, decoder, (rows, columns))
+    of_any_size = [part for part in parts if isinstance(part, OnnxBackend | OpenvinoBackend)]
+    if of_any_size and rows * columns not in CHANNELS:
+        crop = partial(crop_parts, of_any_size, (rows, columns))
     return InferenceModel(
         encoder=load("encoder"),
         masks=masks,
@@ -94,16 +96,11 @@ def folder_model(folder: Path, device: str | None = None, threads: int | None = 
 
 
 def crop_parts(
-    masks: OnnxBackend | OpenvinoBackend,
-    image: OnnxBackend | OpenvinoBackend,
-    decoder: OnnxBackend | OpenvinoBackend,
-    grid: tuple[int, int],
-    rows: slice,
-    columns: slice,
+    parts: Sequence[OnnxBackend | OpenvinoBackend], grid: tuple[int, int], rows: slice, columns: slice
 ) -> tuple[Backend, Backend, Backend]:
-    """Return what sees some rows and columns of the grid alone, as `InferenceModel.crop` does."""
-    parts = (part.for_part(rows, columns) for part in (masks, image, decoder))
-    return in_place(*parts, image.device, grid, rows, columns)
+    """Return `masks`, `image` and `decoder` that see some rows and columns of the grid alone, as `InferenceModel.crop` does."""
+    masks, image, decoder = (part.for_part(rows, columns) for part in parts)
+    return in_place(masks, image, decoder, parts[0].device, grid, rows, columns)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -82,6 +82,10 @@ class PartialPredictor:
         self._refresh = refresh
         self._min_iou = min_iou
         self._sides = range(STEP, predictor.image_size, STEP)
+        if isinstance(encoder, OpenvinoBackend):
+            # With the frame's own, few enough pairs for OpenVINO, which is compiled anew after MOST_SHAPES.
+            step = max(STEP, predictor.image_size // 8)
+            self._sides = range(step, predictor.image_size // 2 + 1, step)
         # The resized frame as each pixel was last encoded, and the frame before, both filled up to whole blocks.
         self._encoded: Pixels | None = None
         self._before: Pixels | None = None
@@ -105,9 +109,8 @@ class PartialPredictor:
         except (AssertionError, RuntimeError) as e:  # of a TinyViT, which has attention windows of its own
             raise InvalidInputError(f"this encoder takes one size, and no window ({e}): give a GroupMixFormer's.") from e
         if follow and predictor.model.crop is not None:
-            predictor.model.crop(
-                slice(0, 1), slice(0, 1)
-            )  # exports load now what they decode parts by, not in a stream's middle
+            # An export loads now what it decodes parts by, not in the middle of a stream.
+            predictor.model.crop(slice(0, 1), slice(0, 1))
 
     def set_image(self, image: NDArray[Any], image_format: str = "RGB") -> None:
         """Bring the embedding up to date with a frame; nothing is encoded where nothing changed.

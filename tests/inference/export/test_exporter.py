@@ -350,7 +350,7 @@ def test_a_part_of_the_grid(fast_graphs, tmp_path, backend):
     for place in ((slice(4, 12), slice(40, 56)), (slice(0, 8), slice(39, 55)), (slice(3, 17), slice(44, 64))):
         exact, got = (
             decode(*image(features + masks(low)[0]), *prompt)
-            for masks, image, decode in (model.crop(*place), crop_parts(*parts, (64, 64), *place))
+            for masks, image, decode in (model.crop(*place), crop_parts(parts, (64, 64), *place))
         )
         torch.testing.assert_close(got, exact, rtol=1e-3, atol=1e-2)
         rows, columns = (side.stop - side.start for side in place)
