@@ -2,11 +2,15 @@
 
     python benchmarks/adapt_labels.py my_parts/ --coco coco/ --mobile-sam mobile_sam.pt
 
-A folder has `images/` and `annotations.json`, in COCO format. Its images, in the order of their names, are cut into folds of
-neighbours. For each fold `adapt` is run with 5, 10, 20 and 40 images, evenly drawn from the others, and the fold is measured:
-by the true box, and by the innermost point with the best of three masks by predicted IoU. Figures are means over all instances
-of all folds; intervals are 95 %, by bootstrap over images. With --coco what is kept of other objects is measured too, on some
-of its images, with the weights of --coco-count images.
+A folder has `images/` and `annotations.json`, in COCO format. Its images, in the order of their names, are cut into 20 blocks
+of neighbours, and each of five folds has every fifth block. Names order images by camera and time. So a fold shows what the
+other images show, as later frames of one's own line do, but except at the ends of blocks its images have no neighbour among
+them, which may be a near-duplicate. Five folds of one block each would ask for something else: other cameras and scenes.
+
+For each fold `adapt` is run with 5, 10, 20 and 40 images, evenly drawn from the others, and the fold is measured: by the true
+box, and by the innermost point with the best of three masks by predicted IoU. Figures are means over all instances of all
+folds; intervals are 95 %, by bootstrap over images. With --coco what is kept of other objects is measured too, on some of its
+images, with the weights of --coco-count images.
 
 It takes folds x counts x checkpoints x minutes: 7 hours with the defaults, and minutes for the figures themselves. What is done
 is kept in --work, so it can be stopped at any time and started again with the same arguments. --folds, --counts, --checkpoints
@@ -34,6 +38,7 @@ from groupmix_sam.inference import Predictor
 from groupmix_sam.masks import box_baseline, mask_iou
 
 FOLDS = 5
+BLOCKS = 20  # that the folds take by turns
 KINDS = ("box", "point")
 Rows = dict[str, list[list[float]]]  # by what is measured: a list of its instances' values for each image
 
@@ -50,6 +55,12 @@ def load_frames(folder: Path, checkpoint: str, cache: Path, count: int | None = 
     labelled.sort(key=lambda entry: str(entry.frame.image))
     frames = encode_frames(encoder, [entry.frame for entry in labelled], cache)
     return [entry._replace(frame=frame) for entry, frame in zip(labelled, frames, strict=True)]
+
+
+def in_folds(entries: Sequence[Labelled]) -> list[list[Labelled]]:
+    """Return entries, in the order of their names, as folds of blocks of neighbours."""
+    blocks = np.array_split(np.arange(len(entries)), BLOCKS)
+    return [[entries[i] for block in blocks[fold::FOLDS] for i in block] for fold in range(FOLDS)]
 
 
 def measure(checkpoint: str | Path, entries: Sequence[Labelled]) -> Rows:
@@ -129,10 +140,10 @@ def compare(args: argparse.Namespace, checkpoint: str) -> list[dict[str, Any]]:
     name = Path(checkpoint).stem
     cache = args.work / "cache"
     entries = load_frames(args.labelled, checkpoint, cache)
-    folds = [[entries[i] for i in part] for part in np.array_split(np.arange(len(entries)), FOLDS)]
+    folds = in_folds(entries)
     coco = load_frames(args.coco, checkpoint, cache, args.coco_images) if args.coco else []
     mobile = load_frames(args.labelled, str(args.mobile_sam), cache) if args.mobile_sam else []
-    theirs = [[mobile[i] for i in part] for part in np.array_split(np.arange(len(mobile)), FOLDS)]
+    theirs = in_folds(mobile)
     before = [kept(args.work / f"{name}-{i}.json", lambda i=i: measure(checkpoint, folds[i])) for i in args.folds]
     if mobile:
         mobiles = [kept(args.work / f"mobile-{i}.json", lambda i=i: measure(args.mobile_sam, theirs[i])) for i in args.folds]
@@ -141,7 +152,7 @@ def compare(args: argparse.Namespace, checkpoint: str) -> list[dict[str, Any]]:
     for count in args.counts:
         after, coco_after = [], []
         for i in args.folds:
-            pool = [entry for j, part in enumerate(folds) if j != i for entry in part]
+            pool = [entry for entry in entries if not any(entry is other for other in folds[i])]
             weights = adapted(args, checkpoint, i, count, pool)
             path = args.work / f"{weights.parent.name}.json"
             after.append(kept(path, lambda weights=weights, i=i: measure(weights, folds[i])))
@@ -216,8 +227,10 @@ def main() -> None:
     result = {
         **header(f"python benchmarks/adapt_labels.py {args.labelled.name} --minutes {args.minutes:g}"),
         "protocol": (
-            f"{len(args.folds)} of {FOLDS} folds of neighbouring images, {args.minutes:g} minutes of training each. mIoU is "
-            "over instances, by the true box, and by the innermost point with the best of three masks by predicted IoU. "
+            f"{len(args.folds)} of {FOLDS} folds, {args.minutes:g} minutes of training each. A fold has every fifth of "
+            f"{BLOCKS} blocks of neighbouring images, so it shares cameras with the images that are adapted to, but no "
+            "neighbours. mIoU is over instances, by the true box, and by the innermost point with the best of three masks by "
+            "predicted IoU. "
             "Intervals are 95 %, by bootstrap over images."
         ),
         "rows": rows,

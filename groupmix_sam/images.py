@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ __all__ = [
     "read_image",
     "report_left_out",
 ]
+
+T = TypeVar("T")
 
 SUFFIXES = {".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # What is expected beside images, and not reported as left out: annotations and notes.
@@ -161,10 +163,10 @@ def _report_unreadable(error: OSError) -> None:
     logger.warning("the folder %s is left out, it cannot be read (%s)", error.filename, error.strerror)
 
 
-def evenly_spaced(images: Sequence[ImageFile], count: int) -> list[ImageFile]:
-    """Return `count` images, evenly spaced from first to last, or all if there are fewer."""
-    count = min(count, len(images))
-    return [images[i * len(images) // count] for i in range(count)]
+def evenly_spaced(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` items, such as images, evenly spaced from first to last, or all if there are fewer."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def name_images(sources: Iterable[str | PathLike[str]]) -> dict[str, ImageFile]:

@@ -60,8 +60,10 @@ ADAPT = Recipe(
     phases=(Phase(1.0, 0, 1),),
     lr=2e-4,
     ridge_finish=False,
-    # A rate of 1e-3 ruins the masks within minutes (docs/research/2026-11-28-adapt-labels.md).
-    decoder=DecoderRecipe(minutes=20.0, points=2, corrections=0.3, warmup=0.1, pull=5.0, ema_decay=0.95),
+    # 1e-3 ruins the masks, and 2e-4 is no better (docs/research/2026-11-28-adapt-labels.md).
+    decoder=DecoderRecipe(
+        minutes=20.0, batch_size=1, points=2, corrections=0.15, lr=1e-4, lowest_lr=5e-6, warmup=0.1, pull=5.0, ema_decay=0.98
+    ),
 ).continued()
 POINTS = 16  # of each held-out image
 MIN_FRAMES_FOR_INTERVAL = 3
@@ -72,6 +74,8 @@ BLOCKS = 4  # that frames are held out in
 MAX_GAP = 5  # frames between a block and the training frames
 MAX_HELD_OUT_LABELLED = 40
 MAX_DRIFT = 100  # frames that later ones are compared with
+TURNS = (0, 4, 1, 7, 2, 6, 3, 5)  # of labelled images, as `turn_pixels` takes them; the first are the most different
+MAX_VIEWS = 64  # of the labelled images, each turn being one
 MAX_REPLAY = 100  # images of which the starting model's own masks are kept
 
 
@@ -254,6 +258,8 @@ def adapt_decoder(
     """
     folder = output / DECODER_FOLDER
     how = cast(DecoderRecipe, recipe.decoder)
+    turns = TURNS[: max(1, MAX_VIEWS // len(training))]
+    training = [entry.turned(turn) for turn in turns for entry in training]
     labelled = [*training, *held_out]
     frames = encode_frames(sam.image_encoder, [*(entry.frame for entry in labelled), *replay], cache)
     sam.to("cpu")

@@ -13,6 +13,7 @@ the IoU that the teacher predicts: what the mask is worth is at most what the te
 The stage itself asks an `Asker` for its samples. `labels.py` has the one whose masks are people's.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -35,7 +36,7 @@ from .cache import is_whole, write_tensors
 from .checkpoint import Progress, load_checkpoint, save_module
 from .data import CachedImage, Grid, Share, as_input, draw_order, whole_images
 from .decoder import Decoder, FrozenDecoder, TrainedDecoder
-from .loop import CHECKPOINT, CHECKS, Losses, Stage, average_of, broadcast_weights, cosine, least_seconds, open_log, train
+from .loop import CHECKPOINT, CHECKS, Losses, Stage, average_of, broadcast_weights, cosine, open_log, train
 from .losses import best_of, draw_points, mask_boxes, mask_errors, mask_ious
 from .recipe import DecoderRecipe, Recipe
 from .run import RunOptions, autocast, digest_of, open_run, process_state, save_run, start_accelerator
@@ -48,6 +49,8 @@ RESULT = "decoder.safetensors"
 ENCODER = "encoder.safetensors"
 KEPT = "last_good_check.safetensors"
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the way from the start to the last good check
+STEPS_TRIED = 20  # to know how many take the minutes that are given
+TRIED_SHARE = 0.05  # of the minutes, at most
 CHECK_IMAGES = 8
 CHECK_POINTS = 8  # of an image
 MASK_WEIGHT = 5.0  # of cross-entropy and dice
@@ -696,7 +699,7 @@ def pull_back(optimizer: torch.optim.Optimizer, pull: float) -> None:
 def step_seconds(
     student: Student, asker: Asker, how: DecoderRecipe, part_size: int, accelerator: Any, options: RunOptions
 ) -> float:
-    """Return what a step takes, tried on a copy of the student."""
+    """Return what a step takes in the mean, tried on a copy of the student: images with more instances take longer."""
     trial = deepcopy(student)
     optimizer = make_optimizer(trial, how)
     numbers = iter(range(1000 * part_size * options.accumulate))
@@ -709,7 +712,13 @@ def step_seconds(
         optimizer.step()
         optimizer.zero_grad()
 
-    return least_seconds(step, accelerator)
+    step()  # the first makes what the others use again
+    count, begin, seconds = 0, time.monotonic(), 0.0
+    while not count or (count < STEPS_TRIED and seconds < TRIED_SHARE * 60 * cast(float, how.minutes)):
+        step()
+        count, seconds = count + 1, time.monotonic() - begin
+    took = torch.tensor(seconds / count, device=accelerator.device)
+    return cast(Tensor, accelerator.reduce(took, reduction="mean")).item()
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from ..annotations.reader import Matched, some
 from ..encoders.config import STRIDE
 from ..errors import ImageReadError, InvalidInputError
 from ..files import make_folder
-from ..images import ImageFile
+from ..images import ImageFile, evenly_spaced
 from ..masks import encode_rle
 from ..preprocess import check_aspect, resized_size
 from .cache import is_whole, write_tensors
@@ -53,9 +53,10 @@ __all__ = [
 # How often an instance is asked for by a single point, by a box, by a box and a point, and by several points.
 KINDS = ("point", "box", "box and point", "points")
 PROMPT_KINDS = {"both": (0.4, 0.4, 0.1, 0.1), "box": (0.0, 0.8, 0.2, 0.0), "point": (0.75, 0.0, 0.0, 0.25)}
+CHECK_INSTANCES = 8  # of an image
 CENTRAL = 0.5  # share of points that are drawn about an instance's middle
 NOISE = 0.1  # of a check's IoU, times the root of its masks
-REPLAY = 0.25  # share of samples that are the starting model's own masks
+REPLAY = 0.1  # share of samples that are the starting model's own masks
 LABELLED_SHARE = 0.1  # of a mask that may be labelled, for the mask to be replayed on a labelled frame
 LINE_FROM = 20  # instances from which the predicted IoU's slope is fitted
 SLOPES = (0.2, 2.0)
@@ -72,6 +73,7 @@ class Frame:
         size: Its height and width in pixels.
         grid: Of its features.
         features: The file of its features of the padded whole, 256 x h x w, fp16, once there is one.
+        turn: How the file's image is turned, as `turn_pixels` does.
     """
 
     image: ImageFile
@@ -79,6 +81,7 @@ class Frame:
     size: tuple[int, int]
     grid: Grid
     features: Path = Path()
+    turn: int = 0
 
     @property
     def cells(self) -> tuple[int, int]:
@@ -92,7 +95,7 @@ class Frame:
 
     def pixels(self) -> Tensor:
         """Return the encoder's input, 1 x 3 x S x S."""
-        return as_input(resized(self.image.decode(), self.grid.image_size), self.grid.image_size)
+        return as_input(resized(turn_pixels(self.image.decode(), self.turn), self.grid.image_size), self.grid.image_size)
 
 
 class Labelled(NamedTuple):
@@ -117,6 +120,17 @@ class Labelled(NamedTuple):
         """Return instances' boxes, N x 4, x0, y0, x1, y1 in pixels of the input."""
         scale = self.frame.grid.image_size / max(self.frame.size)
         return torch.tensor([self.instances[number].box for number in numbers], dtype=torch.float32) * scale
+
+    def turned(self, turn: int) -> "Labelled":
+        """Return the same, turned as `turn_pixels` does."""
+        height, width = self.frame.size
+        frame = replace(self.frame, size=(width, height) if turn % 2 else (height, width), turn=turn)
+        return Labelled(frame, [Instance(turn_pixels(instance.mask, turn)) for instance in self.instances])
+
+
+def turn_pixels(pixels: np.ndarray[Any, Any], turn: int) -> np.ndarray[Any, Any]:
+    """Return H x W or H x W x C turned to the left by `turn` quarters; from 4 on mirrored before, left to right."""
+    return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if turn >= 4 else pixels, turn % 4))
 
 
 def open_frames(images: Iterable[ImageFile], grid: Grid) -> tuple[dict[ImageFile, Frame], list[ImageFile]]:
@@ -188,7 +202,8 @@ def encode_frames(encoder: nn.Module, frames: Sequence[Frame], folder: Path) -> 
     encoder = encoder.to(state.device).eval()
     encoded = []
     for i, frame in enumerate(tqdm(frames, desc="encoder", unit="image", disable=None if state.is_main_process else True)):
-        name = digest_of([frame.digest, key, str(frame.grid.image_size), str(frame.grid.stride)])
+        turn = [f"turn {frame.turn}"] if frame.turn else []
+        name = digest_of([frame.digest, key, str(frame.grid.image_size), str(frame.grid.stride), *turn])
         path = folder / f"student-{name}.safetensors"
         encoded.append(replace(frame, features=path))
         if i % state.num_processes == state.process_index and not is_whole(path):
@@ -204,7 +219,7 @@ class LabelAsker(Asker):
 
     Args:
         sam: The model as it is before the stage.
-        labelled: To train on.
+        labelled: To train on. A view of an image, turned, is one more.
         held_out: To measure on.
         replay: Frames of other objects, without labels.
         how: How many prompts.
@@ -236,9 +251,9 @@ class LabelAsker(Asker):
         self.how, self.seed, self.prompt_kind = how, seed, prompt_kind
         self.count, self.corrections = len(self.drawn), how.corrections
         self.device = torch.device("cpu")
-        self.checked = held_out
-        if len(held_out) > CHECK_IMAGES:
-            self.checked = [held_out[i * len(held_out) // CHECK_IMAGES] for i in range(CHECK_IMAGES)]
+        # Checks on the way are quick: the time is for steps.
+        images = evenly_spaced(held_out, CHECK_IMAGES)
+        self.checked = [entry._replace(instances=evenly_spaced(entry.instances, CHECK_INSTANCES)) for entry in images]
         self.tolerance = NOISE / sum(len(entry.instances) for entry in self.checked) ** 0.5
 
     def to(self, device: torch.device) -> None:
@@ -251,9 +266,10 @@ class LabelAsker(Asker):
             names += [entry.frame.features.name, *(encode_rle(instance.mask)["counts"] for instance in entry.instances)]
         return {
             "prompt_kind": self.prompt_kind,
-            "images": len(self.labelled),
+            "images": len({entry.frame.image for entry in self.labelled}),
+            "views": len(self.labelled),
             "held_out": len(self.held_out),
-            "instances": sum(len(entry.instances) for entry in self.labelled),
+            "instances": sum(len(entry.instances) for entry in self.labelled if not entry.frame.turn),
             "replay_images": len(self.replay),
             "images_sha256": digest_of(names),
         }

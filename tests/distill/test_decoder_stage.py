@@ -7,6 +7,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
@@ -32,6 +33,7 @@ from groupmix_sam.distill.decoder_stage import (
     move_boxes,
     pick_instances,
     points_in,
+    step_seconds,
     train_decoder,
 )
 from groupmix_sam.errors import InvalidInputError
@@ -488,3 +490,22 @@ def test_losses_are_means_over_images(sam, encoded):
 def test_nothing_to_train_on(small, tmp_path):
     with pytest.raises(InvalidInputError, match="no image to train on"):
         train(tiny(1), FrozenDecoder(tiny(0)), [], small, tmp_path, SHORT)
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(10.0, 1.0), (0.7, 2.5 / 3), (1e-4, 0.5)])
+def test_the_minutes_are_those_of_the_mean_step(monkeypatch, minutes, expected):
+    """Of a slow first step and then 0.5 and 1.5 seconds by turns: of 20 steps, or of a twentieth of the minutes."""
+    clock, took = [0.0], iter([9.0, *[0.5, 1.5] * 10])
+    decoder = TrainedDecoder(build_sam_groupmix(None, encoder="gmf_sam_test", image_size=128))
+    weight = decoder.mask_decoder.mask_tokens.weight
+
+    def losses(model, asker, numbers):
+        clock[0] += next(took)
+        return model.decoder.mask_decoder.mask_tokens.weight.sum(), {}
+
+    monkeypatch.setattr("groupmix_sam.distill.decoder_stage.image_losses", losses)
+    monkeypatch.setattr("groupmix_sam.distill.decoder_stage.time.monotonic", lambda: clock[0])
+    before = weight.detach().clone()
+    how = DecoderRecipe(minutes=minutes)
+    assert step_seconds(Student(decoder), None, how, 1, Accelerator(cpu=True), RunOptions()) == pytest.approx(expected)
+    assert torch.equal(weight, before), "the steps are tried on a copy"

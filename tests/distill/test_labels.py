@@ -93,6 +93,32 @@ def test_masks_and_boxes_on_the_decoders_grid():
     assert entry.boxes([0, 1]).tolist() == [[4.0, 8.0, 10.0, 20.0], [125.0, 90.0, 128.0, 96.0]]
 
 
+@pytest.mark.parametrize("turn", range(8))
+def test_a_turned_image_and_its_masks_stay_together(turn, tmp_path):
+    """As Pillow turns and mirrors them; features are of the turned image, in a file of its own."""
+    image = Image.new("RGB", SHAPE[::-1], (60, 60, 60))
+    x0, y0, x1, y1 = 8, 16, 40, 88
+    ImageDraw.Draw(image).rectangle((x0, y0, x1 - 1, y1 - 1), fill=(220, 90, 40))
+    image.save(tmp_path / "a.png")
+    frames, _ = open_frames([ImageFile(tmp_path / "a.png")], GRID)
+    entry = Labelled(*frames.values(), [Instance(block(x0, y0, x1, y1))]).turned(turn)
+    expected = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if turn >= 4 else image
+    if turn % 4:
+        expected = expected.transpose(getattr(Image.Transpose, f"ROTATE_{90 * (turn % 4)}"))
+    pixels = np.asarray(expected)
+    np.testing.assert_array_equal(entry.instances[0].mask, pixels[..., 0] == 220)
+    assert entry.frame.size == pixels.shape[:2] == entry.instances[0].size
+    height, width = entry.frame.size
+    assert entry.frame.cells == (height // 16, width // 16)
+    red = entry.frame.pixels()[0, 0, :height, :width].numpy()
+    np.testing.assert_array_equal(red > 0, pixels[..., 0] == 220)
+    encoder = tiny().image_encoder
+    (plain, turned) = encode_frames(encoder, [*frames.values(), entry.frame], tmp_path / "cache")
+    assert (plain.features == turned.features) == (turn == 0)
+    with torch.no_grad():
+        torch.testing.assert_close(turned.read(), encoder(entry.frame.pixels()), atol=2e-3, rtol=2e-3)
+
+
 def test_what_cannot_be_learnt_is_counted_and_named(tmp_path):
     """Other sizes, turned images, crowds, empty and tiny masks, copies, damaged and narrow images."""
     for name, size in (
@@ -244,6 +270,9 @@ def test_each_label_counts_alike(labelled):
     assert asker.count == 3
     asked = [sum(len(p.weights) for p in prompts) for prompts in (asker._ask(e, np.random.default_rng(0)) for e in asker.drawn)]
     assert asked == [4, 4, 2]
+    crowded = labelled[0]._replace(instances=labelled[0].instances * 10)
+    asker = LabelAsker(tiny(), labelled, [crowded, labelled[1]], [], DecoderRecipe(), 0)
+    assert [len(entry.instances) for entry in asker.checked] == [8, 2], "checks on the way are of a few"
     assert {float(w) for e in asker.drawn for p in asker._ask(e, np.random.default_rng(0)) for w in p.weights} == {0.25}
 
 
@@ -373,6 +402,7 @@ def test_command(line, tmp_path):
     assert all(name.startswith("mask_decoder.") for name in changed)
     with safe_open(out / "weights" / "model.safetensors", framework="pt") as f:
         record = json.loads(f.metadata()["training"])
+    assert [record["decoder"][name] for name in ("images", "views", "instances")] == [7, 56, 14]
     assert record["adapted_to"] == "7 labelled images with 14 instances, from annotations.json"
     assert (
         "Adapted to 7 labelled images with 14 instances, from annotations.json." in (out / "weights" / "README.md").read_text()
@@ -383,6 +413,7 @@ def test_command(line, tmp_path):
         assert f"IoU with the labels by {kind} after: {report['after'][0]:.3f}" in done.output
         assert record["label_iou"][kind]["difference"] == report["difference"]
     assert (out / "decoder" / "loss.png").is_file()
+    assert len(list((out / "cache").glob("student-*"))) == 7 * 8 + 1, "those to train on are turned and mirrored"
 
 
 def test_the_encoder_may_learn_too(labelled, tmp_path):
@@ -402,7 +433,7 @@ def test_the_encoder_may_learn_too(labelled, tmp_path):
 
 def test_a_stopped_run_goes_on_to_the_same_weights(line, tmp_path, monkeypatch):
     start = save_weights(tiny(), tmp_path / "start.safetensors")
-    recipe = replace(ADAPT, decoder=DecoderRecipe(epochs=1, instances=2, points=1, ema_decay=0.5))
+    recipe = replace(ADAPT, decoder=DecoderRecipe(epochs=1 / 8, instances=2, points=1, ema_decay=0.5))  # of eight views each
     options = {"labels": line / "annotations.json", "checkpoint": start, "cache": tmp_path / "cache"}
     adapt(line, tmp_path / "whole", recipe, **options)
     counts = iter(range(100))
