@@ -84,7 +84,8 @@ def stream(
         encoder=encoder,
         image_size=image_size,
         device=device,
-        pad=exported or not partial,  # a window's features are closer to those of the frame without padding
+        # A window's features are closer to those of the frame without padding. Drift is told by those of the frame with it.
+        pad=exported or not partial or drift is not None,
         threads=threads,
     )
     alarm = DriftAlarm(Drift.load(drift, predictor.model_hash), predictor) if drift is not None else None

@@ -862,7 +862,7 @@ def test_windows_need_objects():
         CliRunner().invoke(app, ["stream", "a.avi", "--box", "0,0,9,9", "--follow"], catch_exceptions=False)
 
 
-def test_windows_are_of_frames_without_padding(monkeypatch):
+def test_windows_are_of_frames_without_padding_but_for_drift(monkeypatch):
     asked = []
 
     def load(*args, **options):
@@ -871,10 +871,10 @@ def test_windows_are_of_frames_without_padding(monkeypatch):
 
     monkeypatch.setattr("groupmix_sam.live.sources.Frames", lambda source: None)
     monkeypatch.setattr(Predictor, "from_pretrained", load)
-    for mode in ([], ["--fixed-camera"], ["--track", "--follow"]):
+    for mode in ([], ["--fixed-camera"], ["--track", "--follow"], ["--fixed-camera", "--drift", "weights"]):
         with pytest.raises(InvalidInputError, match="enough"):
             CliRunner().invoke(app, ["stream", "a.avi", "--box", "0,0,9,9", *mode], catch_exceptions=False)
-    assert asked == [True, False, False]
+    assert asked == [True, False, False, True]
 
 
 def test_all_outputs_of_a_tracked_video(tmp_path, monkeypatch):
