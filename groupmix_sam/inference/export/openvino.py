@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def convert(folder: Path, precision: str, calibration: Sequence[NDArray[np.float
     except ImportError as e:
         raise MissingExtraError.of("openvino", "openvino") from e
     for path in sorted(folder.glob("*.onnx")):
-        model = ov.convert_model(str(path))
+        model = ov.convert_model(BytesIO(path.read_bytes()))  # a path is cut at commas
         if precision == "int8" and path.stem == "encoder":
             model = _quantize(model, calibration, products_only)
         ov.save_model(model, str(path.with_suffix(".xml")), compress_to_fp16=precision == "fp16")
