@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..errors import InvalidInputError
@@ -312,10 +313,10 @@ class Tracker:
         side, longest = features.shape[-1], max(height, width)
         rows, columns = -(-side * height // longest), -(-side * width // longest)
         self._grid = _Grid(rows, columns, side, longest / side)
-        cells = features[:, :rows, :columns].reshape(len(features), -1).T
+        cells = features[:, :rows, :columns].reshape(len(features), -1).T.astype(np.float32, copy=False)
         if self._basis is None:
             self._basis = _principal(cells)
-        cells = (cells - self._basis[0]) @ self._basis[1]
+        cells = _product(cells - self._basis[0], self._basis[1])
         cells /= np.linalg.norm(cells, axis=1, keepdims=True) + 1e-6
         self._cells = cells.reshape(rows, columns, -1)
 
@@ -421,9 +422,9 @@ class Tracker:
                 if len(rows):
                     if not steps:
                         rows = rows[:, : vectors.shape[1]]
-                        near = (vectors @ rows.T).max(1)
+                        near = _product(vectors, rows.T).max(1)
                     else:
-                        near = (queries @ rows.T).max(1) - bank.step * distance
+                        near = _product(queries, rows.T).max(1) - bank.step * distance
                     np.maximum(best[side], near, out=best[side])
         shape = self._cells[window].shape[:2]
         return np.clip((best[0] - best[1]) / TEMPERATURE, -2 * SURE, 2 * SURE).reshape(shape)
@@ -432,7 +433,7 @@ class Tracker:
         """Return the mean similarity of the covered cells to what is kept of the object, whatever else they look like."""
         cells = self._cells[cover >= min(0.5, float(cover.max()))]
         channels = cells.shape[1]
-        near = [(cells @ bank.inside[:, :channels].T).max(1) for bank in (memory.first, *memory.kept)]
+        near = [_product(cells, bank.inside[:, :channels].T).max(1) for bank in (memory.first, *memory.kept)]
         return float(np.max(near, axis=0).mean())
 
     def _follow(self, memory: _Memory) -> _Found | None:
@@ -542,11 +543,17 @@ class Tracker:
         return mask
 
 
+def _product(a: Floats, b: Floats) -> Floats:
+    """Return a @ b, by PyTorch: the threads of NumPy's OpenBLAS spin afterwards, and take the cores from the model."""
+    product: Floats = (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
+    return product
+
+
 def _principal(vectors: Floats) -> tuple[Floats, Floats]:
     """Return the mean and the projection to the channels in which vectors of equal spread vary most."""
     mean, spread = vectors.mean(0), vectors.std(0) + 1e-6
     scaled = (vectors - mean) / spread
-    _, directions = np.linalg.eigh(scaled.T @ scaled)
+    _, directions = np.linalg.eigh(_product(scaled.T, scaled))
     return mean, (directions[:, ::-1][:, :CHANNELS] / spread[:, None]).astype(np.float32)
 
 
