@@ -62,7 +62,7 @@ def site(fast_graphs, tmp_path_factory):
         package = web._npm_pack(folder)
     except RuntimeUnavailableError as e:
         pytest.skip(f"npm's registry is not to be reached: {e}")
-    report = {"mean_iou": 1.0, "min_iou": 1.0, "masks": 0, "images": 1, "each": []}
+    report = {"mean_iou": 1.0, "min_iou": 1.0, "low_iou": 1.0, "masks": 0, "images": 1, "each": []}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["groupmix_sam.inference.export.exporter"], "measure_parity", lambda *args: report)
         sam = build_sam_groupmix("fast")
@@ -440,7 +440,7 @@ def test_command(sam, tmp_path, monkeypatch):
     """The page takes the fast weights, and no options that it has no use for."""
     built, written = [], []
     monkeypatch.setattr("groupmix_sam.sam.build_sam_groupmix", lambda *args, **kwargs: built.append(args) or sam)
-    report = {"mean_iou": 1, "min_iou": 1, "masks": 1, "images": 1}
+    report = {"mean_iou": 1, "min_iou": 1, "low_iou": 1, "masks": 1, "images": 1}
     monkeypatch.setattr(web, "export_web", lambda *args, **kwargs: written.append((args, kwargs)) or report)
     Image.fromarray(draw()).save(tmp_path / "a.png")
     arguments = ["export", "web", str(tmp_path / "site"), "--images", str(tmp_path), "--onnxruntime-web", "a.tgz"]
