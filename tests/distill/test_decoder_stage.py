@@ -450,6 +450,8 @@ def test_a_stage_that_is_killed_goes_on_to_the_same_weights(small, tmp_path):
         train(tiny(2), FrozenDecoder(tiny(0)), small[1:], small[:1], folder, SHORT, RunOptions(resume=True))
 
 
+@pytest.mark.release
+@pytest.mark.skipif(not ALL, reason="it takes 10 s: make test-all runs it")
 def test_both_halves_that_are_killed_go_on_to_the_same_weights(small, tmp_path):
     folder = tmp_path / "run"
     assert start(SCRIPT, arguments(small, folder, last=4, joint=True)).wait().returncode == -signal.SIGKILL
