@@ -1,7 +1,7 @@
 """ONNX Runtime as a backend."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.utils.dlpack import from_dlpack
 
 from ...encoders.config import STRIDE
 from ...errors import InvalidInputError, RuntimeUnavailableError, import_extra
-from .base import Positions, cut_positions, input_refused
+from .base import AnySize, Positions, cell_terms, input_refused
 
 __all__ = ["OnnxBackend"]
 
@@ -20,7 +20,7 @@ __all__ = ["OnnxBackend"]
 ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 
-class OnnxBackend:
+class OnnxBackend(AnySize):
     """An ONNX file in ONNX Runtime.
 
     Tensors are bound where they lie: with NVIDIA's providers results stay on the GPU, if PyTorch has CUDA too.
@@ -46,7 +46,7 @@ class OnnxBackend:
         threads: int | None = None,
         change: Callable[[Any], None] | None = None,
     ) -> None:
-        self._change = partial(OnnxBackend, path, providers, device_id, threads)
+        super().__init__(partial(OnnxBackend, path, providers, device_id, threads), _any_window, _any_part)
         ort = import_extra("onnxruntime", "onnx")
         known = ort.get_available_providers()
         missing = [name for name in providers if name not in known]
@@ -82,24 +82,6 @@ class OnnxBackend:
         self.outputs = [value.name for value in self.session.get_outputs()]
         on_cuda = providers[0] in ON_CUDA and torch.cuda.is_available()
         self.device = torch.device("cuda", device_id) if on_cuda else torch.device("cpu")
-
-    @cached_property
-    def windows(self) -> "OnnxBackend":
-        """The encoder for windows of all sizes, multiples of 16; it is loaded when it is first asked for."""
-        return self._change(_any_window)
-
-    def for_part(self, rows: slice, columns: slice) -> Callable[..., list[Tensor]]:
-        """Return `image`, `masks` or `decoder` for these rows and columns of the grid alone.
-
-        What takes any of them is loaded when it is first asked for.
-        """
-        part, positions = self._any_part
-        return cut_positions(part, positions, rows, columns)
-
-    @cached_property
-    def _any_part(self) -> tuple["OnnxBackend", Positions]:
-        positions: Positions = []
-        return self._change(partial(_any_part, positions=positions)), positions
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         # Kept until the run is over: a binding knows addresses alone.
@@ -156,7 +138,6 @@ def _any_part(model: Any, positions: Positions) -> None:
     axis = 1 if graph.input[0].name == "tokens" else 2
     rows, columns = (dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[axis : axis + 2])
     cells, terms = rows * columns, {}
-    of_side = {cells: [0, 0, 0, 1], 16 * cells: [0, 0, 0, 16]}
     for tensor in list(graph.initializer):
         data = onnx.numpy_helper.to_array(tensor)
         if data.dtype == np.float32 and cells in data.shape:
@@ -165,12 +146,8 @@ def _any_part(model: Any, positions: Positions) -> None:
             graph.initializer.remove(tensor)
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, data.shape))
         elif data.dtype == np.int64 and data.ndim == 1:
-            sides = [of_side.get(side, [side, 0, 0, 0]) for side in data.tolist()]
-            if len(data) == 8 and data[2:4].tolist() == [rows, columns]:
-                sides[2:4] = [0, 1, 0, 0], [0, 0, 1, 0]
-            elif data.tolist() == [-1, 4, 4 * rows, 4 * columns]:
-                sides[2:4] = [0, 4, 0, 0], [0, 0, 4, 0]
-            if any(side[0] == 0 and any(side) for side in sides):
+            sides = cell_terms(data.tolist(), rows, columns)
+            if sides is not None:
                 terms[tensor.name] = sides
     _free(graph, axis, 4 if graph.input[0].name == "masks" else 1, terms)
 

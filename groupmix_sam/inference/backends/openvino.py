@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...encoders.config import STRIDE
 from ...errors import InvalidInputError, RuntimeUnavailableError, import_extra
-from .base import Positions, cut_positions, input_refused
+from .base import AnySize, Positions, cell_terms, input_refused
 
 __all__ = ["OpenvinoBackend", "openvino_core"]
 
@@ -22,7 +22,7 @@ __all__ = ["OpenvinoBackend", "openvino_core"]
 MOST_SHAPES = 32
 
 
-class OpenvinoBackend:
+class OpenvinoBackend(AnySize):
     """An OpenVINO IR, or an ONNX file, in OpenVINO.
 
     Args:
@@ -46,7 +46,7 @@ class OpenvinoBackend:
         threads: int | None = None,
         change: Callable[[Any], None] | None = None,
     ) -> None:
-        self._change = partial(OpenvinoBackend, path, device, precision, threads)
+        super().__init__(partial(OpenvinoBackend, path, device, precision, threads), _any_window, _any_part)
         self.device = torch.device("cpu")
         self._lock = Lock()
         core = openvino_core()
@@ -72,24 +72,6 @@ class OpenvinoBackend:
                 f"this {device} has no instructions for bf16, and emulating them is slower than fp32: export in fp32 or int8.",
                 stacklevel=2,
             )
-
-    @cached_property
-    def windows(self) -> "OpenvinoBackend":
-        """The encoder for windows of all sizes, multiples of 16; it is compiled when it is first asked for."""
-        return self._change(_any_window)
-
-    def for_part(self, rows: slice, columns: slice) -> Callable[..., list[Tensor]]:
-        """Return `image`, `masks` or `decoder` for these rows and columns of the grid alone.
-
-        What takes any of them is compiled when it is first asked for.
-        """
-        part, positions = self._any_part
-        return cut_positions(part, positions, rows, columns)
-
-    @cached_property
-    def _any_part(self) -> tuple["OpenvinoBackend", Positions]:
-        positions: Positions = []
-        return self._change(partial(_any_part, positions=positions)), positions
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         arrays = [x.cpu().contiguous().numpy() for x in inputs]
@@ -163,7 +145,6 @@ def _any_part(model: Any, positions: Positions) -> None:
     axis = 1 if name == "tokens" else 2
     rows, columns = shape[axis : axis + 2]
     cells, terms = rows * columns, {}
-    of_side = {cells: [0, 0, 0, 1], 16 * cells: [0, 0, 0, 16]}
     added = []
     for node in model.get_ops():
         if node.get_type_name() != "Constant":
@@ -176,12 +157,8 @@ def _any_part(model: Any, positions: Positions) -> None:
             for target in node.output(0).get_target_inputs():
                 target.replace_source_output(added[-1].output(0))
         elif data.dtype == np.int64 and len(shape) == 1:
-            sides = [of_side.get(side, [side, 0, 0, 0]) for side in data.tolist()]
-            if len(data) == 8 and data[2:4].tolist() == [rows, columns]:
-                sides[2:4] = [0, 1, 0, 0], [0, 0, 1, 0]
-            elif data.tolist() == [-1, 4, 4 * rows, 4 * columns]:
-                sides[2:4] = [0, 4, 0, 0], [0, 0, 4, 0]
-            if any(side[0] == 0 and any(side) for side in sides):
+            sides = cell_terms(data.tolist(), rows, columns)
+            if sides is not None:
                 terms[node.output(0)] = sides
     model.add_parameters(added)
     _free(model, axis, 4 if name == "masks" else 1, terms)
